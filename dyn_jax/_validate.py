@@ -1,0 +1,111 @@
+"""Checks for the public doors: one message form (name, got, expected); traced values pass unchecked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BOUND_SLACK = 1e-6
+
+
+def is_concrete(*values: Any) -> bool:
+    """True where no value is a tracer, so that its numbers can be looked at on the host."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def choice(name: str, got: str, allowed: Iterable[str]) -> str:
+    """Returns `got`; ValueError with the nearest names if it is not one of `allowed`."""
+    allowed = list(allowed)
+    if got in allowed:
+        return got
+    near = difflib.get_close_matches(str(got), allowed, n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    listed = ", ".join(sorted(allowed)) if len(allowed) <= 12 or not near else f"{len(allowed)} names"
+    raise ValueError(f"{name}: got {got!r}, expected one of {listed}{hint}")
+
+
+def positive_int(name: str, got: Any, minimum: int = 1) -> int:
+    """Returns `got` as an int; TypeError/ValueError if it is not an integer of at least `minimum`."""
+    if isinstance(got, bool) or not isinstance(got, (int, np.integer)):
+        raise TypeError(f"{name}: got {got!r} ({type(got).__name__}), expected an integer")
+    if got < minimum:
+        raise ValueError(f"{name}: got {got}, expected at least {minimum}")
+    return int(got)
+
+
+def number(name: str, got: Any, minimum: float | None = None) -> Any:
+    """Parses a number, a fraction such as "8/255", or passes an array (leaf of a vmap) through."""
+    if isinstance(got, str):
+        try:
+            numerator, _, denominator = got.partition("/")
+            got = float(numerator) / (float(denominator) if denominator else 1.0)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(
+                f'{name}: got {got!r}, expected a number or a fraction such as "8/255"'
+            ) from None
+    if isinstance(got, bool) or not isinstance(got, (int, float, np.ndarray, np.generic, jax.Array)):
+        raise TypeError(f"{name}: got {got!r} ({type(got).__name__}), expected a number or a string")
+    if is_concrete(got):
+        if not np.all(np.isfinite(got)):
+            raise ValueError(f"{name}: got {got}, expected finite numbers")
+        if minimum is not None and np.any(np.asarray(got) < minimum):
+            raise ValueError(f"{name}: got {got}, expected at least {minimum}")
+    return got
+
+
+def images(name: str, got: Any, channels: int | None = None) -> jax.Array:
+    """Checks rank 4 (NHWC), a floating dtype, a batch of at least one, and the channel count."""
+    if not hasattr(got, "ndim"):
+        raise TypeError(
+            f"{name}: got {type(got).__name__}, expected an array [batch, height, width, channel]"
+        )
+    if got.ndim != 4:
+        raise ValueError(f"{name}: got shape {got.shape}, expected rank 4: [batch, height, width, channel]")
+    if not jnp.issubdtype(got.dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: got dtype {got.dtype}, expected floating point in [0, 1] (divide uint8 by 255)"
+        )
+    if channels is not None and got.shape[3] != channels:
+        hint = "; the layout is NHWC, transpose NCHW images first" if got.shape[1] == channels else ""
+        raise ValueError(
+            f"{name}: got {got.shape[3]} channels (shape {got.shape}), expected {channels}{hint}"
+        )
+    if got.shape[0] == 0:
+        raise ValueError(f"{name}: got an empty batch (shape {got.shape}), expected at least one example")
+    return jnp.asarray(got)
+
+
+def within(name: str, got: jax.Array, bounds: tuple[float, float]) -> None:
+    """Checks, on concrete values only, that all are finite and inside `bounds` (slack 1e-6)."""
+    if not is_concrete(got):
+        return
+    host = np.asarray(got)
+    bad = ~np.isfinite(host)
+    if bad.any():
+        raise ValueError(f"{name}: got {int(bad.sum())} NaN or infinite values, expected finite ones")
+    if host.size and (host.min() < bounds[0] - BOUND_SLACK or host.max() > bounds[1] + BOUND_SLACK):
+        raise ValueError(
+            f"{name}: got values in [{host.min():.6g}, {host.max():.6g}], expected [{bounds[0]}, {bounds[1]}]"
+        )
+
+
+def labels(name: str, got: Any, batch: int, classes: int | None = None) -> jax.Array:
+    """Checks integer labels [batch]; on concrete values also that they lie in [0, classes)."""
+    if not hasattr(got, "ndim"):
+        got = np.asarray(got)
+    if not jnp.issubdtype(got.dtype, jnp.integer):
+        raise TypeError(f"{name}: got dtype {got.dtype}, expected integer class labels")
+    if got.shape != (batch,):
+        raise ValueError(f"{name}: got shape {got.shape}, expected ({batch},), one label per example")
+    if classes is not None and is_concrete(got):
+        host = np.asarray(got)
+        if host.min() < 0 or host.max() >= classes:
+            raise ValueError(
+                f"{name}: got labels in [{host.min()}, {host.max()}], expected [0, {classes - 1}]"
+            )
+    return jnp.asarray(got)

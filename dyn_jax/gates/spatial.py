@@ -1,0 +1,50 @@
+"""DynConv's mask unit: a score for every output position of a block, and the dilation of a mask."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import macs
+from dyn_jax.nn import Conv, Dense, global_mean
+
+
+class SpatialGate(nn.Module):
+    """conv3x3(stride) to one channel, plus a linear unit of the global mean added at every position.
+
+    Source: DynConv section 3.2 (the squeeze unit's spatial and global parts).
+    """
+
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, height, width, channel] -> scores [batch, ceil(height / stride), ceil(width / stride)]."""
+        local = Conv(1, 3, self.stride, 1, use_bias=True, name="conv")(x)[..., 0]
+        context = Dense(1, name="fc")(global_mean(x))
+        return local + context.reshape(-1, 1, 1)
+
+    def macs(self, in_features: int, positions: int) -> int:
+        """Multiply-adds of `positions` scores."""
+        return macs.conv2d(3, in_features, 1, positions) + macs.dense(in_features, 1)
+
+
+def dilate(mask: jax.Array, stride: int = 1) -> jax.Array:
+    """How many of the 3x3 neighbours of each position are in `mask`.
+
+    Args:
+      mask: [batch, height, width], occupancies of the output positions of a 3x3 convolution.
+      stride: of that convolution; its input positions are ``stride`` times as many.
+
+    Returns:
+      Counts [batch, stride * height, stride * width]; the dilated mask is ``occupancy(count - 1/2)``, which for the
+      hard occupancy is "at least one" and for ``sigmoid(lam)`` the released LGM code's soft dilated mask.
+    """
+    if stride > 1:
+        zero = jnp.zeros((), mask.dtype)
+        edge = (0, stride - 1, stride - 1)
+        mask = jax.lax.pad(mask, zero, ((0, 0, 0), edge, edge))
+    padded = jnp.pad(mask, ((0, 0), (1, 1), (1, 1)))
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    return rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]

@@ -1,0 +1,7 @@
+"""Networks, one family a file, and their names."""
+
+from dyn_jax.networks import dynconv as dynconv
+from dyn_jax.networks import resnet as resnet
+from dyn_jax.networks import skipnet as skipnet
+from dyn_jax.networks.registry import create as create
+from dyn_jax.networks.registry import names as names

@@ -1,0 +1,102 @@
+"""DynConv (Verelst and Tuytelaars, CVPR 2020): residual blocks run at the positions that a mask unit selects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dyn_jax import _validate, macs
+from dyn_jax.gates import SpatialGate, dilate
+from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
+from dyn_jax.nn import CIFAR10_MEAN_STD, IMAGENET_MEAN_STD, Dense, Projection, global_mean, normalize, stem
+from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn.residual import BRANCHES
+from dyn_jax.occupancy import gumbel_sigmoid, hard, stochastic
+from dyn_jax.types import Dilated, Occupancy, Output, Trace, UnitTrace
+
+
+class DynConv(nn.Module):
+    """Block: ``ReLU(identity + o * branch(x))`` with ``o = occupancy(score)`` at every output position (eq. 17, 19).
+
+    The mask unit reads the block's input. Every block is gated, the first and the strided ones too. The branch is
+    evaluated densely, as in the released code; the dilated mask (where its first convolution must run) counts
+    multiply-adds and never changes the logits. Units: every block, one element for each output position.
+
+    Attributes:
+      depths, widths, block, stem: the residual network, as in `ResNet` (projection shortcuts).
+      temperature: of the Gumbel-sigmoid that training uses when no `occupancy` is given.
+      normalization: (mean, std) per channel, or None where the images come normalised.
+    """
+
+    depths: tuple[int, ...] = (5, 5, 5)
+    widths: tuple[int, ...] = (16, 32, 64)
+    block: str = "basic"
+    stem: str = "cifar"
+    num_classes: int = 10
+    temperature: float = 1.0
+    normalization: MeanStd | None = CIFAR10_MEAN_STD
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False
+    ) -> Output:
+        """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has one unit for each block.
+
+        Args:
+          images: float NHWC, any size that the strides divide.
+          occupancy: scores [batch, height, width] -> values; default ``hard()``, in training
+            ``gumbel_sigmoid(temperature)`` (needs ``rngs={'gate': key}``).
+          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
+
+        Raises:
+          ValueError, TypeError: wrong rank, channels or dtype of the images; an occupancy that changes shape.
+        """
+        images = _validate.images("images", images, 3)
+        if occupancy is None:
+            occupancy = gumbel_sigmoid(self.temperature) if train else hard()
+        x, static_macs = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
+        units = []
+        for spec in block_plan(self.depths, self.widths, self.block, self.widths[0]):
+            x, unit, cost = self._block(x, spec, occupancy, train)
+            units.append(unit)
+            static_macs += cost
+        logits = Dense(self.num_classes, name="fc")(global_mean(x))
+        static_macs += macs.dense(x.shape[-1], self.num_classes)
+        return Output(logits, Trace(tuple(units), static_macs))
+
+    def _block(
+        self, x: jax.Array, spec: BlockSpec, occupancy: Occupancy, train: bool
+    ) -> tuple[jax.Array, UnitTrace, int]:
+        """Returns the block's output, its trace, and the multiply-adds of mask unit and projection."""
+        name = f"layer{spec.stage + 1}_{spec.index}"
+        gate = SpatialGate(spec.stride, name=f"{name}_masker")
+        branch = BRANCHES[self.block](spec.width, spec.stride, name=name)
+        score = gate(x)
+        positions = score.shape[1] * score.shape[2]
+        static_macs = gate.macs(spec.in_features, positions)
+        identity = x
+        if spec.changes_shape:
+            identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
+            static_macs += macs.conv2d(1, spec.in_features, spec.out_features, positions)
+        o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
+        count = dilate(o, branch.first_stride())
+        dilated = Dilated(
+            stochastic.deterministic(occupancy)(count - 0.5), branch.macs_first(spec.in_features)
+        )
+        x = nn.relu(identity + o[..., None] * branch(x, train))
+        return x, UnitTrace(score, o, branch.macs_rest(), dilated, name), static_macs
+
+
+def cifar(depth: int, **fields: Any) -> DynConv:
+    """DynConv ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (8, 14, 20, 26, 32, ...)."""
+    return DynConv(**{"depths": (blocks_per_stage(depth, 2),) * 3, **fields})
+
+
+def imagenet(depth: int, width_mult: float = 1.0, **fields: Any) -> DynConv:
+    """DynConv ResNet-18, 34, 50, 101 or 152; `width_mult` scales the widths 64, 128, 256, 512."""
+    depths, block = imagenet_form(depth)
+    widths = tuple(int(width * width_mult) for width in (64, 128, 256, 512))
+    defaults = {"depths": depths, "block": block, "widths": widths, "stem": "imagenet", "num_classes": 1000}
+    return DynConv(**{**defaults, "normalization": IMAGENET_MEAN_STD, **fields})

@@ -1,0 +1,84 @@
+"""Names -> networks. ``<family>-<variant>-<dataset>``, lower case."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+
+from dyn_jax import _validate
+from dyn_jax.networks import dynconv, resnet, skipnet
+
+_REGISTRY: dict[str, Callable[[], nn.Module]] = {
+    **{f"resnet-{d}-cifar10": partial(resnet.cifar, d) for d in (20, 32, 44, 56, 110)},
+    **{f"resnet-{d}-imagenet": partial(resnet.imagenet, d) for d in (18, 34, 50, 101, 152)},
+    **{
+        f"skipnet-{policy}-{gate}-{d}-cifar10": partial(skipnet.cifar, d, policy, gate)
+        for policy in ("sp", "rl")
+        for gate in ("rnn", "ff")
+        for d in (38, 74, 110)
+    },
+    **{
+        f"skipnet-{policy}-rnn-{d}-imagenet": partial(skipnet.imagenet, d, policy)
+        for policy in ("sp", "rl")
+        for d in (18, 34, 50, 101, 152)
+    },
+    **{f"dynconv-{d}-cifar10": partial(dynconv.cifar, d) for d in (8, 14, 20, 26, 32)},
+    **{f"dynconv-{d}-imagenet": partial(dynconv.imagenet, d) for d in (18, 34, 50, 101, 152)},
+    "skipnet-digits": partial(skipnet.SkipNet, depths=(3, 3, 3), widths=(8, 16, 32)),
+    "dynconv-digits": partial(dynconv.DynConv, depths=(2, 2, 2), widths=(8, 16, 32)),
+}
+
+
+def names() -> list[str]:
+    """Every name that `create` knows, sorted."""
+    return sorted(_REGISTRY)
+
+
+def create(name: str, *, normalize: bool | tuple = True, **fields: Any) -> nn.Module:
+    """Builds a network: a frozen Linen module, without parameters.
+
+    Args:
+      name: e.g. ``"skipnet-rl-rnn-38-cifar10"``; `names` lists all.
+      normalize: True normalises inputs inside the network with the statistics it was trained with, False leaves that
+        out (the images come normalised), a (mean, std) pair of 3-tuples replaces them.
+      **fields: fields of the module to change, e.g. ``num_classes=100``, ``depths=(1, 1, 1)``, ``widths=(4, 8, 16)``.
+
+    Returns:
+      A module; ``module.init(key, images)`` makes its variables, ``module.apply(variables, images, occupancy=...)``
+      returns an `Output`.
+
+    Raises:
+      ValueError: unknown name (the nearest ones are listed).
+      TypeError: unknown field, or a `normalize` that is neither a bool nor a (mean, std) pair.
+
+    A released loader may normalise differently: LGM's uses CIFAR-10's own statistics for the static ResNets too,
+    ``normalize=dyn_jax.nn.CIFAR10_MEAN_STD``.
+    """
+    _validate.choice("network", name, names())
+    module = _REGISTRY[name]()
+    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
+    if unknown := sorted(set(fields) - known):
+        raise TypeError(
+            f"create({name!r}): got {', '.join(unknown)}, expected fields among {', '.join(sorted(known))}"
+        )
+    if normalize is not True:
+        fields["normalization"] = _mean_std(normalize)
+    return module.clone(**fields)
+
+
+def _mean_std(normalize: bool | tuple) -> tuple | None:
+    if normalize is False:
+        return None
+    try:
+        mean, std = (tuple(float(value) for value in part) for part in normalize)
+    except (TypeError, ValueError):
+        mean = std = ()
+    if len(mean) != 3 or len(std) != 3:
+        raise TypeError(
+            f"normalize: got {normalize!r}, expected True, False or (mean, std) of three numbers each"
+        )
+    return mean, std

@@ -1,0 +1,76 @@
+"""Static residual networks: CIFAR form (He et al. 2016, section 4.2) and ImageNet form (section 4.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dyn_jax import _validate, macs
+from dyn_jax.networks.blocks import block_plan, blocks_per_stage, imagenet_form
+from dyn_jax.nn import IMAGENET_MEAN_STD, Dense, Projection, global_mean, normalize, pad_shortcut, stem
+from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn.residual import BRANCHES, branch_macs
+from dyn_jax.types import Occupancy, Output, Trace
+
+
+class ResNet(nn.Module):
+    """The static network: every unit always runs, the trace has no units.
+
+    Attributes:
+      depths: blocks per stage; the first block of every stage after the first has stride 2.
+      widths: channels per stage (before the bottleneck's expansion by 4).
+      block: ``basic`` or ``bottleneck``.
+      stem: ``cifar`` or ``imagenet``.
+      shortcut: ``A`` (zero-padded identity) or ``B`` (1x1 projection) where the shape changes.
+      normalization: (mean, std) per channel, or None where the images come normalised.
+    """
+
+    depths: tuple[int, ...] = (5, 5, 5)
+    widths: tuple[int, ...] = (16, 32, 64)
+    block: str = "basic"
+    stem: str = "cifar"
+    shortcut: str = "A"
+    num_classes: int = 10
+    normalization: MeanStd | None = IMAGENET_MEAN_STD
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False
+    ) -> Output:
+        """Images [batch, height, width, 3] in [0, 1] -> `Output`; `occupancy` is accepted and has no effect."""
+        del occupancy
+        images = _validate.images("images", images, 3)
+        _validate.choice("shortcut", self.shortcut, ("A", "B"))
+        x, cost = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
+        for spec in block_plan(self.depths, self.widths, self.block, self.widths[0]):
+            name = f"layer{spec.stage + 1}_{spec.index}"
+            identity = x
+            if spec.changes_shape and self.shortcut == "A":
+                identity = pad_shortcut(x, spec.out_features, spec.stride)
+            elif spec.changes_shape:
+                identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
+            branch = BRANCHES[self.block](spec.width, spec.stride, name=name)
+            x = nn.relu(identity + branch(x, train))
+            positions = x.shape[1] * x.shape[2]
+            cost += branch_macs(branch, spec.in_features, positions)
+            if spec.changes_shape and self.shortcut == "B":
+                cost += macs.conv2d(1, spec.in_features, spec.out_features, positions)
+        logits = Dense(self.num_classes, name="fc")(global_mean(x))
+        return Output(logits, Trace((), cost + macs.dense(x.shape[-1], self.num_classes)))
+
+
+def cifar(depth: int, **fields: Any) -> ResNet:
+    """ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (20, 32, 44, 56, 110, ...); any field can be given.
+
+    The default normalisation is the one that the published option-A weights were trained with (ImageNet's).
+    """
+    return ResNet(depths=(blocks_per_stage(depth, 2),) * 3, **fields)
+
+
+def imagenet(depth: int, **fields: Any) -> ResNet:
+    """ResNet-18, 34 (basic), 50, 101 or 152 (bottleneck) with projection shortcuts; any field can be given."""
+    depths, block = imagenet_form(depth)
+    defaults = {"depths": depths, "block": block, "widths": (64, 128, 256, 512), "stem": "imagenet"}
+    return ResNet(**{**defaults, "shortcut": "B", "num_classes": 1000, **fields})

@@ -1,0 +1,174 @@
+"""SkipNet (Wang et al., ECCV 2018): a residual network whose blocks are run or skipped, by a gate, for each input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dyn_jax import _validate, macs
+from dyn_jax.gates import FeedForwardGate, RecurrentGate
+from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
+from dyn_jax.nn import CIFAR10_MEAN_STD, IMAGENET_MEAN_STD, Dense, Projection, normalize, stem, window_mean
+from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn.residual import BRANCHES, branch_macs
+from dyn_jax.occupancy import bernoulli, hard, stochastic, straight_through
+from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
+
+GATES = ("rnn", "ff1", "ff2")
+
+
+class SkipNet(nn.Module):
+    """Block b becomes ``o * block(x) + (1 - o) * shortcut(x)`` with ``o = occupancy(score)`` (LGM paper eq. 11, 13).
+
+    The score comes from the mixed output of the block before, so the first block always runs. Where a block changes
+    the shape, skipping it leaves its projection (without ReLU). Units: every block but the first, one element each.
+
+    Attributes:
+      depths, widths, block, stem: the residual network, as in `ResNet` (projection shortcuts).
+      gate: ``rnn`` (one shared LSTM), ``ff1`` or ``ff2`` (a small network per block).
+      policy: ``sp`` or ``rl``, how it is trained; without an `occupancy` argument training uses
+        ``straight_through(1)`` for ``sp`` and ``bernoulli()`` for ``rl``, evaluation ``hard()`` for both.
+      image_size: height and width the gates' pooling windows are made for.
+      normalization: (mean, std) per channel, or None where the images come normalised.
+    """
+
+    depths: tuple[int, ...] = (6, 6, 6)
+    widths: tuple[int, ...] = (16, 32, 64)
+    block: str = "basic"
+    stem: str = "cifar"
+    gate: str = "rnn"
+    policy: str = "rl"
+    num_classes: int = 10
+    image_size: int = 32
+    normalization: MeanStd | None = CIFAR10_MEAN_STD
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False
+    ) -> Output:
+        """Images [batch, size, size, 3] in [0, 1] -> `Output` whose trace has one unit for each gated block.
+
+        Args:
+          images: float NHWC.
+          occupancy: score [batch] -> value [batch]; see the class for the default.
+          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
+
+        Raises:
+          ValueError, TypeError: wrong rank, channels, dtype or size of the images; an occupancy that changes shape.
+        """
+        images = _validate.images("images", images, 3)
+        _validate.choice("gate", self.gate, GATES)
+        _validate.choice("policy", self.policy, ("sp", "rl"))
+        if occupancy is None:
+            occupancy = _training_occupancy(self.policy) if train else hard()
+        x, static_macs = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
+        plan = list(block_plan(self.depths, self.widths, self.block, self.widths[0]))
+        control = RecurrentGate(name="control") if self.gate == "rnn" else None
+        carry = control.zero_carry(x) if control else None
+        units = []
+        score = None
+        for spec in plan:
+            name = f"group{spec.stage + 1}_layer{spec.index}"
+            x, o, cost, shortcut_macs = self._block(x, score, spec, name, occupancy, train)
+            if score is None:
+                static_macs += cost
+            else:
+                units.append(UnitTrace(score, o, cost, name=name))
+            static_macs += shortcut_macs
+            last = spec is plan[-1]
+            carry, score, gate_macs = self._gate(x, control, carry, spec, last, train)
+            static_macs += 0 if last else gate_macs
+        pooled = window_mean(x, self._window(len(self.depths) - 1))
+        logits = Dense(self.num_classes, name="fc")(pooled)
+        static_macs += macs.dense(pooled.shape[-1], self.num_classes)
+        return Output(logits, Trace(tuple(units), static_macs))
+
+    def _block(
+        self,
+        x: jax.Array,
+        score: jax.Array | None,
+        spec: BlockSpec,
+        name: str,
+        occupancy: Occupancy,
+        train: bool,
+    ) -> tuple[jax.Array, jax.Array | None, int, int]:
+        """Returns the mixed features, the occupancy, and the multiply-adds of the block and of its projection."""
+        branch = BRANCHES[self.block](spec.width, spec.stride, name=name)
+        skipped = residual = x
+        if spec.changes_shape:
+            # One projection serves the block and the skip. In training the released code runs it twice for a
+            # gated block, which moves its running statistics twice.
+            shortcut = Projection(spec.out_features, spec.stride, name=name.replace("layer", "ds"))
+            residual = shortcut(x, train)
+            skipped = shortcut(x, train) if train and score is not None else residual
+        out = nn.relu(residual + branch(x, train))
+        positions = out.shape[1] * out.shape[2]
+        cost = branch_macs(branch, spec.in_features, positions)
+        projection_macs = (
+            macs.conv2d(1, spec.in_features, spec.out_features, positions) if spec.changes_shape else 0
+        )
+        if score is None:
+            return out, None, cost, projection_macs
+        o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
+        weight = o.reshape(-1, 1, 1, 1)
+        return weight * out + (1 - weight) * skipped, o, cost, projection_macs
+
+    def _gate(
+        self,
+        x: jax.Array,
+        control: RecurrentGate | None,
+        carry: Any,
+        spec: BlockSpec,
+        last: bool,
+        train: bool,
+    ) -> tuple[Any, jax.Array | None, int]:
+        """Score [batch] of the block after `spec`, from its mixed output.
+
+        The last block has a gate too (its parameters are in every checkpoint); nothing uses its score.
+        """
+        name = f"group{spec.stage + 1}_gate{spec.index}"
+        if control is None:
+            gate = FeedForwardGate(1 if self.gate == "ff1" else 2, name=name)
+            return carry, gate(x, train), gate.macs(x.shape[-1], x.shape[1], x.shape[2])
+        embedding = Dense(control.hidden, name=name)(window_mean(x, self._window(spec.stage)))
+        if last:
+            return carry, None, 0
+        carry, score = control(carry, embedding)
+        return carry, score, control.macs(x.shape[-1])
+
+    def _window(self, stage: int) -> int:
+        return self.image_size // (2**stage if self.stem == "cifar" else 4 * 2**stage)
+
+
+def _training_occupancy(policy: str) -> Occupancy:
+    return straight_through(1.0) if policy == "sp" else bernoulli()
+
+
+def cifar(depth: int, policy: str = "rl", gate: str = "rnn", **fields: Any) -> SkipNet:
+    """SkipNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (38, 74, 110, ...).
+
+    Args:
+      depth: layers; 17, 35, 53 gates for 38, 74, 110.
+      policy: ``sp`` or ``rl``.
+      gate: ``rnn`` or ``ff``; ``ff`` is FFGate-I up to depth 74 and FFGate-II from 110 on, as published.
+      **fields: any field of `SkipNet`.
+    """
+    if gate == "ff":
+        gate = "ff2" if depth >= 110 else "ff1"
+    n = blocks_per_stage(depth, 2)
+    return SkipNet(**{"depths": (n, n, n), "policy": policy, "gate": gate, **fields})
+
+
+def imagenet(depth: int, policy: str = "rl", **fields: Any) -> SkipNet:
+    """SkipNet-18, 34, 50, 101 or 152 for 224x224 images with recurrent gates (7, 15, 15, 32, 49 of them)."""
+    depths, block = imagenet_form(depth)
+    defaults = {"depths": depths, "block": block, "policy": policy, "widths": (64, 128, 256, 512)}
+    defaults |= {
+        "stem": "imagenet",
+        "num_classes": 1000,
+        "image_size": 224,
+        "normalization": IMAGENET_MEAN_STD,
+    }
+    return SkipNet(**{**defaults, **fields})

@@ -1,0 +1,84 @@
+"""Convolution, dense layer and pooling with PyTorch's conventions; parameters are ``kernel`` and ``bias``."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+
+from dyn_jax import macs
+from dyn_jax.nn.conv import conv2d
+
+# N(0, sqrt(2 / (k * k * out))), the initialisation of every paper's released code.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# N(0, sqrt(2 / (in * out))), SkipNet's linear layers.
+dense_init = lambda key, shape, dtype=jnp.float32: (
+    jax.random.normal(key, shape, dtype) * jnp.asarray((2.0 / (shape[0] * shape[1])) ** 0.5, dtype)
+)
+
+
+class Conv(nn.Module):
+    """`dyn_jax.nn.conv2d` with its parameters: kernel [k, k, in, features], bias [features]."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", conv_init, shape)
+        x, kernel = promote_dtype(x, kernel)
+        y = conv2d(x, kernel, self.stride, self.padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
+        return y
+
+    def macs(self, in_features: int, positions: int = 1) -> int:
+        """Multiply-adds over `positions` output positions."""
+        return macs.conv2d(self.kernel_size, in_features, self.features, positions)
+
+
+class Dense(nn.Module):
+    """``x @ kernel + bias`` over the last axis: kernel [in, features], bias [features]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", dense_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = promote_dtype(x, kernel, bias)
+        y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        return y + jnp.broadcast_to(bias, y.shape)
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+    """Mean over height and width: [batch, height, width, channel] -> [batch, channel]."""
+    return jnp.mean(x, axis=(1, 2))
+
+
+def window_mean(x: jax.Array, size: int) -> jax.Array:
+    """Average pooling of one fixed window, as ``AvgPool2d(size)`` on maps that hold just one: [batch, channel].
+
+    Rows and columns beyond `size` are ignored, as in the released ImageNet SkipNet.
+
+    Raises:
+      ValueError: the map is smaller than the window, or holds more than one.
+    """
+    height, width = x.shape[1:3]
+    if not (size <= height < 2 * size and size <= width < 2 * size):
+        raise ValueError(
+            f"window_mean: got a {height}x{width} map for a {size}x{size} window, expected one whole window; "
+            "give the network images of the size it was built for (image_size)"
+        )
+    return global_mean(x[:, :size, :size])
+
+
+def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
+    """``MaxPool2d(3, stride=2, padding=1)``."""
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

@@ -1,0 +1,47 @@
+"""One LSTM step in PyTorch's gate order and with its two bias vectors."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Carry = tuple[jax.Array, jax.Array]
+
+
+def lstm_step(carry: Carry, pre_activation: jax.Array) -> Carry:
+    """``c' = f c + i g``, ``h' = o tanh(c')`` with gates i, f, g, o along the last axis.
+
+    Args:
+      carry: (h, c), each [batch, hidden].
+      pre_activation: [batch, 4 hidden], input and recurrent products plus biases.
+
+    Returns:
+      The new (h, c).
+    """
+    _, c = carry
+    i, f, g, o = jnp.split(pre_activation, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
+class LSTM(nn.Module):
+    """Parameters of `lstm_step`: weight_ih [in, 4 hidden], weight_hh [hidden, 4 hidden], bias_ih, bias_hh [4 hidden]."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, carry: Carry, x: jax.Array) -> Carry:
+        bound = self.hidden**-0.5
+        init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        weight_ih = self.param("weight_ih", init, (x.shape[-1], 4 * self.hidden))
+        weight_hh = self.param("weight_hh", init, (self.hidden, 4 * self.hidden))
+        bias = self.param("bias_ih", init, (4 * self.hidden,)) + self.param(
+            "bias_hh", init, (4 * self.hidden,)
+        )
+        pre_activation = x @ weight_ih + carry[0] @ weight_hh + bias.reshape(1, -1)
+        return lstm_step(carry, pre_activation)
+
+    def zero_carry(self, batch: int, dtype: jnp.dtype) -> Carry:
+        """(h, c) at the start of every forward pass."""
+        return jnp.zeros((batch, self.hidden), dtype), jnp.zeros((batch, self.hidden), dtype)

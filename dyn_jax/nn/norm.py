@@ -1,0 +1,39 @@
+"""Batch normalisation with PyTorch's running statistics."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class BatchNorm(nn.Module):
+    """``(x - mean) / sqrt(var + 1e-5) * scale + bias`` over all axes but the last.
+
+    In training the batch statistics normalise and the running ones move by ``momentum`` towards them, the variance
+    with Bessel's correction as in PyTorch (flax.linen.BatchNorm leaves it out, so released running statistics could
+    not be reproduced). Calling one instance twice moves them twice.
+    """
+
+    momentum: float = 0.1
+    stabiliser: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        mean, var = running_mean.value, running_var.value
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+            if not self.is_initializing():
+                count = x.size // features
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (var * (count / max(count - 1, 1)) - running_var.value)
+        slope = scale * jax.lax.rsqrt(var + self.stabiliser)
+        offset = bias - mean * slope
+        shape = (1,) * (x.ndim - 1) + (features,)
+        return x * slope.reshape(shape).astype(x.dtype) + offset.reshape(shape).astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Which adversarial loss an attack ascends."""

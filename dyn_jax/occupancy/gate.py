@@ -1,0 +1,82 @@
+"""Deterministic occupancies: the step, its sigmoid, and the step with the sigmoid's derivative."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate
+
+
+@flax.struct.dataclass
+class Hard:
+    """The step itself, with zero derivative: see `hard`."""
+
+    def __call__(self, score: jax.Array) -> jax.Array:
+        return (score >= 0).astype(score.dtype)
+
+
+@flax.struct.dataclass
+class Sigmoid:
+    """``1 / (1 + exp(-lam * score))``: see `sigmoid`."""
+
+    lam: jax.typing.ArrayLike
+
+    def __call__(self, score: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(jnp.asarray(self.lam, score.dtype) * score)
+
+
+@flax.struct.dataclass
+class StraightThrough:
+    """Value of the step, derivative of the sigmoid: see `straight_through`."""
+
+    lam: jax.typing.ArrayLike
+
+    def __call__(self, score: jax.Array) -> jax.Array:
+        soft = Sigmoid(self.lam)(score)
+        return (soft - jax.lax.stop_gradient(soft)) + Hard()(score)
+
+
+def hard() -> Hard:
+    """Value ``1 if score >= 0 else 0``, derivative 0: the network as it is deployed, and FGM.
+
+    Source: LGM paper eq. 1-3 (the constant occupancy o-bar) and eq. 8.
+    """
+    return Hard()
+
+
+def sigmoid(lam: jax.typing.ArrayLike = 10.0) -> Sigmoid:
+    """Soft occupancy ``1 / (1 + exp(-lam * score))``, in the forward and the backward pass: LGM.
+
+    Args:
+      lam: slope at the boundary is ``lam / 4``; positive. A leaf of the returned pytree, so that a sweep over it
+        is a ``vmap`` and a new value does not recompile.
+
+    Raises:
+      ValueError: lam is not a finite positive number.
+
+    Source: LGM paper eq. 15 (``gg`` in the released code, which the paper's results use).
+    """
+    return Sigmoid(_positive(lam))
+
+
+def straight_through(lam: jax.typing.ArrayLike = 10.0) -> StraightThrough:
+    """Value of `hard`, derivative of `sigmoid`: LGM on the deployed network (BPDA).
+
+    Args:
+      lam: slope of the derivative, see `sigmoid`.
+
+    Raises:
+      ValueError: lam is not a finite positive number.
+
+    Source: LGM paper section III.B, "either o(x) or its approximation" (``fg`` in the released code).
+    """
+    return StraightThrough(_positive(lam))
+
+
+def _positive(lam: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    lam = _validate.number("lam", lam)
+    if _validate.is_concrete(lam) and not (jnp.asarray(lam) > 0).all():
+        raise ValueError(f"lam: got {lam}, expected a positive slope")
+    return lam

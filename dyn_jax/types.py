@@ -1,0 +1,80 @@
+"""The words that every part of dyn_jax shares: what a forward pass takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+
+Occupancy = Callable[[jax.Array], jax.Array]
+"""Score -> value in [0, 1], elementwise. See `dyn_jax.occupancy`."""
+
+Variables = Any
+"""Flax variables, ``{'params': ..., 'batch_stats': ...}``."""
+
+
+@flax.struct.dataclass
+class Dilated:
+    """The part of a unit's work that a spatial neighbourhood of its occupied elements needs.
+
+    A 3x3 convolution inside a masked branch must know its input on the dilated mask, so the layers before it
+    run there (DynConv, section 3.3).
+
+    Attributes:
+      occupancy: [batch, *elements], occupancy of the dilated elements.
+      macs: multiply-adds of one such element.
+    """
+
+    occupancy: jax.Array
+    macs: int = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class UnitTrace:
+    """What one adaptive unit did.
+
+    Attributes:
+      score: [batch, *elements], the number the unit decided by: on where it is >= 0.
+      occupancy: [batch, *elements], what the occupancy function made of the score.
+      macs: multiply-adds of one element when it is on (a static integer).
+      dilated: further work on a dilated mask, or None.
+      name: where the unit sits in the network, e.g. ``group2_layer0``.
+    """
+
+    score: jax.Array
+    occupancy: jax.Array
+    macs: int = flax.struct.field(pytree_node=False)
+    dilated: Dilated | None = None
+    name: str = flax.struct.field(pytree_node=False, default="")
+
+
+@flax.struct.dataclass
+class Trace:
+    """What the adaptive part of a network did for a batch.
+
+    Attributes:
+      units: one `UnitTrace` per adaptive unit, in execution order.
+      static_macs: multiply-adds per example that run whatever the input.
+      exits: [exit, batch, class] logits of every exit of an early-exit network, else None.
+    """
+
+    units: tuple[UnitTrace, ...] = ()
+    static_macs: int = flax.struct.field(pytree_node=False, default=0)
+    exits: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Output:
+    """What every forward pass returns: ``logits`` [batch, class] and the ``trace``."""
+
+    logits: jax.Array
+    trace: Trace = Trace()
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """Anything an attack can attack: images [batch, height, width, channel] -> `Output`."""
+
+    def __call__(self, x: jax.Array, /) -> Output: ...

@@ -1,0 +1,119 @@
+"""Applies a family's name table to a state dict, strict both ways: every key used, every leaf filled, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
+
+import dyn_jax
+from weights_convert import layout
+from weights_convert.tables import table_for
+
+Path = tuple[str, ...]
+
+
+class ConversionError(ValueError):
+    """A state dict that does not fit the network; the message lists every key and shape that did not match."""
+
+
+def convert(network: str | nn.Module, state_dict: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """PyTorch state dict -> Flax variables of the network called `network`.
+
+    Args:
+      network: a name of `dyn_jax.networks.names`, or a module (a reduced or changed network).
+      state_dict: {torch key: array}, as `weights_convert.torch_io.read_state_dict` returns it. A ``module.`` prefix
+        that all keys carry is taken off; ``num_batches_tracked`` is ignored.
+      **fields: passed to `dyn_jax.networks.create` with a name, e.g. ``num_classes=100``.
+
+    Returns:
+      ``{'params': ..., 'batch_stats': ...}`` of numpy float arrays.
+
+    Raises:
+      ValueError: unknown name.
+      TypeError: `state_dict` is not a mapping from names to arrays.
+      ConversionError: unmatched keys, missing leaves, wrong shapes, non-finite values, or two keys of one shared
+        tensor that differ. Nothing is returned then.
+    """
+    module = dyn_jax.networks.create(network, **fields) if isinstance(network, str) else network
+    arrays = _clean(state_dict)
+    expected = {path: leaf.shape for path, leaf in target_shapes(module).items()}
+    rename = table_for(module)
+    filled: dict[Path, np.ndarray] = {}
+    source: dict[Path, str] = {}
+    problems = []
+    for key, array in arrays.items():
+        path = _target(rename, key)
+        if path is None or path not in expected:
+            problems.append(f"unexpected key {key} {array.shape}")
+            continue
+        value = layout.transpose_to(array, expected[path])
+        if value is None:
+            problems.append(f"wrong shape {key}: got {array.shape}, expected {_torch_shape(expected[path])}")
+        elif not np.isfinite(value).all():
+            problems.append(f"not finite {key}: got NaN or infinite values")
+        elif path in filled and not np.array_equal(filled[path], value):
+            problems.append(f"shared tensor differs: {source[path]} and {key} are one layer, got two values")
+        filled.setdefault(path, value)
+        source.setdefault(path, key)
+    problems += [f"missing {'/'.join(path)} {expected[path]}" for path in expected if path not in filled]
+    if problems:
+        name = network if isinstance(network, str) else type(network).__name__
+        raise ConversionError(
+            f"{name}: {len(problems)} of {len(arrays)} keys and {len(expected)} leaves do not match:\n  "
+            + "\n  ".join(problems)
+        )
+    return traverse_util.unflatten_dict(filled)
+
+
+def target_shapes(module: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
+    """{(collection, layer, ..., leaf): shape and dtype} of the module's variables, without computing them."""
+    size = getattr(module, "image_size", 32)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    return traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
+
+
+def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict: got {type(state_dict).__name__}, expected a mapping from names to arrays"
+        )
+    prefixed = bool(state_dict) and all(str(key).startswith("module.") for key in state_dict)
+    arrays = {}
+    for key, value in state_dict.items():
+        if not hasattr(value, "shape"):
+            raise TypeError(f"state_dict[{key!r}]: got {type(value).__name__}, expected an array")
+        if key.endswith(layout.DROPPED):
+            continue
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"state_dict[{key!r}]: got dtype {array.dtype}, expected numbers")
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+        arrays[key.removeprefix("module.") if prefixed else key] = array.astype(dtype)
+    return arrays
+
+
+def _target(rename: Any, key: str) -> Path | None:
+    """Torch key -> (collection, layer, ..., leaf), or None where the table does not know it."""
+    layer, _, leaf = key.rpartition(".")
+    path = rename(layer)
+    if path is None:
+        return None
+    is_norm = path[-1].startswith("bn")
+    if leaf in layout.BATCH_STATS:
+        return ("batch_stats", *path, layout.BATCH_STATS[leaf]) if is_norm else None
+    if leaf == "weight":
+        leaf = "scale" if is_norm else "kernel"
+    elif leaf.endswith("_l0"):
+        leaf = leaf.removesuffix("_l0")
+    return ("params", *path, leaf)
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 4:
+        return (shape[3], shape[2], shape[0], shape[1])
+    return shape[::-1]
