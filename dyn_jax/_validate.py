@@ -45,9 +45,7 @@ def number(name: str, got: Any, minimum: float | None = None) -> Any:
             numerator, _, denominator = got.partition("/")
             got = float(numerator) / (float(denominator) if denominator else 1.0)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(
-                f'{name}: got {got!r}, expected a number or a fraction such as "8/255"'
-            ) from None
+            raise ValueError(f'{name}: got {got!r}, expected a number or a fraction such as "8/255"') from None
     if isinstance(got, bool) or not isinstance(got, (int, float, np.ndarray, np.generic, jax.Array)):
         raise TypeError(f"{name}: got {got!r} ({type(got).__name__}), expected a number or a string")
     if is_concrete(got):
@@ -61,20 +59,14 @@ def number(name: str, got: Any, minimum: float | None = None) -> Any:
 def images(name: str, got: Any, channels: int | None = None) -> jax.Array:
     """Checks rank 4 (NHWC), a floating dtype, a batch of at least one, and the channel count."""
     if not hasattr(got, "ndim"):
-        raise TypeError(
-            f"{name}: got {type(got).__name__}, expected an array [batch, height, width, channel]"
-        )
+        raise TypeError(f"{name}: got {type(got).__name__}, expected an array [batch, height, width, channel]")
     if got.ndim != 4:
         raise ValueError(f"{name}: got shape {got.shape}, expected rank 4: [batch, height, width, channel]")
     if not jnp.issubdtype(got.dtype, jnp.floating):
-        raise TypeError(
-            f"{name}: got dtype {got.dtype}, expected floating point in [0, 1] (divide uint8 by 255)"
-        )
+        raise TypeError(f"{name}: got dtype {got.dtype}, expected floating point in [0, 1] (divide uint8 by 255)")
     if channels is not None and got.shape[3] != channels:
         hint = "; the layout is NHWC, transpose NCHW images first" if got.shape[1] == channels else ""
-        raise ValueError(
-            f"{name}: got {got.shape[3]} channels (shape {got.shape}), expected {channels}{hint}"
-        )
+        raise ValueError(f"{name}: got {got.shape[3]} channels (shape {got.shape}), expected {channels}{hint}")
     if got.shape[0] == 0:
         raise ValueError(f"{name}: got an empty batch (shape {got.shape}), expected at least one example")
     return jnp.asarray(got)
@@ -105,7 +97,5 @@ def labels(name: str, got: Any, batch: int, classes: int | None = None) -> jax.A
     if classes is not None and is_concrete(got):
         host = np.asarray(got)
         if host.min() < 0 or host.max() >= classes:
-            raise ValueError(
-                f"{name}: got labels in [{host.min()}, {host.max()}], expected [0, {classes - 1}]"
-            )
+            raise ValueError(f"{name}: got labels in [{host.min()}, {host.max()}], expected [0, {classes - 1}]")
     return jnp.asarray(got)

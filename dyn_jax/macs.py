@@ -74,9 +74,7 @@ def _of_equation(equation: Any) -> int:
     if name == "scan":
         return params["length"] * _of_jaxpr(params["jaxpr"].jaxpr)
     if name == "while":
-        raise NotImplementedError(
-            "macs.of_function: a while loop has no static length; count its body yourself"
-        )
+        raise NotImplementedError("macs.of_function: a while loop has no static length; count its body yourself")
     if name == "cond":
         return max(_of_jaxpr(branch.jaxpr) for branch in params["branches"])
     inner = [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]

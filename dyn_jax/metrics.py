@@ -1,1 +1,133 @@
-"""Metrics."""
+"""Measures of predictions, traces and images. Pure functions of what a forward pass or an attack returned."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate
+from dyn_jax.types import Trace, UnitTrace
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of correct predictions with finite logits.
+
+    Args:
+      logits: [batch, class]; a row with a NaN counts as wrong.
+      labels: [batch].
+
+    Returns:
+      A scalar in [0, 1].
+    """
+    correct = (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+    return jnp.mean(correct)
+
+
+def success_rate(success: jax.Array, attacked: jax.Array) -> jax.Array:
+    """Successes among the attacked, ``sum(success & attacked) / sum(attacked)``; NaN where none was attacked.
+
+    LGM's success rate has ``attacked = ~result.clean_success``: (correct before - correct after) / correct before.
+    """
+    return jnp.sum(success & attacked) / jnp.sum(attacked)
+
+
+def _hard(occupancy: jax.Array) -> jax.Array:
+    return occupancy >= 0.5
+
+
+def _per_example(values: jax.Array) -> jax.Array:
+    return values.reshape(values.shape[0], -1)
+
+
+def occupancy_rate(trace: Trace) -> jax.Array:
+    """[unit], share of elements that are on, over batch and elements."""
+    return jnp.stack([jnp.mean(_hard(unit.occupancy)) for unit in trace.units])
+
+
+def unit_change(before: Trace, after: Trace) -> jax.Array:
+    """[unit], share of elements whose hard occupancy differs between two runs of one network, over the batch.
+
+    Raises:
+      ValueError: the traces are of different networks, or have no units.
+    """
+    _check_pair(before, after)
+    pairs = zip(before.units, after.units)
+    return jnp.stack([jnp.mean(_hard(a.occupancy) != _hard(b.occupancy)) for a, b in pairs])
+
+
+def architecture_change(
+    before: Trace, after: Trace, *, count: str = "units", where: jax.Array | None = None
+) -> jax.Array:
+    """Changed elements over all changeable elements, of the whole batch (a ratio of sums).
+
+    Args:
+      before, after: traces of the clean and the adversarial batch; an element is on where its occupancy >= 1/2.
+      count: ``units`` counts the elements of every unit (LGM's rule for SkipNet: gates); ``masks`` also counts the
+        elements of the dilated masks (its rule for DynConv: every pixel of both masks of every block).
+      where: [batch] bool, the examples to count. LGM counts only the attacked ones for SkipNet
+        (``~result.clean_success``) and all of them, untouched ones included, for DynConv.
+
+    Returns:
+      A scalar in [0, 1].
+
+    Raises:
+      ValueError: the traces are of different networks, or have no units.
+
+    Source: LGM paper section V.B; released code for the two rules.
+    """
+    _check_pair(before, after)
+    _validate.choice("count", count, ("units", "masks"))
+    changed, total = jnp.zeros(()), jnp.zeros(())
+    for a, b in zip(before.units, after.units):
+        pairs = [(a.occupancy, b.occupancy)]
+        if count == "masks" and a.dilated is not None:
+            pairs.append((a.dilated.occupancy, b.dilated.occupancy))
+        for x, y in pairs:
+            differs = _per_example(_hard(x) != _hard(y))
+            rows = jnp.ones(x.shape[0], bool) if where is None else where
+            changed += jnp.sum(jnp.sum(differs, axis=1) * rows)
+            total += jnp.sum(rows) * differs.shape[1]
+    return changed / total
+
+
+def executed_macs(trace: Trace) -> jax.Array:
+    """[batch], multiply-adds that the trace's occupancies let run: static + sum of occupancy x cost.
+
+    With a soft occupancy, the expected number. What the gates *say*: the dense evaluation here runs every unit.
+    """
+    total = 0.0
+    for unit in trace.units:
+        total = total + unit.macs * jnp.sum(_per_example(unit.occupancy), axis=1)
+        if unit.dilated is not None:
+            total = total + unit.dilated.macs * jnp.sum(_per_example(unit.dilated.occupancy), axis=1)
+    if not trace.units:
+        raise ValueError("executed_macs: got a trace without units; a static network runs trace.static_macs")
+    return total + trace.static_macs
+
+
+def dense_macs(trace: Trace) -> int:
+    """Multiply-adds of one example with every unit on (a static integer)."""
+    return trace.static_macs + sum(_dense_unit_macs(unit) for unit in trace.units)
+
+
+def _dense_unit_macs(unit: UnitTrace) -> int:
+    macs = unit.macs * (unit.score.size // unit.score.shape[0])
+    if unit.dilated is not None:
+        macs += unit.dilated.macs * (unit.dilated.occupancy.size // unit.dilated.occupancy.shape[0])
+    return macs
+
+
+def psnr(images: jax.Array, reference: jax.Array, *, peak: float = 1.0) -> jax.Array:
+    """Peak signal-to-noise ratio ``10 log10(peak^2 / mean squared difference)`` in dB, [batch]; inf where equal."""
+    axes = tuple(range(1, images.ndim))
+    error = jnp.mean((images - reference) ** 2, axis=axes)
+    safe = jnp.where(error > 0, error, 1.0)
+    return jnp.where(error > 0, 10 * jnp.log10(peak**2 / safe), jnp.inf)
+
+
+def _check_pair(before: Trace, after: Trace) -> None:
+    shapes = [[unit.score.shape for unit in trace.units] for trace in (before, after)]
+    if not shapes[0]:
+        raise ValueError("trace: got one without units, expected an adaptive network's")
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"traces: got units of shapes {shapes[0]} and {shapes[1]}, expected one network and one batch")

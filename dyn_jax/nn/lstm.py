@@ -26,7 +26,7 @@ def lstm_step(carry: Carry, pre_activation: jax.Array) -> Carry:
 
 
 class LSTM(nn.Module):
-    """Parameters of `lstm_step`: weight_ih [in, 4 hidden], weight_hh [hidden, 4 hidden], bias_ih, bias_hh [4 hidden]."""
+    """Parameters of `lstm_step`: weight_ih [in, 4 hidden], weight_hh [hidden, 4 hidden], two biases [4 hidden]."""
 
     hidden: int
 
@@ -36,9 +36,7 @@ class LSTM(nn.Module):
         init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
         weight_ih = self.param("weight_ih", init, (x.shape[-1], 4 * self.hidden))
         weight_hh = self.param("weight_hh", init, (self.hidden, 4 * self.hidden))
-        bias = self.param("bias_ih", init, (4 * self.hidden,)) + self.param(
-            "bias_hh", init, (4 * self.hidden,)
-        )
+        bias = self.param("bias_ih", init, (4 * self.hidden,)) + self.param("bias_hh", init, (4 * self.hidden,))
         pre_activation = x @ weight_ih + carry[0] @ weight_hh + bias.reshape(1, -1)
         return lstm_step(carry, pre_activation)
 

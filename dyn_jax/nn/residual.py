@@ -60,9 +60,7 @@ class BottleneckBranch(nn.Module):
 
     def macs_rest(self) -> int:
         """Multiply-adds of conv2 and conv3 at one position."""
-        return macs.conv2d(3, self.width, self.width) + macs.conv2d(
-            1, self.width, self.width * self.expansion
-        )
+        return macs.conv2d(3, self.width, self.width) + macs.conv2d(1, self.width, self.width * self.expansion)
 
     def first_stride(self) -> int:
         """Stride from the positions where conv1 runs to the block's output positions."""

@@ -1,0 +1,157 @@
+"""APGD (Croce and Hein 2020): PGD with momentum whose step size adapts, for each example, at checkpoints."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import _validate
+from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.restarts import best_of
+from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.objectives import Objective, resolve
+
+MOMENTUM = 0.75  # alpha, weight of the new step
+RHO = 0.75  # share of improving steps below which the step size is halved
+
+
+def checkpoints(steps: int) -> np.ndarray:
+    """Steps (counted from 1) after which the step size may be halved.
+
+    Periods of 0.22, then 0.03 shorter each time and at least 0.06, of `steps`, each at least one step (section 3).
+    """
+    period = max(int(0.22 * steps), 1)
+    shorter, shortest = max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
+    marks = []
+    at = period
+    while at <= steps:
+        marks.append(at)
+        period = max(period - shorter, shortest)
+        at += period
+    return np.array(marks)
+
+
+class _State(NamedTuple):
+    x: jax.Array
+    previous: jax.Array
+    gradient: jax.Array
+    step_size: jax.Array  # [batch]
+    loss: jax.Array  # at x
+    best_x: jax.Array
+    best_gradient: jax.Array
+    best_loss: jax.Array
+    increases: jax.Array  # since the last checkpoint
+    checked_loss: jax.Array  # best loss at the last checkpoint
+    just_halved: jax.Array  # at the last checkpoint
+
+
+def apgd(
+    eps: jax.typing.ArrayLike | str,
+    steps: int = 100,
+    *,
+    restarts: int = 1,
+    norm: str = "linf",
+    objective: str | Objective = "ce",
+    bounds: Bounds = (0.0, 1.0),
+    attack_all: bool = False,
+) -> Attack:
+    """Auto-PGD: APGD-CE with ``objective="ce"``, APGD-DLR with ``"dlr"``; no step size to choose.
+
+    Args:
+      eps, norm, bounds, attack_all: see `dyn_jax.attacks.bim`.
+      steps: gradient steps; one more gradient is taken at the start.
+      restarts: random starts, see `dyn_jax.attacks.pgd`.
+      objective: ``ce``, ``dlr``, ``margin`` or a callable.
+
+    Returns:
+      An `Attack` that needs a ``key``. Per example, the iterate with the largest objective is returned.
+
+    Raises:
+      ValueError, TypeError: as `dyn_jax.attacks.bim`; no ``key`` when called.
+
+    Source: Croce and Hein 2020, algorithm 1 and section 3 (alpha 0.75, rho 0.75, first step size 2 eps).
+    """
+    threat = ball(norm, eps, bounds)
+    _validate.positive_int("steps", steps)
+    _validate.positive_int("restarts", restarts)
+
+    def run(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        return maximise(problem, random_start(problem, keys) if start is None else start, steps)
+
+    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        return best_of(run, problem, keys, start, restarts)
+
+    return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all)
+
+
+def random_start(problem: Problem, keys: jax.Array) -> jax.Array:
+    """A point on the surface of the ball, clipped to the box: noise of norm exactly eps."""
+    noise = problem.threat.noise(keys, problem.images)
+    noise = noise if problem.mask is None else noise * problem.mask
+    length = problem.threat.distance(problem.images + noise, problem.images)[:, None, None, None]
+    noise = noise * (problem.threat.eps / jnp.where(length > 0, length, 1))
+    return problem.project(problem.images + noise)
+
+
+def maximise(problem: Problem, start: jax.Array, steps: int) -> Found:
+    """Algorithm 1 of the paper from `start`; returns each example's iterate with the largest loss."""
+    threat = problem.threat
+    marks = checkpoints(steps)
+    at_mark = np.isin(np.arange(1, steps + 1), marks)
+    periods = np.zeros(steps)
+    periods[marks - 1] = np.diff(marks, prepend=0)
+
+    def select(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
+
+    def step(state: _State, schedule: tuple) -> tuple[_State, tuple]:
+        number, check, period = schedule
+        size = state.step_size[:, None, None, None]
+        target = problem.project(state.x + size * threat.direction(state.gradient))
+        alpha = jnp.where(number == 0, 1.0, MOMENTUM).astype(target.dtype)
+        x = state.x + alpha * (target - state.x) + (1 - alpha) * (state.x - state.previous)
+        x = problem.project(x)
+        loss, gradient, bad = problem.losses_and_gradient(x)
+        better = loss > state.best_loss
+        increases = state.increases + (loss > state.loss)
+        best_x, best_gradient = select(better, x, state.best_x), select(better, gradient, state.best_gradient)
+        best_loss = jnp.where(better, loss, state.best_loss)
+
+        few_increases = increases < RHO * period
+        no_progress = ~state.just_halved & (state.checked_loss >= best_loss)
+        halve = check & (few_increases | no_progress)
+        return _State(
+            x=select(halve, best_x, x),
+            previous=state.x,
+            gradient=select(halve, best_gradient, gradient),
+            step_size=jnp.where(halve, state.step_size / 2, state.step_size),
+            loss=loss,
+            best_x=best_x,
+            best_gradient=best_gradient,
+            best_loss=best_loss,
+            increases=jnp.where(check, 0, increases),
+            checked_loss=jnp.where(check, best_loss, state.checked_loss),
+            just_halved=jnp.where(check, halve, state.just_halved),
+        ), (loss, bad)
+
+    loss, gradient, first_bad = problem.losses_and_gradient(start)
+    state = _State(
+        x=start,
+        previous=start,
+        gradient=gradient,
+        step_size=jnp.broadcast_to(2 * jnp.asarray(threat.eps, start.dtype), loss.shape),
+        loss=loss,
+        best_x=start,
+        best_gradient=gradient,
+        best_loss=loss,
+        increases=jnp.zeros(loss.shape, jnp.int32),
+        checked_loss=loss,
+        just_halved=jnp.ones(loss.shape, bool),
+    )
+    schedule = (jnp.arange(steps), jnp.asarray(at_mark), jnp.asarray(periods, start.dtype))
+    state, (history, bad) = jax.lax.scan(step, state, schedule)
+    history = jnp.concatenate([loss[None], history])
+    return Found(state.best_x, history, jnp.sum(bad, axis=0, dtype=jnp.int32) + first_bad)

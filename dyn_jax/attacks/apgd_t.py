@@ -1,0 +1,75 @@
+"""APGD-T (Croce and Hein 2020): APGD on the targeted DLR loss, once for each of the likeliest wrong classes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate
+from dyn_jax.attacks.apgd import maximise, random_start
+from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.objectives import Objective, margin, resolve
+
+
+def apgd_t(
+    eps: jax.typing.ArrayLike | str,
+    steps: int = 100,
+    *,
+    target_classes: int = 9,
+    norm: str = "linf",
+    objective: str | Objective = "dlr",
+    bounds: Bounds = (0.0, 1.0),
+    attack_all: bool = False,
+) -> Attack:
+    """Untargeted criterion, targeted loss: for each example and each of its `target_classes` likeliest wrong classes.
+
+    Per example the first result that the victim misclassifies is kept, else the one with the largest margin.
+
+    Args:
+      eps, steps, norm, bounds, attack_all: see `dyn_jax.attacks.apgd`.
+      target_classes: number of classes tried, at most classes - 1.
+      objective: used with ``targets`` set; ``dlr`` is the paper's.
+
+    Raises:
+      ValueError, TypeError: as `dyn_jax.attacks.apgd`; ``targets`` given to the attack; more target classes than
+        wrong classes.
+
+    Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps).
+    """
+    threat = ball(norm, eps, bounds)
+    _validate.positive_int("steps", steps)
+    _validate.positive_int("target_classes", target_classes)
+    loss = resolve(objective)
+
+    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        if problem.targets is not None:
+            raise ValueError("targets: got targets, expected None: apgd_t chooses its own and is untargeted")
+        logits = problem.forward(problem.images).logits
+        if target_classes >= logits.shape[1]:
+            raise ValueError(f"target_classes: got {target_classes} of {logits.shape[1]} classes, expected fewer")
+        wrong = jnp.where(jax.nn.one_hot(problem.labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
+        ranked = jax.lax.top_k(wrong, target_classes)[1]
+
+        def attack(state: tuple, number: jax.Array) -> tuple[tuple, tuple]:
+            best, success, value = state
+            targets = jax.lax.dynamic_index_in_dim(ranked, number, axis=1, keepdims=False)
+            aimed = dataclasses.replace(problem, targets=targets, objective=loss)
+            run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            found = maximise(aimed, random_start(aimed, run_keys) if start is None else start, steps)
+            output = problem.victim(found.x)
+            new_success, new_value = problem.succeeds(output.logits), margin(output, problem.labels)
+            better = (new_success & ~success) | ((new_success == success) & (new_value > value))
+            best = jnp.where(better[:, None, None, None], found.x, best)
+            state = (best, success | new_success, jnp.where(better, new_value, value))
+            return state, (found.loss_history, found.nonfinite_gradients)
+
+        nothing = jnp.zeros_like(problem.attacked)
+        lowest = jnp.full(nothing.shape, -jnp.inf, problem.images.dtype)
+        initial = (problem.images, nothing, lowest)
+        (best, _, _), (history, bad) = jax.lax.scan(attack, initial, jnp.arange(target_classes))
+        return Found(best, history.reshape(-1, history.shape[-1]), jnp.sum(bad, axis=0))
+
+    return Attack(search, threat, margin, random=True, attack_all=attack_all)

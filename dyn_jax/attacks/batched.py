@@ -1,0 +1,81 @@
+"""Runs an attack over a data set in batches of one shape: compiled once, results independent of the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from dyn_jax import _validate
+from dyn_jax.attacks.base import Attack, AttackResult
+
+
+def run_batched(
+    attack: Attack,
+    forward: Callable,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int = 128,
+    key: jax.Array | None = None,
+    victim: Callable | None = None,
+    targets: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    progress: bool = False,
+) -> AttackResult:
+    """The attack's result for all of `images`, on the host.
+
+    The last batch is filled up with copies of its last example (and the copies dropped), so that one shape is traced.
+    Example i uses ``fold_in(key, i)`` whatever the batch size. Attacks that couple the examples of a batch
+    (`lgm_auto_step`, `mi_fgsm` with ``protocol="release"``) are exact only where no filling was needed.
+
+    Args:
+      attack, forward, victim, key, targets, mask: as for calling the attack; a mask is shared by all images.
+      images: [n, height, width, channel].
+      labels: [n].
+      batch_size: examples in one compiled call.
+      progress: show a progress bar on standard error.
+
+    Returns:
+      An `AttackResult` of numpy arrays with n in place of batch.
+
+    Raises:
+      ValueError, TypeError: what the attack raises, before anything is compiled.
+    """
+    _validate.positive_int("batch_size", batch_size)
+    images = np.asarray(_validate.images("images", images))
+    _validate.within("images", images, attack.threat.bounds)
+    count = images.shape[0]
+    labels = np.asarray(_validate.labels("labels", labels, count))
+    if targets is not None:
+        targets = np.asarray(_validate.labels("targets", targets, count))
+        if (targets == labels).any():
+            raise ValueError(f"targets: got {int((targets == labels).sum())} equal to their label, expected none")
+    batch_size = min(batch_size, count)
+
+    @jax.jit
+    def run(rows: jax.Array, x: jax.Array, y: jax.Array, t: jax.Array | None) -> AttackResult:
+        return attack(forward, x, y, key=key, victim=victim, targets=t, mask=mask, index=rows)
+
+    results = []
+    starts = range(0, count, batch_size)
+    if progress:
+        from tqdm import tqdm
+
+        starts = tqdm(starts, unit="batch")
+    for first in starts:
+        rows = np.minimum(np.arange(first, first + batch_size), count - 1)
+        result = run(rows, images[rows], labels[rows], None if targets is None else targets[rows])
+        results.append(jax.tree.map(np.asarray, result))
+    if count == batch_size:
+        return results[0]
+    return _join(results, count)
+
+
+def _join(results: list[AttackResult], count: int) -> AttackResult:
+    history = np.concatenate([r.loss_history for r in results], axis=1)[:, :count]
+    rest = [r.replace(loss_history=None) for r in results]
+    exits = rest[0].trace_clean.exits is not None
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=0)[:count], *rest) if not exits else None
+    return joined.replace(loss_history=history)
