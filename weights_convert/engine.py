@@ -79,9 +79,7 @@ def target_shapes(module: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
 
 def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if not isinstance(state_dict, Mapping):
-        raise TypeError(
-            f"state_dict: got {type(state_dict).__name__}, expected a mapping from names to arrays"
-        )
+        raise TypeError(f"state_dict: got {type(state_dict).__name__}, expected a mapping from names to arrays")
     prefixed = bool(state_dict) and all(str(key).startswith("module.") for key in state_dict)
     arrays = {}
     for key, value in state_dict.items():

@@ -34,8 +34,4 @@ class RecurrentGate(nn.Module):
 
     def macs(self, in_features: int) -> int:
         """Multiply-adds of one score, with the embedding of `in_features` pooled channels."""
-        return (
-            macs.dense(in_features, self.hidden)
-            + macs.lstm(self.hidden, self.hidden)
-            + macs.dense(self.hidden, 1)
-        )
+        return macs.dense(in_features, self.hidden) + macs.lstm(self.hidden, self.hidden) + macs.dense(self.hidden, 1)

@@ -3,5 +3,6 @@
 from dyn_jax.networks import dynconv as dynconv
 from dyn_jax.networks import resnet as resnet
 from dyn_jax.networks import skipnet as skipnet
+from dyn_jax.networks.pretrained import pretrained as pretrained
 from dyn_jax.networks.registry import create as create
 from dyn_jax.networks.registry import names as names

@@ -24,9 +24,7 @@ class BlockSpec(NamedTuple):
         return self.stride != 1 or self.in_features != self.out_features
 
 
-def block_plan(
-    depths: tuple[int, ...], widths: tuple[int, ...], block: str, stem_width: int
-) -> Iterator[BlockSpec]:
+def block_plan(depths: tuple[int, ...], widths: tuple[int, ...], block: str, stem_width: int) -> Iterator[BlockSpec]:
     """The blocks in execution order; the first block of every stage but the first has stride 2.
 
     Raises:
@@ -34,9 +32,7 @@ def block_plan(
     """
     _validate.choice("block", block, BRANCHES)
     if len(depths) != len(widths) or not depths or min(depths) < 1:
-        raise ValueError(
-            f"depths, widths: got {depths} and {widths}, expected one depth >= 1 for every width"
-        )
+        raise ValueError(f"depths, widths: got {depths} and {widths}, expected one depth >= 1 for every width")
     expansion = BRANCHES[block].expansion
     features = stem_width
     for stage, (depth, width) in enumerate(zip(depths, widths)):

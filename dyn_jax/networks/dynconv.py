@@ -10,7 +10,7 @@ import jax
 from dyn_jax import _validate, macs
 from dyn_jax.gates import SpatialGate, dilate
 from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import CIFAR10_MEAN_STD, IMAGENET_MEAN_STD, Dense, Projection, global_mean, normalize, stem
+from dyn_jax.nn import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, Dense, Projection, global_mean, normalize, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.residual import BRANCHES
 from dyn_jax.occupancy import gumbel_sigmoid, hard, stochastic
@@ -39,9 +39,7 @@ class DynConv(nn.Module):
     normalization: MeanStd | None = CIFAR10_MEAN_STD
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False
-    ) -> Output:
+    def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
         """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has one unit for each block.
 
         Args:
@@ -82,9 +80,7 @@ class DynConv(nn.Module):
             static_macs += macs.conv2d(1, spec.in_features, spec.out_features, positions)
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
         count = dilate(o, branch.first_stride())
-        dilated = Dilated(
-            stochastic.deterministic(occupancy)(count - 0.5), branch.macs_first(spec.in_features)
-        )
+        dilated = Dilated(stochastic.deterministic(occupancy)(count - 0.5), branch.macs_first(spec.in_features))
         x = nn.relu(identity + o[..., None] * branch(x, train))
         return x, UnitTrace(score, o, branch.macs_rest(), dilated, name), static_macs
 
@@ -100,3 +96,8 @@ def imagenet(depth: int, width_mult: float = 1.0, **fields: Any) -> DynConv:
     widths = tuple(int(width * width_mult) for width in (64, 128, 256, 512))
     defaults = {"depths": depths, "block": block, "widths": widths, "stem": "imagenet", "num_classes": 1000}
     return DynConv(**{**defaults, "normalization": IMAGENET_MEAN_STD, **fields})
+
+
+def digits(**fields: Any) -> DynConv:
+    """The small network of the embedded demo: 6 blocks."""
+    return DynConv(**{"depths": (2, 2, 2), "widths": (8, 16, 32), "normalization": DIGITS_MEAN_STD, **fields})

@@ -28,8 +28,8 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     },
     **{f"dynconv-{d}-cifar10": partial(dynconv.cifar, d) for d in (8, 14, 20, 26, 32)},
     **{f"dynconv-{d}-imagenet": partial(dynconv.imagenet, d) for d in (18, 34, 50, 101, 152)},
-    "skipnet-digits": partial(skipnet.SkipNet, depths=(3, 3, 3), widths=(8, 16, 32)),
-    "dynconv-digits": partial(dynconv.DynConv, depths=(2, 2, 2), widths=(8, 16, 32)),
+    "skipnet-digits": skipnet.digits,
+    "dynconv-digits": dynconv.digits,
 }
 
 
@@ -62,9 +62,7 @@ def create(name: str, *, normalize: bool | tuple = True, **fields: Any) -> nn.Mo
     module = _REGISTRY[name]()
     known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
     if unknown := sorted(set(fields) - known):
-        raise TypeError(
-            f"create({name!r}): got {', '.join(unknown)}, expected fields among {', '.join(sorted(known))}"
-        )
+        raise TypeError(f"create({name!r}): got {', '.join(unknown)}, expected fields among {', '.join(sorted(known))}")
     if normalize is not True:
         fields["normalization"] = _mean_std(normalize)
     return module.clone(**fields)
@@ -78,7 +76,5 @@ def _mean_std(normalize: bool | tuple) -> tuple | None:
     except (TypeError, ValueError):
         mean = std = ()
     if len(mean) != 3 or len(std) != 3:
-        raise TypeError(
-            f"normalize: got {normalize!r}, expected True, False or (mean, std) of three numbers each"
-        )
+        raise TypeError(f"normalize: got {normalize!r}, expected True, False or (mean, std) of three numbers each")
     return mean, std

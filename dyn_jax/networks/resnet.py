@@ -36,9 +36,7 @@ class ResNet(nn.Module):
     normalization: MeanStd | None = IMAGENET_MEAN_STD
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False
-    ) -> Output:
+    def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
         """Images [batch, height, width, 3] in [0, 1] -> `Output`; `occupancy` is accepted and has no effect."""
         del occupancy
         images = _validate.images("images", images, 3)

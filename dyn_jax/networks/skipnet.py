@@ -10,7 +10,7 @@ import jax
 from dyn_jax import _validate, macs
 from dyn_jax.gates import FeedForwardGate, RecurrentGate
 from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import CIFAR10_MEAN_STD, IMAGENET_MEAN_STD, Dense, Projection, normalize, stem, window_mean
+from dyn_jax.nn import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, Dense, Projection, normalize, stem, window_mean
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.residual import BRANCHES, branch_macs
 from dyn_jax.occupancy import bernoulli, hard, stochastic, straight_through
@@ -45,9 +45,7 @@ class SkipNet(nn.Module):
     normalization: MeanStd | None = CIFAR10_MEAN_STD
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False
-    ) -> Output:
+    def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
         """Images [batch, size, size, 3] in [0, 1] -> `Output` whose trace has one unit for each gated block.
 
         Args:
@@ -106,9 +104,7 @@ class SkipNet(nn.Module):
         out = nn.relu(residual + branch(x, train))
         positions = out.shape[1] * out.shape[2]
         cost = branch_macs(branch, spec.in_features, positions)
-        projection_macs = (
-            macs.conv2d(1, spec.in_features, spec.out_features, positions) if spec.changes_shape else 0
-        )
+        projection_macs = macs.conv2d(1, spec.in_features, spec.out_features, positions) if spec.changes_shape else 0
         if score is None:
             return out, None, cost, projection_macs
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
@@ -171,4 +167,10 @@ def imagenet(depth: int, policy: str = "rl", **fields: Any) -> SkipNet:
         "image_size": 224,
         "normalization": IMAGENET_MEAN_STD,
     }
+    return SkipNet(**{**defaults, **fields})
+
+
+def digits(**fields: Any) -> SkipNet:
+    """The small network of the embedded demo: 12 blocks, 11 recurrent gates, trained by the SP recipe."""
+    defaults = {"depths": (4, 4, 4), "widths": (8, 16, 32), "policy": "sp", "normalization": DIGITS_MEAN_STD}
     return SkipNet(**{**defaults, **fields})

@@ -9,6 +9,7 @@ from dyn_jax.nn.lstm import LSTM as LSTM
 from dyn_jax.nn.lstm import lstm_step as lstm_step
 from dyn_jax.nn.norm import BatchNorm as BatchNorm
 from dyn_jax.nn.normalization import CIFAR10_MEAN_STD as CIFAR10_MEAN_STD
+from dyn_jax.nn.normalization import DIGITS_MEAN_STD as DIGITS_MEAN_STD
 from dyn_jax.nn.normalization import IMAGENET_MEAN_STD as IMAGENET_MEAN_STD
 from dyn_jax.nn.normalization import normalize as normalize
 from dyn_jax.nn.residual import BasicBranch as BasicBranch

@@ -1,0 +1,77 @@
+"""The command ``dyn-jax``: parses, then calls the library."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command; 0 when it worked, 2 with one plain line on standard error for bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"dyn-jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dyn-jax", description="Attacks on adaptive neural networks.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="attack the embedded networks with FGSM and BIM, FGM against LGM")
+    demo.add_argument("--output", default="demo_output", metavar="FOLDER", help="where the pictures go")
+    demo.add_argument("--examples", type=int, default=200, help="test images, at most 500")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser("train", help="train one of the embedded networks from scratch")
+    train.add_argument("network", help="skipnet-digits or dynconv-digits")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--epochs", type=int, default=None)
+    train.add_argument("--output", required=True, metavar="FILE", help="variables, flax msgpack")
+    train.set_defaults(run=_train)
+
+    listing = commands.add_parser("list", help="names of the networks")
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from dyn_jax import _validate, demo
+
+    _validate.positive_int("--examples", arguments.examples)
+    demo.run(arguments.output, examples=arguments.examples)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    import json
+
+    from dyn_jax import networks
+    from dyn_jax.datasets import digits
+    from dyn_jax.training.checkpoint import save_variables
+    from dyn_jax.training.digits import train
+    from dyn_jax.training.loop import evaluate
+
+    began = time.perf_counter()
+
+    def report(epoch: int, loss: float) -> None:
+        print(f"epoch {epoch:3d}  loss {loss:8.4f}  {time.perf_counter() - began:6.1f} s", flush=True)
+
+    variables = train(arguments.network, seed=arguments.seed, epochs=arguments.epochs, report=report)
+    size = save_variables(arguments.output, variables)
+    print(json.dumps(evaluate(networks.create(arguments.network), variables, digits("test"))))
+    print(f"{arguments.output}: {size} bytes")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from dyn_jax import networks
+
+    print("\n".join(networks.names()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""CIFAR-10 from files that are already there: python batches, binary batches, or either archive unopened."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dyn_jax import _validate
+from dyn_jax.datasets.array_pickle import load_array_pickle
+from dyn_jax.datasets.base import ENVIRONMENT_VARIABLE, ImageData, data_directory
+
+CIFAR10_CLASS_NAMES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+IMAGES_PER_FILE = 10_000
+PIXELS = 3 * 32 * 32
+MAX_FILE_BYTES = 64 * 2**20  # the real files have 31 MB; more is not read into memory
+
+_BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+
+Rows = tuple[np.ndarray, np.ndarray]
+"""Pixels [n, 3072] uint8 (red, green, blue plane) and labels [n], not yet checked."""
+
+
+def cifar10(
+    directory: str | os.PathLike | None = None,
+    split: str = "train",
+    *,
+    images_per_file: int | None = IMAGES_PER_FILE,
+) -> ImageData:
+    """CIFAR-10 in its original order and bits, from a folder; nothing is downloaded or written.
+
+    Looks in this order, in `directory` and its subfolder of the standard name:
+    ``cifar-10-batches-py/data_batch_1..5, test_batch``; ``cifar-10-batches-bin/data_batch_1..5.bin,
+    test_batch.bin``; ``cifar-10-python.tar.gz``; ``cifar-10-binary.tar.gz``. All four give the same arrays.
+    The python batches are pickles; `array_pickle` reads them without letting them run anything.
+
+    Args:
+      directory: the folder; default ``$DYN_JAX_DATA``, else ``~/.cache/dyn_jax``.
+      split: "train" (50,000 images) or "test" (10,000).
+      images_per_file: how many images every file must hold; None accepts any number (reduced copies).
+
+    Returns:
+      `ImageData`: images [n, 32, 32, 3] uint8, labels [n] int32 in 0..9 (`CIFAR10_CLASS_NAMES`).
+
+    Raises:
+      FileNotFoundError: no complete set of files; names the folder and the files wanted.
+      ValueError: a file is truncated, of the wrong size, asks for code, or holds labels outside 0..9.
+
+    Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+    _validate.choice("split", split, _BATCHES)
+    if images_per_file is not None:
+        images_per_file = _validate.positive_int("images_per_file", images_per_file)
+    layout, files = _find(data_directory(directory), split)
+    images, labels = [], []
+    for where, blob in files:
+        pixels, batch_labels = layout.parse(blob, where)
+        _check(pixels, batch_labels, where, images_per_file)
+        images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.append(batch_labels.astype(np.int32))
+    return ImageData(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels), "CIFAR-10")
+
+
+def _check(pixels: np.ndarray, labels: np.ndarray, where: str, expected: int | None) -> None:
+    if len(pixels) != len(labels) or len(pixels) == 0:
+        raise ValueError(f"{where}: got {len(pixels)} images and {len(labels)} labels, expected one label each")
+    if expected is not None and len(pixels) != expected:
+        raise ValueError(f"{where}: got {len(pixels)} images, expected {expected} (is the file truncated?)")
+    if labels.min() < 0 or labels.max() > 9:
+        raise ValueError(f"{where}: got labels in [{labels.min()}, {labels.max()}], expected [0, 9]")
+
+
+class _Layout(NamedTuple):
+    folder: str
+    suffix: str
+    archive: str
+    parse: Callable[[bytes, str], Rows]
+
+
+def _find(directory: str, split: str) -> tuple[_Layout, Iterator[tuple[str, bytes]]]:
+    """The first complete set of files, as its layout and (name for messages, content) one by one."""
+    incomplete = []
+    for layout in _LAYOUTS:
+        names = [batch + layout.suffix for batch in _BATCHES[split]]
+        for folder in (os.path.join(directory, layout.folder), directory):
+            missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+            if not missing:
+                return layout, _read_folder(folder, names)
+            if len(missing) < len(names):
+                incomplete.append(f"; {folder} lacks {', '.join(missing)}")
+    for layout in _LAYOUTS:
+        archive = os.path.join(directory, layout.archive)
+        if os.path.isfile(archive):
+            return layout, _read_archive(archive, layout, split)
+    wanted = " or ".join(
+        f"{layout.folder}/{{{','.join(b + layout.suffix for b in _BATCHES[split])}}} or {layout.archive}"
+        for layout in _LAYOUTS
+    )
+    raise FileNotFoundError(
+        f"CIFAR-10 {split}: nothing complete in {os.path.abspath(directory)}{''.join(incomplete)}; "
+        f"expected {wanted}. Put the files there, pass another directory, or set ${ENVIRONMENT_VARIABLE}; "
+        "nothing is downloaded"
+    )
+
+
+def _read_folder(folder: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    for name in names:
+        path = os.path.join(folder, name)
+        _check_size(path, os.path.getsize(path))
+        with open(path, "rb") as file:
+            yield path, file.read()
+
+
+def _read_archive(archive: str, layout: _Layout, split: str) -> Iterator[tuple[str, bytes]]:
+    wanted = [f"{layout.folder}/{batch}{layout.suffix}" for batch in _BATCHES[split]]
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = posixpath.normpath(member.name)
+                if name in wanted and member.isreg():
+                    _check_size(f"{archive}:{name}", member.size)
+                    found[name] = tar.extractfile(member).read()
+            while tar.fileobj.read(2**20):  # to the end, where the checksum is
+                pass
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{archive}: not a readable .tar.gz, or truncated: {error}") from error
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(f"{archive}: got an archive without {', '.join(missing)}, expected the CIFAR-10 files")
+    for name in wanted:
+        yield f"{archive}:{name}", found.pop(name)
+
+
+def _check_size(where: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"{where}: got {size:,} bytes, expected a batch of at most {MAX_FILE_BYTES:,}")
+
+
+def _parse_binary(blob: bytes, where: str) -> Rows:
+    """Records of one label byte and 3072 pixel bytes."""
+    if len(blob) % (1 + PIXELS):
+        raise ValueError(f"{where}: got {len(blob):,} bytes, expected a multiple of {1 + PIXELS} (truncated?)")
+    records = np.frombuffer(blob, np.uint8).reshape(-1, 1 + PIXELS)
+    return records[:, 1:], records[:, 0]
+
+
+def _parse_python(blob: bytes, where: str) -> Rows:
+    """A pickled dict with `data`, uint8 [n, 3072], and `labels`, a list of n integers."""
+    try:
+        batch = load_array_pickle(blob)
+    except ValueError as error:
+        raise ValueError(f"{where}: not a CIFAR-10 python batch, or truncated: {error}") from error
+    if not isinstance(batch, dict):
+        raise ValueError(f"{where}: got a {type(batch).__name__}, expected a dict with 'data' and 'labels'")
+    batch = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    pixels, labels = batch.get("data"), batch.get("labels")
+    if not isinstance(pixels, np.ndarray) or not isinstance(labels, list):
+        raise ValueError(f"{where}: got keys {sorted(map(str, batch))}, expected an array 'data' and a list 'labels'")
+    if pixels.ndim != 2 or pixels.shape[1] != PIXELS:
+        raise ValueError(f"{where}: got data of shape {pixels.shape}, expected (images, {PIXELS})")
+    if not all(type(label) is int for label in labels):
+        raise ValueError(f"{where}: got labels that are not integers, expected integers in [0, 9]")
+    return pixels, np.array(labels, object)
+
+
+_LAYOUTS = (
+    _Layout("cifar-10-batches-py", "", "cifar-10-python.tar.gz", _parse_python),
+    _Layout("cifar-10-batches-bin", ".bin", "cifar-10-binary.tar.gz", _parse_binary),
+)

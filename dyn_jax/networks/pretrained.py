@@ -1,0 +1,32 @@
+"""The trained networks that ship with the package."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import flax.linen as nn
+
+from dyn_jax import _validate
+from dyn_jax.networks.registry import create
+from dyn_jax.types import Variables
+
+PRETRAINED = ("dynconv-digits", "skipnet-digits")
+
+
+def pretrained(name: str) -> tuple[nn.Module, Variables]:
+    """A network with its weights, made by ``dyn-jax train NAME --seed 0``.
+
+    Args:
+      name: ``skipnet-digits`` or ``dynconv-digits``; trained on the train split of `dyn_jax.datasets.digits`.
+
+    Returns:
+      (module, variables of numpy arrays).
+
+    Raises:
+      ValueError: unknown name. Other networks: convert a checkpoint with `weights_convert`, or train.
+    """
+    from dyn_jax.training.checkpoint import load_variables
+
+    _validate.choice("pretrained network", name, PRETRAINED)
+    with resources.as_file(resources.files("dyn_jax") / "weights" / f"{name}.msgpack") as path:
+        return create(name), load_variables(path)

@@ -1,0 +1,99 @@
+"""Pictures of attacks. matplotlib is imported where it is used, with a backend that needs no screen."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from dyn_jax.attacks import AttackResult
+from dyn_jax.types import UnitTrace
+
+ON, OFF, SWITCHED_ON, SWITCHED_OFF = (0.75, 0.75, 0.75), (1.0, 1.0, 1.0), (0.85, 0.25, 0.2), (0.2, 0.4, 0.8)
+
+
+def figure(*args: Any, **kwargs: Any) -> Any:
+    """``plt.subplots`` without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, columns = args
+    fig = Figure(figsize=kwargs.pop("figsize", None), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def flip_map(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Occupancies of one example before and after -> colours [..., 3]: on, off, switched on, switched off."""
+    was, now = np.asarray(before) >= 0.5, np.asarray(after) >= 0.5
+    colours = np.where(now[..., None], np.array(ON), np.array(OFF))
+    colours[~was & now] = SWITCHED_ON
+    colours[was & ~now] = SWITCHED_OFF
+    return colours
+
+
+def attack_figure(result: AttackResult, images: np.ndarray, labels: np.ndarray, path: str, *, rows: int = 5) -> str:
+    """Clean image, adversarial image, difference and flipped units of the first successes; written to `path`.
+
+    Args:
+      result: of an adaptive network, on the host.
+      images, labels: the clean batch.
+      path: PNG file.
+      rows: examples shown, successes first, then the others.
+
+    Returns:
+      `path`.
+    """
+    fresh = np.asarray(result.success) & ~np.asarray(result.clean_success)
+    chosen = np.argsort(~fresh, kind="stable")[:rows]
+    adversarial = np.asarray(result.adversarial)
+    units = list(zip(result.trace_clean.units, result.trace_adversarial.units))
+    scalar = units[0][0].occupancy.ndim == 1
+    columns = 3 + (1 if scalar else len(units))
+    widths = [1, 1, 1, 2.5] if scalar else [1] * columns
+    fig, axes = figure(
+        len(chosen), columns, figsize=(1.5 * sum(widths), 1.75 * len(chosen)), gridspec_kw={"width_ratios": widths}
+    )
+    scale = max(float(np.abs(adversarial - images).max()), 1e-6)
+    for axis_row, n in zip(axes, chosen):
+        _show(axis_row[0], images[n], f"clean: {_said(result.logits_clean[n])} (is {labels[n]})")
+        _show(axis_row[1], np.clip(adversarial[n], 0, 1), f"adversarial: {_said(result.logits_adversarial[n])}")
+        difference = (adversarial[n] - images[n]) / (2 * scale) + 0.5
+        _show(axis_row[2], difference, f"difference x {0.5 / scale:.1f}")
+        if scalar:
+            _gate_strip(axis_row[3], units, n)
+        else:
+            for axis, (before, after) in zip(axis_row[3:], units):
+                flips = flip_map(before.occupancy[n], after.occupancy[n])
+                changed = np.mean(np.any(flips == SWITCHED_ON, -1) | np.any(flips == SWITCHED_OFF, -1))
+                _show(axis, flips, f"{before.name}: {changed:.0%} flipped")
+    fig.suptitle("grey: unit on, white: off, red: switched on, blue: switched off", fontsize=8)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    fig.savefig(path, dpi=110)
+    return path
+
+
+def _said(logits: np.ndarray) -> int:
+    return int(np.argmax(logits))
+
+
+def _show(axis: Any, image: np.ndarray, title: str) -> None:
+    axis.imshow(image, interpolation="nearest", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=6)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _gate_strip(axis: Any, units: list[tuple[UnitTrace, UnitTrace]], n: int) -> None:
+    before = np.array([float(a.occupancy[n]) for a, _ in units])
+    after = np.array([float(b.occupancy[n]) for _, b in units])
+    hard = np.stack([before >= 0.5, after >= 0.5]).astype(float)
+    strip = np.stack([flip_map(hard[0], hard[0]), flip_map(hard[0], hard[1])])
+    axis.imshow(strip, interpolation="nearest", aspect="auto")
+    axis.set_yticks([0, 1], ["clean", "adversarial"], fontsize=6)
+    axis.set_xticks(range(len(units)), [a.name.replace("_layer", ".").replace("group", "") for a, _ in units], fontsize=5)
+    axis.set_xticks(np.arange(len(units) + 1) - 0.5, minor=True)
+    axis.grid(which="minor", color="black", linewidth=0.5)
+    axis.tick_params(length=0, which="both")
+    axis.set_title(f"blocks run: {int(hard[0].sum())} -> {int(hard[1].sum())} of {len(units)}", fontsize=6)

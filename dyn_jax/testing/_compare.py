@@ -1,0 +1,32 @@
+"""Comparisons whose failures say what, where and by how much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def fail(check: str, what: str) -> None:
+    """Raises AssertionError("<check>: <what>")."""
+    raise AssertionError(f"{check}: {what}")
+
+
+def require(condition: Any, check: str, what: str) -> None:
+    """Fails unless `condition`."""
+    if not condition:
+        fail(check, what)
+
+
+def close(check: str, what: str, got: Any, expected: Any, tolerance: float) -> None:
+    """Fails unless shapes agree and ``|got - expected| <= tolerance * max(1, max |expected|)``; NaN never agrees."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    require(got.shape == expected.shape, check, f"{what}: shapes {got.shape} and {expected.shape} differ")
+    if not got.size:
+        return
+    difference = np.abs(got - expected)
+    allowed = tolerance * max(1.0, float(np.max(np.abs(expected))))
+    if not (difference <= allowed).all():
+        at = np.unravel_index(np.argmax(np.where(np.isnan(difference), np.inf, difference)), difference.shape)
+        where = [int(i) for i in at]
+        fail(check, f"{what}: at {where} {got[at]:.6g} against {expected[at]:.6g} (allowed difference {allowed:.3g})")

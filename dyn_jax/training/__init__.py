@@ -1,0 +1,1 @@
+"""Training, and saving what was trained."""

@@ -1,0 +1,159 @@
+"""Every member of every family, small: what the shared properties run over."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import attacks, occupancy
+from dyn_jax.networks.dynconv import DynConv
+from dyn_jax.networks.resnet import ResNet
+from dyn_jax.networks.skipnet import SkipNet
+from dyn_jax.types import Output, Trace, UnitTrace
+
+BATCH, CLASSES = 3, 5
+
+ALL_OCCUPANCIES = {
+    "hard": occupancy.hard(),
+    "sigmoid": occupancy.sigmoid(10.0),
+    "straight_through": occupancy.straight_through(10.0),
+    "bernoulli": occupancy.bernoulli(),
+    "gumbel_sigmoid": occupancy.gumbel_sigmoid(2.0),
+    "gumbel_sigmoid without noise": occupancy.gumbel_sigmoid(2.0, noise=False),
+}
+
+_SMALL = {"depths": (1, 2), "widths": (4, 8), "num_classes": CLASSES}
+_SKIPNET = {**_SMALL, "image_size": 16}
+_IMAGENET = {**_SMALL, "stem": "imagenet", "image_size": 32}
+_IMAGENET_PLAIN = {**_SMALL, "stem": "imagenet"}
+
+ALL_NETWORKS: dict[str, nn.Module] = {
+    "resnet A": ResNet(shortcut="A", **_SMALL),
+    "resnet B": ResNet(shortcut="B", **_SMALL),
+    "resnet bottleneck": ResNet(block="bottleneck", shortcut="B", **_SMALL),
+    "resnet imagenet": ResNet(shortcut="B", **_IMAGENET_PLAIN),
+    "skipnet rnn rl": SkipNet(**_SKIPNET),
+    "skipnet rnn sp": SkipNet(policy="sp", **_SKIPNET),
+    "skipnet ff1": SkipNet(gate="ff1", policy="sp", **_SKIPNET),
+    "skipnet ff2": SkipNet(gate="ff2", **_SKIPNET),
+    "skipnet bottleneck": SkipNet(block="bottleneck", **_SKIPNET),
+    "skipnet imagenet": SkipNet(**_IMAGENET),
+    "skipnet imagenet bottleneck": SkipNet(block="bottleneck", **_IMAGENET),
+    "dynconv": DynConv(**_SMALL),
+    "dynconv bottleneck": DynConv(block="bottleneck", **_SMALL),
+    "dynconv imagenet": DynConv(**_IMAGENET_PLAIN),
+    "dynconv imagenet bottleneck": DynConv(block="bottleneck", **_IMAGENET_PLAIN),
+}
+ADAPTIVE_NETWORKS = {name: net for name, net in ALL_NETWORKS.items() if not isinstance(net, ResNet)}
+
+
+def image_size(net: nn.Module) -> int:
+    """Height and width that fit `net`."""
+    return 32 if net.stem == "imagenet" else 16
+
+
+def some_images(size: int, batch: int = BATCH, seed: int = 0) -> jax.Array:
+    """Random images [batch, size, size, 3] in [0, 1]."""
+    return jnp.asarray(np.random.default_rng(seed).uniform(size=(batch, size, size, 3)), jnp.float32)
+
+
+@functools.cache
+def variables_of(name: str):
+    """Variables of ``ALL_NETWORKS[name]`` whose normalisation is not the identity and whose gates are undecided."""
+    net = ALL_NETWORKS[name]
+    size = image_size(net)
+    variables = jax.jit(net.init)(jax.random.key(0), some_images(size))
+    rng = np.random.default_rng(1)
+
+    def perturb(path, leaf):
+        kind = path[-1].key
+        noise = rng.normal(size=leaf.shape) * 0.1
+        if kind in ("scale", "var"):
+            return jnp.asarray(1 + np.abs(noise), leaf.dtype)
+        return jnp.asarray(leaf + noise, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(perturb, variables)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackCase:
+    """How to make an attack from eps, and what it promises.
+
+    Attributes:
+      make: eps -> `Attack`; attacks that minimise a distance ignore it.
+      eps: a radius at which it does something on `tiny_forward`.
+      targeted: it takes targets.
+      coupled: documented to depend on the other examples of the batch.
+      bounded: eps 0 leaves the images unchanged.
+    """
+
+    make: Callable
+    eps: float = 0.1
+    targeted: bool = True
+    coupled: bool = False
+    bounded: bool = True
+
+
+def _release(factory: Callable, **fields) -> Callable:
+    return lambda eps: factory(eps, 0.03, 3, protocol="release", **fields)
+
+
+ALL_ATTACKS = {
+    "fgsm": AttackCase(attacks.fgsm),
+    "fgsm l2": AttackCase(lambda eps: attacks.fgsm(eps, norm="l2"), eps=1.0),
+    "bim": AttackCase(lambda eps: attacks.bim(eps, 0.03, 3)),
+    "bim l2 margin": AttackCase(lambda eps: attacks.bim(eps, 0.3, 3, norm="l2", objective="margin"), eps=1.0),
+    "bim all": AttackCase(lambda eps: attacks.bim(eps, 0.03, 3, attack_all=True)),
+    "bim release": AttackCase(_release(attacks.bim)),
+    "pgd": AttackCase(lambda eps: attacks.pgd(eps, 0.03, 3)),
+    "pgd restarts": AttackCase(lambda eps: attacks.pgd(eps, 0.03, 2, restarts=3, objective="dlr")),
+    "pgd l2": AttackCase(lambda eps: attacks.pgd(eps, 0.3, 3, norm="l2"), eps=1.0),
+    "pgd release": AttackCase(_release(attacks.pgd)),
+    "mi_fgsm": AttackCase(lambda eps: attacks.mi_fgsm(eps, 0.03, 3)),
+    "mi_fgsm l2": AttackCase(lambda eps: attacks.mi_fgsm(eps, 0.3, 3, norm="l2"), eps=1.0),
+    "mi_fgsm release": AttackCase(_release(attacks.mi_fgsm), coupled=True),
+    "apgd ce": AttackCase(lambda eps: attacks.apgd(eps, 6)),
+    "apgd dlr": AttackCase(lambda eps: attacks.apgd(eps, 6, objective="dlr", restarts=2)),
+    "apgd l2": AttackCase(lambda eps: attacks.apgd(eps, 6, norm="l2"), eps=1.0),
+    "apgd_t": AttackCase(lambda eps: attacks.apgd_t(eps, 4, target_classes=2), targeted=False),
+    "apgd_t l2": AttackCase(lambda eps: attacks.apgd_t(eps, 4, target_classes=2, norm="l2"), eps=1.0, targeted=False),
+    "carlini_wagner": AttackCase(
+        lambda eps: attacks.carlini_wagner(steps=8, search_steps=2, initial_constant=10.0, learning_rate=0.05),
+        bounded=False,
+    ),
+    "lgm_carlini_wagner": AttackCase(lambda eps: attacks.lgm_carlini_wagner(eps, 0.03, 3)),
+    "lgm_carlini_wagner release": AttackCase(_release(attacks.lgm_carlini_wagner)),
+    "lgm_auto_step": AttackCase(lambda eps: attacks.lgm_auto_step(eps, 0.03, 5), coupled=True),
+    "lgm_auto_step release": AttackCase(_release(attacks.lgm_auto_step), coupled=True),
+}
+
+
+def tiny_forward(x: jax.Array, how: Callable = occupancy.sigmoid(5.0)) -> Output:
+    """A smooth network of one gated unit on images [batch, 4, 4, 3]; differentiable, quick to compile."""
+    rng = np.random.default_rng(3)
+    into, gate, unit, out = (
+        jnp.asarray(rng.normal(size=s), x.dtype) for s in ((48, 6), (6, 1), (6, 6), (6, CLASSES))
+    )
+    hidden = jnp.tanh((x.reshape(-1, 48) - 0.5) @ into)
+    score = (hidden @ gate)[:, 0]
+    o = how(score)
+    hidden = o[:, None] * jnp.tanh(hidden @ unit) + (1 - o[:, None]) * hidden
+    return Output(2 * hidden @ out, Trace((UnitTrace(score, o, 36, name="unit"),), 48 * 6 + 6 + 6 * CLASSES))
+
+
+tiny_victim = functools.partial(tiny_forward, how=occupancy.hard())
+
+
+@functools.cache
+def tiny_problem(batch: int = 4):
+    """(images, labels, targets) for `tiny_forward`: the last image is misclassified to begin with."""
+    images = some_images(4, batch, seed=4)
+    predicted = jnp.argmax(tiny_victim(images).logits, axis=1)
+    labels = predicted.at[-1].add(1) % CLASSES
+    return images, labels, (labels + 2) % CLASSES

@@ -1,0 +1,117 @@
+"""The experiments' readers of npz files, on made-up ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PATH = Path(__file__).parents[2] / "experiments" / "_data.py"
+
+
+@pytest.fixture(scope="module")
+def readers():
+    spec = importlib.util.spec_from_file_location("experiments_data", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def jpeg_arrays(images: np.ndarray) -> dict[str, np.ndarray]:
+    from PIL import Image
+
+    files = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="JPEG", quality=95)
+        files.append(buffer.getvalue())
+    return {
+        "jpeg": np.frombuffer(b"".join(files), np.uint8),
+        "offset": np.cumsum([0, *map(len, files)]),
+        "label": np.arange(len(images), dtype=np.uint8),
+    }
+
+
+def flat_images() -> np.ndarray:
+    """Three images of one colour each, which JPEG nearly keeps."""
+    colours = np.array([[250, 10, 20], [0, 0, 0], [40, 200, 90]], np.uint8)
+    return np.broadcast_to(colours[:, None, None], (3, 32, 32, 3)).copy()
+
+
+def test_lossless(tmp_path, readers):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "cifar10_lossless_test.npz", image=images, label=np.array([9, 0, 4], np.uint8))
+    data = readers.cifar10_lossless(tmp_path, "test")
+    np.testing.assert_array_equal(data.images, images)
+    assert data.labels.tolist() == [9, 0, 4] and data.labels.dtype == np.int32
+    assert data.name == "CIFAR-10 (3 lossless images)"
+
+
+def test_jpeg(tmp_path, readers):
+    np.savez(tmp_path / "cifar10_jpeg_train.npz", **jpeg_arrays(flat_images()))
+    data = readers.cifar10_jpeg(tmp_path, "train")
+    assert data.images.shape == (3, 32, 32, 3) and data.images.dtype == np.uint8
+    assert np.abs(data.images.astype(int) - flat_images()).max() <= 3
+    assert data.labels.tolist() == [0, 1, 2] and data.labels.dtype == np.int32
+    assert data.name == "CIFAR-10 (JPEG, lossy)"
+
+
+@pytest.mark.parametrize("name", ["cifar10_lossless", "cifar10_jpeg"])
+def test_missing_and_truncated(tmp_path, readers, name):
+    read = getattr(readers, name)
+    with pytest.raises(FileNotFoundError, match=f"{name}_test.npz in {tmp_path}"):
+        read(tmp_path, "test")
+    with pytest.raises(ValueError, match="split: got 'val'"):
+        read(tmp_path, "val")
+    image = np.zeros((2, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / f"{name}_test.npz", image=image, **jpeg_arrays(image))
+    assert len(read(tmp_path, "test").labels) == 2
+    whole = (tmp_path / f"{name}_test.npz").read_bytes()
+    for cut in (0, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / f"{name}_test.npz").write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=f"{name}_test.npz: not an npz"):
+            read(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": np.zeros((2, 3, 32, 32), np.uint8)},
+        {"image": np.zeros((2, 32, 32, 3), np.float32)},
+        {"image": np.zeros((3, 32, 32, 3), np.uint8)},
+        {"label": np.array([1, 10], np.uint8)},
+        {"label": np.array([[1, 2]], np.uint8)},
+        {"image": np.zeros((0, 32, 32, 3), np.uint8), "label": np.zeros(0, np.uint8)},
+        {"label": np.array([1, 2], object)},
+    ],
+)
+def test_lossless_arrays_that_do_not_fit(tmp_path, readers, change):
+    arrays = {"image": np.zeros((2, 32, 32, 3), np.uint8), "label": np.array([1, 2], np.uint8)}
+    np.savez(tmp_path / "cifar10_lossless_test.npz", **{**arrays, **change})
+    with pytest.raises(ValueError, match=r"cifar10_lossless_test\.npz"):
+        readers.cifar10_lossless(tmp_path, "test")
+
+
+def test_jpeg_arrays_that_do_not_fit(tmp_path, readers):
+    good = jpeg_arrays(flat_images())
+    short, broken = good["offset"].copy(), good["jpeg"].copy()
+    short[-1] -= 1
+    broken[:4] = 0
+    small = jpeg_arrays(np.zeros((3, 16, 16, 3), np.uint8))
+    grey = jpeg_arrays(np.zeros((3, 32, 32), np.uint8))
+    longer = np.append(good["jpeg"], np.uint8(0))
+    changes = (
+        {"offset": short},
+        {"jpeg": longer},
+        {"offset": good["offset"][::-1].copy()},
+        {"jpeg": broken},
+        small,
+        grey,
+    )
+    for change in changes:
+        np.savez(tmp_path / "cifar10_jpeg_test.npz", **{**good, **change})
+        with pytest.raises(ValueError, match=r"cifar10_jpeg_test\.npz"):
+            readers.cifar10_jpeg(tmp_path, "test")
