@@ -42,6 +42,9 @@ _FREE = frozenset(
     """.split()
 )
 
+# Jitted functions that compute a layer in another form: name -> rule on their equation.
+RULES: dict[str, Callable[[Any], int]] = {}
+
 
 def of_function(fun: Callable, *args: Any) -> int:
     """Multiply-adds of one call of `fun`, from its jaxpr: convolutions, dot products, scans times their length.
@@ -77,6 +80,8 @@ def _of_equation(equation: Any) -> int:
         raise NotImplementedError("macs.of_function: a while loop has no static length; count its body yourself")
     if name == "cond":
         return max(_of_jaxpr(branch.jaxpr) for branch in params["branches"])
+    if params.get("name") in RULES:
+        return RULES[params["name"]](equation)
     inner = [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]
     if inner:
         return sum(_of_jaxpr(getattr(j, "jaxpr", j)) for j in inner)

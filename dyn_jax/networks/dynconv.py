@@ -10,7 +10,17 @@ import jax
 from dyn_jax import _validate, macs
 from dyn_jax.gates import SpatialGate, dilate
 from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, Dense, Projection, global_mean, normalize, stem
+from dyn_jax.nn import (
+    CIFAR10_MEAN_STD,
+    DIGITS_MEAN_STD,
+    IMAGENET_MEAN_STD,
+    Dense,
+    Projection,
+    add_relu,
+    global_mean,
+    normalize,
+    stem,
+)
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.residual import BRANCHES
 from dyn_jax.occupancy import gumbel_sigmoid, hard, stochastic
@@ -28,6 +38,7 @@ class DynConv(nn.Module):
       depths, widths, block, stem: the residual network, as in `ResNet` (projection shortcuts).
       temperature: of the Gumbel-sigmoid that training uses when no `occupancy` is given.
       normalization: (mean, std) per channel, or None where the images come normalised.
+      winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
     """
 
     depths: tuple[int, ...] = (5, 5, 5)
@@ -37,6 +48,7 @@ class DynConv(nn.Module):
     num_classes: int = 10
     temperature: float = 1.0
     normalization: MeanStd | None = CIFAR10_MEAN_STD
+    winograd: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
@@ -70,7 +82,7 @@ class DynConv(nn.Module):
         """Returns the block's output, its trace, and the multiply-adds of mask unit and projection."""
         name = f"layer{spec.stage + 1}_{spec.index}"
         gate = SpatialGate(spec.stride, name=f"{name}_masker")
-        branch = BRANCHES[self.block](spec.width, spec.stride, name=name)
+        branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, name=name)
         score = gate(x)
         positions = score.shape[1] * score.shape[2]
         static_macs = gate.macs(spec.in_features, positions)
@@ -81,7 +93,7 @@ class DynConv(nn.Module):
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
         count = dilate(o, branch.first_stride())
         dilated = Dilated(stochastic.deterministic(occupancy)(count - 0.5), branch.macs_first(spec.in_features))
-        x = nn.relu(identity + o[..., None] * branch(x, train))
+        x = add_relu(identity, o[..., None] * branch(x, train))
         return x, UnitTrace(score, o, branch.macs_rest(), dilated, name), static_macs
 
 

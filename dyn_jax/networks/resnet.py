@@ -9,7 +9,7 @@ import jax
 
 from dyn_jax import _validate, macs
 from dyn_jax.networks.blocks import block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import IMAGENET_MEAN_STD, Dense, Projection, global_mean, normalize, pad_shortcut, stem
+from dyn_jax.nn import IMAGENET_MEAN_STD, Dense, Projection, add_relu, global_mean, normalize, pad_shortcut, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.residual import BRANCHES, branch_macs
 from dyn_jax.types import Occupancy, Output, Trace
@@ -25,6 +25,7 @@ class ResNet(nn.Module):
       stem: ``cifar`` or ``imagenet``.
       shortcut: ``A`` (zero-padded identity) or ``B`` (1x1 projection) where the shape changes.
       normalization: (mean, std) per channel, or None where the images come normalised.
+      winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
     """
 
     depths: tuple[int, ...] = (5, 5, 5)
@@ -34,6 +35,7 @@ class ResNet(nn.Module):
     shortcut: str = "A"
     num_classes: int = 10
     normalization: MeanStd | None = IMAGENET_MEAN_STD
+    winograd: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
@@ -49,8 +51,8 @@ class ResNet(nn.Module):
                 identity = pad_shortcut(x, spec.out_features, spec.stride)
             elif spec.changes_shape:
                 identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
-            branch = BRANCHES[self.block](spec.width, spec.stride, name=name)
-            x = nn.relu(identity + branch(x, train))
+            branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, name=name)
+            x = add_relu(identity, branch(x, train))
             positions = x.shape[1] * x.shape[2]
             cost += branch_macs(branch, spec.in_features, positions)
             if spec.changes_shape and self.shortcut == "B":

@@ -10,7 +10,17 @@ import jax
 from dyn_jax import _validate, macs
 from dyn_jax.gates import FeedForwardGate, RecurrentGate
 from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, Dense, Projection, normalize, stem, window_mean
+from dyn_jax.nn import (
+    CIFAR10_MEAN_STD,
+    DIGITS_MEAN_STD,
+    IMAGENET_MEAN_STD,
+    Dense,
+    Projection,
+    add_relu,
+    normalize,
+    stem,
+    window_mean,
+)
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.residual import BRANCHES, branch_macs
 from dyn_jax.occupancy import bernoulli, hard, stochastic, straight_through
@@ -32,6 +42,7 @@ class SkipNet(nn.Module):
         ``straight_through(1)`` for ``sp`` and ``bernoulli()`` for ``rl``, evaluation ``hard()`` for both.
       image_size: height and width the gates' pooling windows are made for.
       normalization: (mean, std) per channel, or None where the images come normalised.
+      winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
     """
 
     depths: tuple[int, ...] = (6, 6, 6)
@@ -43,6 +54,7 @@ class SkipNet(nn.Module):
     num_classes: int = 10
     image_size: int = 32
     normalization: MeanStd | None = CIFAR10_MEAN_STD
+    winograd: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
@@ -93,7 +105,7 @@ class SkipNet(nn.Module):
         train: bool,
     ) -> tuple[jax.Array, jax.Array | None, int, int]:
         """Returns the mixed features, the occupancy, and the multiply-adds of the block and of its projection."""
-        branch = BRANCHES[self.block](spec.width, spec.stride, name=name)
+        branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, name=name)
         skipped = residual = x
         if spec.changes_shape:
             # One projection serves the block and the skip. In training the released code runs it twice for a
@@ -101,7 +113,7 @@ class SkipNet(nn.Module):
             shortcut = Projection(spec.out_features, spec.stride, name=name.replace("layer", "ds"))
             residual = shortcut(x, train)
             skipped = shortcut(x, train) if train and score is not None else residual
-        out = nn.relu(residual + branch(x, train))
+        out = add_relu(residual, branch(x, train))
         positions = out.shape[1] * out.shape[2]
         cost = branch_macs(branch, spec.in_features, positions)
         projection_macs = macs.conv2d(1, spec.in_features, spec.out_features, positions) if spec.changes_shape else 0

@@ -3,7 +3,9 @@
 from dyn_jax.nn.conv import conv2d as conv2d
 from dyn_jax.nn.layers import Conv as Conv
 from dyn_jax.nn.layers import Dense as Dense
+from dyn_jax.nn.layers import add_relu as add_relu
 from dyn_jax.nn.layers import global_mean as global_mean
+from dyn_jax.nn.layers import relu as relu
 from dyn_jax.nn.layers import window_mean as window_mean
 from dyn_jax.nn.lstm import LSTM as LSTM
 from dyn_jax.nn.lstm import lstm_step as lstm_step

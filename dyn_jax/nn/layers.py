@@ -26,13 +26,14 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     use_bias: bool = False
+    winograd: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", conv_init, shape)
         x, kernel = promote_dtype(x, kernel)
-        y = conv2d(x, kernel, self.stride, self.padding)
+        y = conv2d(x, kernel, self.stride, self.padding, self.winograd)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
@@ -82,3 +83,45 @@ def window_mean(x: jax.Array, size: int) -> jax.Array:
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     """``MaxPool2d(3, stride=2, padding=1)``."""
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """``max(x, 0)`` with derivative 0 at 0; the backward pass keeps the output, which the next layer needs anyway."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out = relu(x)
+    return out, out
+
+
+def _relu_bwd(out: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(out > 0, cotangent, 0),)
+
+
+relu.defvjp(_relu_fwd, _relu_bwd)
+
+
+@jax.custom_vjp
+def add_relu(identity: jax.Array, branch: jax.Array) -> jax.Array:
+    """``ReLU(identity + branch)``, the end of a residual block; the derivative is 0 where the sum is 0.
+
+    Written as ``max(branch, -identity) + identity`` (equal to the last bit), which ends in a sum: XLA's CPU backend
+    repeats a closing ReLU in every fusion that reads the result, along the whole residual stream. The backward pass
+    keeps the output only.
+    """
+    return jnp.maximum(branch, -identity) + identity
+
+
+def _add_relu_fwd(identity: jax.Array, branch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out = add_relu(identity, branch)
+    return out, out
+
+
+def _add_relu_bwd(out: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gradient = jnp.where(out > 0, cotangent, 0)
+    return gradient, gradient
+
+
+add_relu.defvjp(_add_relu_fwd, _add_relu_bwd)

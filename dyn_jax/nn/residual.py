@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
-from dyn_jax.nn.layers import Conv, max_pool_3x3_stride_2
+from dyn_jax.nn.layers import Conv, max_pool_3x3_stride_2, relu
 from dyn_jax.nn.norm import BatchNorm
 
 
@@ -16,13 +16,14 @@ class BasicBranch(nn.Module):
 
     width: int
     stride: int = 1
+    winograd: bool = False
     expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        y = Conv(self.width, 3, self.stride, 1, name="conv1")(x)
-        y = nn.relu(BatchNorm(name="bn1")(y, train))
-        y = Conv(self.width, 3, 1, 1, name="conv2")(y)
+        y = Conv(self.width, 3, self.stride, 1, winograd=self.winograd, name="conv1")(x)
+        y = relu(BatchNorm(name="bn1")(y, train))
+        y = Conv(self.width, 3, 1, 1, winograd=self.winograd, name="conv2")(y)
         return BatchNorm(name="bn2")(y, train)
 
     def macs_first(self, in_features: int) -> int:
@@ -43,14 +44,15 @@ class BottleneckBranch(nn.Module):
 
     width: int
     stride: int = 1
+    winograd: bool = False
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         y = Conv(self.width, 1, name="conv1")(x)
-        y = nn.relu(BatchNorm(name="bn1")(y, train))
-        y = Conv(self.width, 3, self.stride, 1, name="conv2")(y)
-        y = nn.relu(BatchNorm(name="bn2")(y, train))
+        y = relu(BatchNorm(name="bn1")(y, train))
+        y = Conv(self.width, 3, self.stride, 1, winograd=self.winograd, name="conv2")(y)
+        y = relu(BatchNorm(name="bn2")(y, train))
         y = Conv(self.width * self.expansion, 1, name="conv3")(y)
         return BatchNorm(name="bn3")(y, train)
 
@@ -107,5 +109,5 @@ def stem(x: jax.Array, width: int, kind: str, train: bool) -> tuple[jax.Array, i
     conv = Conv(width, size, stride, padding, name="conv1")
     y = conv(x)
     cost = conv.macs(x.shape[-1], y.shape[1] * y.shape[2])
-    y = nn.relu(BatchNorm(name="bn1")(y, train))
+    y = relu(BatchNorm(name="bn1")(y, train))
     return (y if kind == "cifar" else max_pool_3x3_stride_2(y)), cost

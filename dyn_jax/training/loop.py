@@ -32,6 +32,7 @@ class Recipe:
     Attributes:
       epochs, batch_size: of the whole run.
       learning_rate: at the start; falls to 0 as a cosine.
+      decay_gates: whether weight decay acts on the gates' parameters too.
       loss: ``loss(output, labels, epoch) -> scalar``.
       occupancy: epoch -> the occupancy of that epoch's training steps, None for the network's own. Return equal
         objects for epochs that shall share a compiled step.
@@ -44,6 +45,7 @@ class Recipe:
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    decay_gates: bool = True
     loss: Loss = mean_cross_entropy
     occupancy: Callable[[int], Occupancy | None] = lambda epoch: None
     shift: int = 4
@@ -81,7 +83,8 @@ def fit(
     per_epoch = len(images) // recipe.batch_size
     schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.epochs * per_epoch)
     optimizer = optax.chain(
-        optax.add_decayed_weights(recipe.weight_decay), optax.sgd(schedule, recipe.momentum, nesterov=True)
+        optax.add_decayed_weights(recipe.weight_decay, mask=lambda params: _decayed(params, recipe.decay_gates)),
+        optax.sgd(schedule, recipe.momentum, nesterov=True),
     )
 
     @jax.jit
@@ -120,6 +123,16 @@ def fit(
         if report is not None:
             report(epoch, mean)
     return jax.tree.map(np.asarray, {"params": state[0], "batch_stats": state[1]})
+
+
+GATE_LAYERS = ("gate", "control", "masker")
+
+
+def _decayed(params: Any, decay_gates: bool) -> Any:
+    """True for the leaves that weight decay acts on."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: decay_gates or not any(name in path[0].key for name in GATE_LAYERS), params
+    )
 
 
 def evaluate(net: nn.Module, variables: Variables, data: ImageData, batch_size: int = 250) -> dict[str, Any]:

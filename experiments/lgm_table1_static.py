@@ -1,0 +1,76 @@
+"""LGM paper, table I, the static ResNet-32 column (FGSM accuracy on CIFAR-10), claimed beside measured.
+
+    python -m experiments.lgm_table1_static --checkpoint resnet32.th --data FOLDER
+
+The published option-A ResNet-32 (`--checkpoint`; needs the `convert` extra) is attacked in the release's eps units
+(eps 1 is 2/255, box (-1, 1), step = eps) and in the conventional eps/255 with box [0, 1], under the normalisation the
+weights were trained with and under the one that LGM's loader uses. `--data` holds cifar10_lossless_test.npz, or the
+original CIFAR-10 in any of the forms that `dyn_jax.datasets.cifar10` reads. A few seconds for 500 images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+
+import numpy as np
+
+import dyn_jax
+import weights_convert
+from dyn_jax import attacks
+from dyn_jax.attacks.base import is_adversarial
+from dyn_jax.datasets import ImageData, cifar10, to_float
+from dyn_jax.nn import CIFAR10_MEAN_STD, IMAGENET_MEAN_STD
+from experiments import _record
+from experiments._data import cifar10_lossless
+from weights_convert.torch_io import read_state_dict
+
+CLAIMED = {0: 92.63, 1: 31.33, 2: 21.45, 4: 16.76, 8: 12.01}
+NORMALISATIONS = {"weights' own": IMAGENET_MEAN_STD, "LGM loader": CIFAR10_MEAN_STD}
+
+
+def measure(state_dict: dict, data: ImageData, batch_size: int = 125) -> list[dict]:
+    """One row per eps, normalisation and unit; accuracies in percent with their binomial standard error."""
+    rows = []
+    images, labels = to_float(data.images), data.labels
+    for name, mean_std in NORMALISATIONS.items():
+        net = dyn_jax.networks.create("resnet-32-cifar10", normalize=mean_std)
+        variables = weights_convert.convert("resnet-32-cifar10", state_dict)
+        forward = partial(net.apply, variables)
+        for unit, protocol in (("2/255 (release)", "release"), ("1/255", "paper")):
+            for eps, claimed in CLAIMED.items():
+                radius = attacks.release_eps(eps) if protocol == "release" else eps / 255
+                attack = attacks.fgsm(radius, protocol=protocol)
+                result = attacks.run_batched(attack, forward, images, labels, batch_size=batch_size)
+                accuracy = float(np.mean(~is_adversarial(result.logits_adversarial, labels)))
+                rows.append(
+                    {
+                        "eps": eps,
+                        "unit": unit,
+                        "normalisation": name,
+                        "claimed %": claimed,
+                        "measured %": round(100 * accuracy, 2),
+                        "standard error": round(100 * (accuracy * (1 - accuracy) / len(labels)) ** 0.5, 2),
+                    }
+                )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="published resnet32-*.th")
+    parser.add_argument("--data", required=True, help="folder with the images")
+    parser.add_argument("--results", default=None, help="folder for the JSON record (default: experiments/results)")
+    arguments = parser.parse_args()
+    lossless = os.path.exists(os.path.join(arguments.data, "cifar10_lossless_test.npz"))
+    data = cifar10_lossless(arguments.data, "test") if lossless else cifar10(arguments.data, "test")
+    rows = measure(read_state_dict(arguments.checkpoint), data)
+    print(f"{data.name}, {len(data.labels)} images")
+    print(_record.table(rows, list(rows[0])))
+    path = _record.save("lgm_table1_static", rows, folder=arguments.results, data=data.name, images=len(data.labels))
+    print(path.name)
+
+
+if __name__ == "__main__":
+    main()
