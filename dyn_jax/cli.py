@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="attack the embedded networks with FGSM and BIM, FGM against LGM")
     demo.add_argument("--output", default="demo_output", metavar="FOLDER", help="where the pictures go")
-    demo.add_argument("--examples", type=int, default=200, help="test images, at most 500")
+    demo.add_argument("--examples", type=int, default=100, help="test images, at most 500")
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train", help="train one of the embedded networks from scratch")
@@ -34,6 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=int, default=None)
     train.add_argument("--output", required=True, metavar="FILE", help="variables, flax msgpack")
     train.set_defaults(run=_train)
+
+    data = commands.add_parser("prepare-cifar10", help="write CIFAR-10 for TFDS, without TensorFlow or a download")
+    data.add_argument("source", help="folder with the original archive or batches")
+    data.add_argument("--data-dir", default=None, help="TFDS folder (default: below $DYN_JAX_DATA or ~/.cache/dyn_jax)")
+    data.set_defaults(run=_prepare)
 
     listing = commands.add_parser("list", help="names of the networks")
     listing.set_defaults(run=_list)
@@ -65,6 +70,12 @@ def _train(arguments: argparse.Namespace) -> None:
     size = save_variables(arguments.output, variables)
     print(json.dumps(evaluate(networks.create(arguments.network), variables, digits("test"))))
     print(f"{arguments.output}: {size} bytes")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from dyn_jax.datasets import prepare_tfds
+
+    print(prepare_tfds(arguments.source, arguments.data_dir))
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -92,7 +92,9 @@ def _gate_strip(axis: Any, units: list[tuple[UnitTrace, UnitTrace]], n: int) -> 
     strip = np.stack([flip_map(hard[0], hard[0]), flip_map(hard[0], hard[1])])
     axis.imshow(strip, interpolation="nearest", aspect="auto")
     axis.set_yticks([0, 1], ["clean", "adversarial"], fontsize=6)
-    axis.set_xticks(range(len(units)), [a.name.replace("_layer", ".").replace("group", "") for a, _ in units], fontsize=5)
+    axis.set_xticks(
+        range(len(units)), [a.name.replace("_layer", ".").replace("group", "") for a, _ in units], fontsize=5
+    )
     axis.set_xticks(np.arange(len(units) + 1) - 0.5, minor=True)
     axis.grid(which="minor", color="black", linewidth=0.5)
     axis.tick_params(length=0, which="both")

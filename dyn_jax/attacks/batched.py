@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -68,14 +69,14 @@ def run_batched(
         rows = np.minimum(np.arange(first, first + batch_size), count - 1)
         result = run(rows, images[rows], labels[rows], None if targets is None else targets[rows])
         results.append(jax.tree.map(np.asarray, result))
-    if count == batch_size:
-        return results[0]
-    return _join(results, count)
+    return jax.tree_util.tree_map_with_path(partial(_join, count), *results)
 
 
-def _join(results: list[AttackResult], count: int) -> AttackResult:
-    history = np.concatenate([r.loss_history for r in results], axis=1)[:, :count]
-    rest = [r.replace(loss_history=None) for r in results]
-    exits = rest[0].trace_clean.exits is not None
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=0)[:count], *rest) if not exits else None
-    return joined.replace(loss_history=history)
+_BATCH_SECOND = ("loss_history", "exits")  # leaves [step or exit, batch, ...]; all others have the batch first
+
+
+def _join(count: int, path: tuple, *leaves: np.ndarray) -> np.ndarray:
+    """The leaves of all batches in one, without the filling of the last."""
+    axis = 1 if path[-1].name in _BATCH_SECOND else 0
+    joined = np.concatenate(leaves, axis=axis)
+    return joined[:, :count] if axis else joined[:count]

@@ -27,10 +27,9 @@ def with_budget(target: float, epochs: int, weight: float) -> Loss:
 def skipnet_recipe(epochs: int = 40, target: float = 0.5) -> Recipe:
     """SkipNet SP (straight-through gates) with the budget loss, and no weight decay on the gates.
 
-    Departures from the paper, whose SP stage has no penalty and leaves every gate open on data this easy: the
-    budget's block bounds, which stay tight, make each gate decide by the input. Weight decay would shrink the scores
-    to a few hundredths (their scale changes nothing in the hard network), where no sigmoid of a usual slope resembles
-    the step.
+    Departure from the paper, whose SP stage has no penalty and leaves every gate open on data this easy: the budget's
+    block bounds, which stay tight, make each gate decide by the input. (Gumbel noise on the gates, which is DynConv's
+    way, was tried: it made every gate constant.)
     """
     return Recipe(
         epochs=epochs,
