@@ -99,3 +99,11 @@ def labels(name: str, got: Any, batch: int, classes: int | None = None) -> jax.A
         if host.min() < 0 or host.max() >= classes:
             raise ValueError(f"{name}: got labels in [{host.min()}, {host.max()}], expected [0, {classes - 1}]")
     return jnp.asarray(got)
+
+
+def differ(name: str, got: Any, labels: Any) -> None:
+    """Checks, on concrete values only, that no target equals its label."""
+    if is_concrete(got, labels):
+        equal = int(np.sum(np.asarray(got) == np.asarray(labels)))
+        if equal:
+            raise ValueError(f"{name}: got {equal} equal to their label, expected none")

@@ -25,7 +25,8 @@ from dyn_jax.training.checkpoint import load_variables
 from experiments import _record
 
 NETWORKS = ("skipnet-digits", "dynconv-digits")
-LAMBDAS = (1.0, 3.0, 10.0, 30.0)
+LAMBDAS = (1.0, 3.0, 10.0, 30.0, 300.0)
+STRAIGHT_LAMBDAS = (3.0, 10.0, 300.0)
 EPS = ("8/255", "16/255")
 
 
@@ -45,7 +46,7 @@ def measure(name: str, variables: dict, images: np.ndarray, labels: np.ndarray) 
     net = networks.create(name)
     gradients = {"FGM": occupancy.hard()}
     gradients |= {f"LGM soft {lam:g}": occupancy.sigmoid(lam) for lam in LAMBDAS}
-    gradients |= {f"LGM straight-through {lam:g}": occupancy.straight_through(lam) for lam in LAMBDAS}
+    gradients |= {f"LGM straight-through {lam:g}": occupancy.straight_through(lam) for lam in STRAIGHT_LAMBDAS}
     rows, flips = [], 0.0
     for row, result in demo.compare(name, net, variables, images, labels, gradients, eps=EPS):
         rows.append({"attack": f"{row.attack} {row.eps}", "gradient": row.gradient, "after %": 100 * row.accuracy})
@@ -56,24 +57,27 @@ def measure(name: str, variables: dict, images: np.ndarray, labels: np.ndarray) 
             flips = float(change)
 
     @jax.jit
-    def accuracy(gate: occupancy.Hard | occupancy.Sigmoid) -> jax.Array:
+    def accuracy(variables: dict, images: jax.Array, gate: occupancy.Hard | occupancy.Sigmoid) -> jax.Array:
         return metrics.accuracy(net.apply(variables, images, occupancy=gate).logits, labels)
 
     @jax.jit
-    def flipped(key: jax.Array) -> jax.Array:
+    def flipped(variables: dict, images: jax.Array, key: jax.Array) -> jax.Array:
         apply = partial(net.apply, variables, occupancy=Flipped(flips), rngs={"gate": key})
         return metrics.accuracy(apply(images).logits, labels)
 
-    trace = net.apply(variables, images).trace
+    trace = jax.jit(net.apply)(variables, images).trace
     scores = np.abs(np.concatenate([np.ravel(unit.score) for unit in trace.units]))
     facts = {
-        "clean %": 100 * float(accuracy(occupancy.hard())),
+        "clean %": 100 * float(accuracy(variables, images, occupancy.hard())),
         "median |score|": float(np.median(scores)),
         "units on %": 100 * float(metrics.occupancy_rate(trace).mean()),
         "flips by BIM, FGM, 8/255 %": 100 * flips,
-        "clean % with as many random flips": 100 * float(np.mean([flipped(jax.random.key(i)) for i in range(5)])),
+        "clean % with as many random flips": 100
+        * float(np.mean([flipped(variables, images, jax.random.key(i)) for i in range(5)])),
     }
-    facts |= {f"clean % soft {lam:g}": 100 * float(accuracy(occupancy.sigmoid(lam))) for lam in LAMBDAS}
+    facts |= {
+        f"clean % soft {lam:g}": 100 * float(accuracy(variables, images, occupancy.sigmoid(lam))) for lam in LAMBDAS
+    }
     return rows, facts
 
 

@@ -63,22 +63,29 @@ def some_images(size: int, batch: int = BATCH, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).uniform(size=(batch, size, size, 3)), jnp.float32)
 
 
+def variables_for(net: nn.Module, size: int, seed: int = 1):
+    """Random variables from the shapes alone (compiling ``net.init`` takes many times longer than using it)."""
+    shapes = jax.eval_shape(net.init, jax.random.key(0), some_images(size))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        kind, noise = path[-1].key, rng.normal(size=leaf.shape)
+        if kind in ("scale", "var"):
+            values = 1 + 0.1 * np.abs(noise)
+        elif kind in ("bias", "mean") or kind.startswith("bias_"):
+            values = 0.1 * noise
+        else:
+            values = noise * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 @functools.cache
 def variables_of(name: str):
-    """Variables of ``ALL_NETWORKS[name]`` whose normalisation is not the identity and whose gates are undecided."""
+    """Variables of ``ALL_NETWORKS[name]``: no normalisation is the identity, no bias is zero."""
     net = ALL_NETWORKS[name]
-    size = image_size(net)
-    variables = jax.jit(net.init)(jax.random.key(0), some_images(size))
-    rng = np.random.default_rng(1)
-
-    def perturb(path, leaf):
-        kind = path[-1].key
-        noise = rng.normal(size=leaf.shape) * 0.1
-        if kind in ("scale", "var"):
-            return jnp.asarray(1 + np.abs(noise), leaf.dtype)
-        return jnp.asarray(leaf + noise, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(perturb, variables)
+    return variables_for(net, image_size(net))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +141,13 @@ ALL_ATTACKS = {
 }
 
 
-def tiny_forward(x: jax.Array, how: Callable = occupancy.sigmoid(5.0)) -> Output:
+SOFT = occupancy.sigmoid(5.0)
+
+
+def tiny_forward(x: jax.Array, how: Callable = SOFT) -> Output:
     """A smooth network of one gated unit on images [batch, 4, 4, 3]; differentiable, quick to compile."""
     rng = np.random.default_rng(3)
-    into, gate, unit, out = (
-        jnp.asarray(rng.normal(size=s), x.dtype) for s in ((48, 6), (6, 1), (6, 6), (6, CLASSES))
-    )
+    into, gate, unit, out = (jnp.asarray(rng.normal(size=s), x.dtype) for s in ((48, 6), (6, 1), (6, 6), (6, CLASSES)))
     hidden = jnp.tanh((x.reshape(-1, 48) - 0.5) @ into)
     score = (hidden @ gate)[:, 0]
     o = how(score)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.threat import Threat
@@ -170,8 +171,7 @@ class Attack:
         labels = _validate.labels("labels", labels, batch, classes)
         if targets is not None:
             targets = _validate.labels("targets", targets, batch, classes)
-            if _validate.is_concrete(targets, labels) and (targets == labels).any():
-                raise ValueError(f"targets: got {int((targets == labels).sum())} equal to their label, expected none")
+            _validate.differ("targets", targets, labels)
         mask = _pixel_mask(mask, images)
         keys = self._keys(key, index, batch)
         if start is not None and jnp.shape(start) != images.shape:
@@ -242,11 +242,11 @@ def is_adversarial(logits: jax.Array, labels: jax.Array, targets: jax.Array | No
 def _pixel_mask(mask: jax.Array | None, images: jax.Array) -> jax.Array | None:
     if mask is None:
         return None
+    if _validate.is_concrete(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise ValueError("mask: got values other than 0 and 1")
     mask = jnp.asarray(mask)
     if mask.ndim == 2:
         mask = mask[None, :, :, None]
     if mask.ndim != 4 or any(m not in (1, n) for m, n in zip(mask.shape, images.shape)):
         raise ValueError(f"mask: got shape {mask.shape}, expected [height, width] or broadcastable to {images.shape}")
-    if _validate.is_concrete(mask) and not ((mask == 0) | (mask == 1)).all():
-        raise ValueError("mask: got values other than 0 and 1")
     return jnp.broadcast_to(mask, images.shape).astype(images.dtype)

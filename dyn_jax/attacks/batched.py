@@ -51,8 +51,7 @@ def run_batched(
     labels = np.asarray(_validate.labels("labels", labels, count))
     if targets is not None:
         targets = np.asarray(_validate.labels("targets", targets, count))
-        if (targets == labels).any():
-            raise ValueError(f"targets: got {int((targets == labels).sum())} equal to their label, expected none")
+        _validate.differ("targets", targets, labels)
     batch_size = min(batch_size, count)
 
     @jax.jit

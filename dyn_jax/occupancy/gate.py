@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _validate
 
@@ -77,6 +78,6 @@ def straight_through(lam: jax.typing.ArrayLike = 10.0) -> StraightThrough:
 
 def _positive(lam: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
     lam = _validate.number("lam", lam)
-    if _validate.is_concrete(lam) and not (jnp.asarray(lam) > 0).all():
+    if _validate.is_concrete(lam) and not np.all(np.asarray(lam) > 0):
         raise ValueError(f"lam: got {lam}, expected a positive slope")
     return lam

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.occupancy.gate import Hard, StraightThrough
@@ -72,7 +73,7 @@ def gumbel_sigmoid(temperature: jax.typing.ArrayLike = 1.0, *, noise: bool = Tru
     Source: DynConv section 3.2 (Gumbel-softmax with two classes, straight-through).
     """
     temperature = _validate.number("temperature", temperature)
-    if _validate.is_concrete(temperature) and not (jnp.asarray(temperature) > 0).all():
+    if _validate.is_concrete(temperature) and not np.all(np.asarray(temperature) > 0):
         raise ValueError(f"temperature: got {temperature}, expected a positive number")
     return GumbelSigmoid(temperature, noise)
 

@@ -49,6 +49,7 @@ def check_network(
     def run(x: jax.Array, how: Occupancy) -> tuple[jax.Array, Output]:
         def total(x: jax.Array) -> tuple[jax.Array, Output]:
             output = net.apply(variables, x, occupancy=how)
+            require(isinstance(output, Output), _CHECK, f"got {type(output).__name__}, expected an Output")
             return jnp.sum(jax.nn.logsumexp(output.logits, axis=-1)), output
 
         return jax.grad(total, has_aux=True)(x)
@@ -71,7 +72,7 @@ def check_network(
         def alone(x: jax.Array) -> Output:
             return jax.tree.map(lambda leaf: leaf[0], _batched(net.apply(variables, x[None], occupancy=hard())))
 
-        _same("vmap = batch", jax.vmap(alone)(images), reference, tolerance)
+        _same("vmap = batch", jax.jit(jax.vmap(alone))(images), reference, tolerance)
         one = jax.jit(alone)
         loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(images[i]) for i in range(batch)])
         _same("an example alone = in the batch", loop, reference, tolerance)
@@ -83,8 +84,7 @@ def _batched(output: Output) -> Output:
     return output.replace(trace=output.trace.replace(exits=None if exits is None else jnp.swapaxes(exits, 0, 1)))
 
 
-def _check_output(output: Any, batch: int, name: str) -> None:
-    require(isinstance(output, Output), _CHECK, f"{name}: got {type(output).__name__}, expected an Output")
+def _check_output(output: Output, batch: int, name: str) -> None:
     shape = output.logits.shape
     require(len(shape) == 2 and shape[0] == batch, _CHECK, f"{name}: logits {shape}, expected ({batch}, classes)")
     _check_finite(f"{name}: logits", output.logits)

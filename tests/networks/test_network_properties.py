@@ -1,16 +1,9 @@
 """The shared properties over every member of every family."""
 
-import functools
-
-import chex
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from catalogue import ADAPTIVE_NETWORKS, ALL_NETWORKS, BATCH, CLASSES, image_size, some_images, variables_of
+from catalogue import ALL_NETWORKS, image_size, some_images, variables_of
 
-from dyn_jax import attacks, macs, metrics, occupancy
-from dyn_jax.testing import check_attack, check_network
+from dyn_jax.testing import check_network
 
 
 @pytest.mark.parametrize("name", ALL_NETWORKS)

@@ -1,0 +1,131 @@
+"""Attacks step by step against the authors' loops (golden trace files), FGM and LGM, with and without a pixel mask."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dyn_jax
+import weights_convert
+from dyn_jax import attacks, metrics, occupancy
+
+NETWORKS = {
+    "dynconv": ("trace_dynconv_resnet8", "dynconv_cifar_resnet8", "dynconv-8-cifar10"),
+    "skipnet": ("trace_skipnet_rl_38", "skipnet_cifar_rl_38", "skipnet-rl-rnn-38-cifar10"),
+}
+OCCUPANCIES = {
+    "fgm": occupancy.hard(),
+    "gg10": occupancy.sigmoid(10.0),
+    "gg5": occupancy.sigmoid(5.0),
+    "fg10": occupancy.straight_through(10.0),
+}
+FACTORIES = {
+    "bim": attacks.bim,
+    "mom": attacks.mi_fgsm,
+    "cw_adam": attacks.lgm_carlini_wagner,
+    "auto": attacks.lgm_auto_step,
+    "pgd": attacks.pgd,
+}
+# Share of pixels that may differ by more than 1e-5 after the longest run: the share by which the authors' own code
+# differs between float32 and float64, and the reference's bound for two correct float32 programs.
+CHAOTIC = {
+    ("skipnet", "gg10", "mom"): 0.003,
+    ("skipnet", "gg10", "cw_adam_mask5"): 0.05,
+    ("skipnet", "gg10", "pgd"): 0.051,
+    ("skipnet", "gg10", "auto"): 0.24,
+    ("skipnet", "fg10", "bim"): 0.011,
+    ("skipnet", "fgm", "pgd"): 0.007,
+    ("skipnet", "fgm", "cw_adam_mask5"): 0.001,  # Adam divides gradients near 0 by themselves
+}
+
+
+def nhwc(array):
+    return jnp.asarray(array.transpose(0, 2, 3, 1))
+
+
+@pytest.fixture(scope="module", params=sorted(NETWORKS))
+def case(request, golden):
+    """(family, arrays, run) where run(mode, attack, start, variant) attacks the golden batch under jit."""
+    trace, weights, name = NETWORKS[request.param]
+    arrays, state = golden(trace), golden(weights)
+    net = dyn_jax.networks.create(name)
+    variables = weights_convert.convert(name, {k[3:]: v for k, v in state.items() if k.startswith("sd/")})
+    images, labels = nhwc(arrays["x"]), jnp.asarray(arrays["y"], jnp.int32)
+    victim = partial(net.apply, variables, occupancy=occupancy.hard())
+
+    @partial(jax.jit, static_argnames=("attack",))
+    def compiled(gate, attack, mask, start):
+        forward = partial(net.apply, variables, occupancy=gate)
+        return attack(forward, images, labels, victim=victim, mask=mask, start=start, key=jax.random.key(0))
+
+    def run(mode, attack, start, variant):
+        mask = arrays["pixel_mask5"] if variant.endswith("_mask5") else np.ones_like(arrays["pixel_mask5"])
+        result = compiled(OCCUPANCIES[mode], attack, jnp.asarray(mask), images if start is None else start)
+        np.testing.assert_array_equal(np.flatnonzero(~result.clean_success), arrays["attacked_idx"])
+        return result
+
+    return request.param, arrays, run
+
+
+@cache  # one object, one compilation
+def attack_of(base, steps):
+    return FACTORIES[base](attacks.release_eps(8), attacks.release_eps(1), steps, protocol="release")
+
+
+def check(case, mode, variant, steps, result):
+    """Pixels, the victim's logits, and LGM's count of changed units: gates of attacked images, or both masks."""
+    family, arrays, _ = case
+    name = f"{mode}_{variant}_k{steps}"
+    share = CHAOTIC.get((family, mode, variant), 0.0)
+    differs = float(np.mean(np.abs(result.adversarial - nhwc(arrays[f"adv_{name}"])) > 1e-5))
+    assert differs <= share, f"{differs:.2%} of the pixels differ, expected at most {share:.2%}"
+    if share or f"arch_{name}" not in arrays:
+        return
+    np.testing.assert_allclose(result.logits_adversarial, arrays[f"logits_{name}"], atol=2e-5)
+    changed, total, correct = arrays[f"arch_{name}"]
+    count, where = ("units", ~result.clean_success) if family == "skipnet" else ("masks", None)
+    change = metrics.architecture_change(result.trace_clean, result.trace_adversarial, count=count, where=where)
+    assert float(change) == pytest.approx(changed / total, abs=1e-6)
+    assert int(np.sum(~result.success)) == correct
+
+
+def test_units_of_the_release(case):
+    _, arrays, _ = case
+    assert float(arrays["eps"]) == pytest.approx(attacks.release_eps(8))
+    assert float(arrays["lr"]) == pytest.approx(attacks.release_eps(1))
+
+
+@pytest.mark.parametrize("mode", ["fgm", "gg10", "gg5", "fg10"])
+@pytest.mark.parametrize("variant", ["bim", "bim_mask5"])
+def test_every_step_of_bim(case, mode, variant):
+    """BIM has no memory: five attacks of one step, each from the last one's result."""
+    x = None
+    for steps in range(1, 6):
+        result = case[2](mode, attack_of("bim", 1), x, variant)
+        check(case, mode, variant, steps, result)
+        x = result.adversarial
+
+
+OTHERS = [("mom", 5), ("cw_adam_mask5", 5), ("pgd", 5), ("auto", 20), ("auto_mask5", 20)]
+
+
+@pytest.mark.parametrize("mode", ["fgm", "gg10"])
+@pytest.mark.parametrize("variant, steps", OTHERS)
+def test_other_attacks_at_their_longest(case, mode, variant, steps):
+    family, arrays, run = case
+    base = variant.removesuffix("_mask5")
+    if (family, mode) == ("skipnet", "gg10") and base in ("mom", "pgd"):
+        pytest.skip("chaotic in the authors' own code, and slow to compile; covered by dynconv")
+    start = None
+    if base == "pgd":
+        start = nhwc(arrays["x"]) + attacks.release_eps(8) * nhwc(arrays["pgd_rand"])
+    check(case, mode, variant, steps, run(mode, attack_of(base, steps), start, variant))
+
+
+def test_a_wrong_occupancy_is_noticed(case):
+    """Control: one step of the same attack through another occupancy does not reproduce the authors' pixels."""
+    _, arrays, run = case
+    result = run("fgm", attack_of("bim", 1), None, "bim")
+    assert np.mean(np.abs(result.adversarial - nhwc(arrays["adv_gg10_bim_k1"])) > 1e-5) > 0.01
