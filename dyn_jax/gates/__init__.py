@@ -1,5 +1,7 @@
 """Gates: features -> scores. A unit is on where its score is >= 0."""
 
+from dyn_jax.gates.early_exit import exit_scores as exit_scores
+from dyn_jax.gates.early_exit import exit_weights as exit_weights
 from dyn_jax.gates.feed_forward import FeedForwardGate as FeedForwardGate
 from dyn_jax.gates.recurrent import RecurrentGate as RecurrentGate
 from dyn_jax.gates.spatial import SpatialGate as SpatialGate

@@ -10,7 +10,10 @@ from typing import Any
 import flax.linen as nn
 
 from dyn_jax import _validate
-from dyn_jax.networks import dynconv, resnet, skipnet
+from dyn_jax.networks import dynconv, resnet, sdn_mobilenet, sdn_resnet, sdn_vgg, skipnet
+
+# ``cnn-*`` are the static twins of ``sdn-*``: the same trunk without internal classifiers.
+_SDN_VARIANTS = {"vgg16": sdn_vgg.vgg16, "resnet56": sdn_resnet.resnet56, "mobilenet": sdn_mobilenet.mobilenet}
 
 _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"resnet-{d}-cifar10": partial(resnet.cifar, d) for d in (20, 32, 44, 56, 110)},
@@ -28,6 +31,12 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     },
     **{f"dynconv-{d}-cifar10": partial(dynconv.cifar, d) for d in (8, 14, 20, 26, 32)},
     **{f"dynconv-{d}-imagenet": partial(dynconv.imagenet, d) for d in (18, 34, 50, 101, 152)},
+    **{
+        f"{family}-{variant}-{dataset}": partial(build, dataset, **fields)
+        for family, fields in (("sdn", {}), ("cnn", {"exit_after": ()}))
+        for variant, build in _SDN_VARIANTS.items()
+        for dataset in ("cifar10", "cifar100", "tinyimagenet", "digits")
+    },
     "skipnet-digits": skipnet.digits,
     "dynconv-digits": dynconv.digits,
 }

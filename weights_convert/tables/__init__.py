@@ -7,11 +7,18 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from weights_convert.tables import dynconv, resnet, skipnet
+from weights_convert.tables import dynconv, resnet, sdn, skipnet
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
-_TABLES = {"ResNet": resnet.RULES, "SkipNet": skipnet.RULES, "DynConv": dynconv.RULES}
+_TABLES = {
+    "ResNet": resnet.RULES,
+    "SkipNet": skipnet.RULES,
+    "DynConv": dynconv.RULES,
+    "SDNVgg": sdn.VGG_RULES,
+    "SDNResNet": sdn.RESNET_RULES,
+    "SDNMobileNet": sdn.MOBILENET_RULES,
+}
 
 
 def table_for(module: nn.Module) -> Rename:

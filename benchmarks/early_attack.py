@@ -1,0 +1,112 @@
+"""Early Attack on ResNet-56 SDN: 100 images at once against the released loop's one image at a time, in one run.
+
+    python -m benchmarks.early_attack [--images 100] [--steps 10] [--loop-images 3] [--rounds 3]
+
+The peer is the released loop written down again in PyTorch from its description: per image and iteration one forward
+pass with its gradient, one Adam step and one more forward pass that looks at the exits. Ours takes the exits from the
+gradient's own forward pass. Contenders take turns; the median over the rounds is printed with the spread. Every
+iteration costs the same, so few of them tell the ratio (the released loop makes at least 201 an image). Random weights:
+the time does not depend on them. Needs the `bench` extra; without torch our side alone is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dyn_jax
+from dyn_jax import attacks
+
+NETWORK, ALPHA, CONSTANT, RATE = "sdn-resnet56-cifar10", 1.0, 50.0, 0.01
+
+
+def jax_contenders(images: np.ndarray, steps: int, loop_images: int) -> dict[str, tuple[int, Callable]]:
+    """{name: (images, run)}, compiled; the seconds of compilation are printed."""
+    net = dyn_jax.networks.create(NETWORK)
+    variables = jax.jit(net.init)(jax.random.key(0), images[:1])
+    attack = attacks.early_attack(alpha=ALPHA, constant=CONSTANT, steps=steps, learning_rate=RATE, protocol="release")
+
+    def run(variables, x):
+        labels = jnp.zeros(x.shape[0], jnp.int32)
+        return attack(partial(net.apply, variables), x, labels, key=jax.random.key(1)).adversarial
+
+    contenders = {}
+    for name, count, repeats in (("dyn_jax, all at once", len(images), 1), ("dyn_jax, one at a time", 1, loop_images)):
+        began = time.perf_counter()
+        compiled = jax.jit(run).lower(variables, images[:count]).compile()
+        print(f"{name}: compiled in {time.perf_counter() - began:.1f} s")
+
+        def call(compiled=compiled, count=count, repeats=repeats):
+            for i in range(repeats):
+                jax.block_until_ready(compiled(variables, images[i * count : (i + 1) * count]))
+
+        contenders[name] = (count * repeats, call)
+    return contenders
+
+
+def torch_contenders(images: np.ndarray, steps: int, loop_images: int) -> dict[str, tuple[int, Callable]]:
+    """The released loop, if torch is there."""
+    try:
+        import torch
+    except ImportError:
+        print("torch is not installed: no peer (pip install 'dyn_jax[bench]')")
+        return {}
+    from benchmarks._torch_sdn import ResNet56SDN, released_loop
+
+    model = ResNet56SDN().eval().requires_grad_(False)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    device = next(model.parameters()).device
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
+
+    def call(threads: int) -> None:
+        torch.set_num_threads(threads)
+        for i in range(loop_images):
+            released_loop(model, x[i : i + 1], ALPHA, CONSTANT, RATE, steps)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    # on a busy machine PyTorch's second thread costs more than it gives
+    counts = sorted({1, torch.get_num_threads()})
+    return {f"released loop, one at a time, {n} threads": (loop_images, partial(call, n)) for n in counts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--loop-images", type=int, default=3, help="images that the one-at-a-time loops attack")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    images = np.random.default_rng(0).random((arguments.images, 32, 32, 3), np.float32)
+    contenders = jax_contenders(images, arguments.steps, arguments.loop_images)
+    contenders |= torch_contenders(images, arguments.steps, arguments.loop_images)
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(arguments.rounds + 1):
+        for name, (count, call) in contenders.items():
+            began = time.perf_counter()
+            call()
+            if number:  # the first round warms up
+                rates[name].append(count / (time.perf_counter() - began))
+    rows = []
+    peer = max((statistics.median(r) for name, r in rates.items() if name.startswith("released")), default=None)
+    for name, values in rates.items():
+        median = statistics.median(values)
+        row = {"contender": name, "images per second": median, "lowest": min(values), "highest": max(values)}
+        if peer is not None:
+            row["times the best released loop"] = median / peer
+        rows.append(row)
+        print(json.dumps(row))
+    print(f"{arguments.steps} iterations, {jax.devices()[0].device_kind}, jax {jax.__version__}")
+
+
+if __name__ == "__main__":
+    main()

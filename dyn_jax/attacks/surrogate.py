@@ -1,0 +1,94 @@
+"""Black-box attacks through a surrogate: label data by querying the target, attack the copy, judge on the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import _validate
+from dyn_jax.attacks.base import Attack, AttackResult, as_forward, is_adversarial
+from dyn_jax.types import Output
+
+
+@flax.struct.dataclass
+class TransferResult:
+    """What a surrogate's adversarial examples do to the target.
+
+    Attributes:
+      source: the attack's result on the surrogate.
+      generated: [batch] bool, adversarial on the surrogate though the clean image was not.
+      fooled: [batch] bool, the target errs on the example.
+      target_clean, target_adversarial: the target's `Output` on the clean and the adversarial batch.
+    """
+
+    source: AttackResult
+    generated: jax.Array
+    fooled: jax.Array
+    target_clean: Output
+    target_adversarial: Output
+
+
+def query(
+    target: Callable[[jax.Array], Output | jax.Array], images: np.ndarray, *, batch_size: int = 250
+) -> np.ndarray:
+    """The target's predicted classes, [n] int32: all that a black-box attacker sees.
+
+    Args:
+      target: images -> `Output` or logits.
+      images: [n, height, width, channel] float in [0, 1].
+      batch_size: images in one call; the last call is filled up, so that one shape is compiled.
+
+    Raises:
+      ValueError, TypeError: images that are no batch of at least one; batch_size not a positive integer.
+    """
+    _validate.positive_int("batch_size", batch_size)
+    images = np.asarray(_validate.images("images", images))
+    predict = jax.jit(lambda x: jnp.argmax(as_forward(target)(x).logits, axis=-1))
+    count = len(images)
+    size = min(batch_size, count)
+    parts = [predict(images[np.minimum(np.arange(i, i + size), count - 1)]) for i in range(0, count, size)]
+    return np.concatenate([np.asarray(part) for part in parts])[:count].astype(np.int32)
+
+
+def transfer(
+    attack: Attack,
+    surrogate: Callable[[jax.Array], Output | jax.Array],
+    target: Callable[[jax.Array], Output | jax.Array],
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    key: jax.Array | None = None,
+) -> TransferResult:
+    """Attacks the surrogate and shows the result to the target. Pure: works under jit and vmap.
+
+    Args:
+      attack: any attack of `dyn_jax.attacks`.
+      surrogate, target: images -> `Output`, any two architectures, static or adaptive.
+      images, labels, key: as for calling the attack.
+
+    Raises:
+      ValueError: surrogate and target have different numbers of classes; what the attack raises.
+
+    Source: 2308.08709, section 3.1; Papernot et al. 2017.
+    """
+    surrogate, target = as_forward(surrogate), as_forward(target)
+    images = _validate.images("images", images)
+    clean = target(images)
+    classes = jax.eval_shape(surrogate, images).logits.shape[-1]
+    if classes != clean.logits.shape[-1]:
+        raise ValueError(
+            f"surrogate, target: got {classes} and {clean.logits.shape[-1]} classes, expected the same number"
+        )
+    source = attack(surrogate, images, labels, key=key)
+    adversarial = target(source.adversarial)
+    return TransferResult(
+        source=source,
+        generated=source.success & ~source.clean_success,
+        fooled=is_adversarial(adversarial.logits, labels),
+        target_clean=clean,
+        target_adversarial=adversarial,
+    )

@@ -1,0 +1,108 @@
+"""RQ1: do attacks transfer better from dynamic to static networks (D2S) than back (S2D), and cost less to make?
+
+``python -m experiments.early_exit_rq1_transferability``: every architecture attacks another one through a surrogate
+trained on the target's answers. Source: 2308.08709, section 3, figures 2, 7 and 12 (CIFAR; here: handwritten digits).
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from dyn_jax import exits
+from experiments import _early_exit as common
+from experiments._record import RESULTS, save, table
+
+CLAIMS = {
+    "finding 1": "D2S transferability is higher than S2D transferability (on average over all pairs)",
+    "finding 2": "dynamic surrogates make adversarial examples faster than static ones",
+    "figure 7": "PGD: more than 70 % of the examples are made at exits 0 to 2; FGSM: at later ones for some pairs",
+}
+
+
+def measure(how: common.Setting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of the table and the densities of the exits at which examples were made."""
+    images, labels = common.attacked_data(how)
+    rows, panels = [], {}
+    for surrogate_variant, target_variant in common.PAIRS:
+        for direction, family, target_family in (("S2D", "cnn", "sdn"), ("D2S", "sdn", "cnn")):
+            rates: dict[str, list] = {name: [] for name in common.ATTACKS}
+            made: dict[str, list] = {name: [] for name in common.ATTACKS}
+            seconds: dict[str, list] = {name: [] for name in common.ATTACKS}
+            work: dict[str, list] = {name: [] for name in common.ATTACKS}
+            made_at: dict[str, list] = {name: [] for name in common.ATTACKS}
+            for seed in how.seeds:
+                surrogate = common.surrogate(how, family, surrogate_variant, target_variant, seed)
+                target = common.network(how, target_family, target_variant, seed)
+                for name in common.ATTACKS:
+                    arguments = (name, surrogate, images, labels, common.key_of(seed))
+                    jax.block_until_ready(common.attack_on(*arguments))
+                    began = time.perf_counter()
+                    result = jax.block_until_ready(common.attack_on(*arguments))
+                    seconds[name].append(time.perf_counter() - began)
+                    chosen = common.generated(result)
+                    logits = common.answers(target, result.adversarial).logits
+                    rates[name].append(exits.transfer_rate(chosen, logits, labels))
+                    made[name].append(chosen.mean())
+                    if family == "sdn":
+                        trace = result.trace_adversarial
+                        made_at[name].append(np.asarray(exits.exit_index(trace))[chosen])
+                        work[name].append(1 - np.asarray(exits.saved_macs(trace)).mean())
+            for name in common.ATTACKS:
+                rows.append(
+                    {
+                        "direction": direction,
+                        "surrogate": f"{family}-{surrogate_variant}",
+                        "target": f"{target_family}-{target_variant}",
+                        "attack": name,
+                        "transfer rate": common.spread(rates[name]),
+                        "generated": common.spread(made[name]),
+                        "seconds": common.spread(seconds[name]),
+                        "work share of a surrogate pass": common.spread(work[name] or [1.0]),
+                    }
+                )
+            if family == "sdn":
+                panels[f"{surrogate_variant} surrogate"] = {
+                    name: common.density(values, range(7)) for name, values in made_at.items()
+                }
+            print(f"{direction} {surrogate_variant} -> {target_variant} done", flush=True)
+    return rows, panels
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over all pairs, by attack: what the findings compare."""
+    lines = []
+    for name in common.ATTACKS:
+        line: dict[str, Any] = {"attack": name}
+        for direction in ("S2D", "D2S"):
+            chosen = [row for row in rows if row["attack"] == name and row["direction"] == direction]
+            by_seed = np.array([row["transfer rate"]["seeds"] for row in chosen])
+            over_pairs = common.spread(np.nanmean(by_seed, axis=0))
+            line[f"{direction} %"], line[f"{direction} std"] = (
+                None if over_pairs[part] is None else 100 * over_pairs[part] for part in ("mean", "std")
+            )
+            line[f"{direction} seconds"] = float(np.mean([row["seconds"]["mean"] for row in chosen]))
+        line["D2S > S2D"] = bool(line["D2S %"] > line["S2D %"])
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    how = common.setting(__doc__)
+    rows, panels = measure(how)
+    lines = summary(rows)
+    folder = pathlib.Path(how.results or RESULTS)
+    picture = common.plot_densities(panels, folder / "early_exit_rq1.png", "exit where the example was made")
+    facts = {"data": "handwritten digits, 150 held out for the surrogates", "eps": common.EPS, "seeds": how.seeds}
+    save("early_exit_rq1", rows, folder=how.results, claimed=CLAIMS, summary=lines, densities=panels, **facts)
+    columns = ["attack", "S2D %", "S2D std", "D2S %", "D2S std", "D2S > S2D", "S2D seconds", "D2S seconds"]
+    print(table(lines, columns))
+    print(picture)
+
+
+if __name__ == "__main__":
+    main()

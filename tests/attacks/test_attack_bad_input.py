@@ -1,0 +1,107 @@
+"""Bad input is met at the door: the kind of error, and a message with name, what was got and what was expected."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dyn_jax import attacks, networks, objectives
+from dyn_jax.types import Output
+
+IMAGES = jnp.full((2, 4, 4, 3), 0.5)
+LABELS = jnp.array([0, 1])
+forward = lambda x: Output(x.reshape(x.shape[0], -1)[:, :5])
+fgsm = attacks.fgsm(0.1)
+
+CALLS = {
+    "rank": (lambda: fgsm(forward, IMAGES[0], LABELS), ValueError, "images: got shape .* expected rank 4"),
+    "dtype": (lambda: fgsm(forward, jnp.ones((2, 4, 4, 3), jnp.uint8), LABELS), TypeError, "images: got dtype uint8"),
+    "no array": (lambda: fgsm(forward, [[0.5]], LABELS), TypeError, "images: got list, expected an array"),
+    "empty": (lambda: fgsm(forward, IMAGES[:0], LABELS[:0]), ValueError, "images: got an empty batch"),
+    "above": (lambda: fgsm(forward, IMAGES + 1, LABELS), ValueError, r"images: got values in .* expected \[0"),
+    "below": (lambda: fgsm(forward, IMAGES - 1, LABELS), ValueError, r"images: got values in .* expected \[0"),
+    "NaN": (lambda: fgsm(forward, np.full((2, 4, 4, 3), np.nan, "f4"), LABELS), ValueError, "images: got 96 NaN"),
+    "label range": (lambda: fgsm(forward, IMAGES, LABELS + 5), ValueError, r"labels: got .* expected \[0, 4\]"),
+    "negative label": (lambda: fgsm(forward, IMAGES, LABELS - 1), ValueError, r"labels: got .* expected \[0, 4\]"),
+    "label dtype": (lambda: fgsm(forward, IMAGES, LABELS * 1.0), TypeError, "labels: got dtype float"),
+    "label count": (
+        lambda: fgsm(forward, IMAGES, LABELS[:1]),
+        ValueError,
+        r"labels: got shape \(1,\), expected \(2,\)",
+    ),
+    "target": (lambda: fgsm(forward, IMAGES, LABELS, targets=jnp.array([0, 2])), ValueError, "targets: got 1 equal"),
+    "negative eps": (lambda: attacks.fgsm(-0.1), ValueError, "eps: got -0.1, expected at least 0"),
+    "eps text": (
+        lambda: attacks.bim("8/zero", 0.1, 2),
+        ValueError,
+        "eps: got '8/zero', expected a number or a fraction",
+    ),
+    "eps zero division": (lambda: attacks.bim("8/0", 0.1, 2), ValueError, "eps: got '8/0'"),
+    "eps NaN": (lambda: attacks.pgd(float("nan"), 0.1, 2), ValueError, "eps: got nan, expected finite"),
+    "eps kind": (lambda: attacks.apgd(None), TypeError, "eps: got None"),
+    "steps": (lambda: attacks.bim(0.1, 0.1, 0), ValueError, "steps: got 0, expected at least 1"),
+    "steps kind": (lambda: attacks.bim(0.1, 0.1, 2.5), TypeError, "steps: got 2.5"),
+    "norm": (lambda: attacks.bim(0.1, 0.1, 2, norm="linff"), ValueError, "norm: got 'linff', .* did you mean 'linf'"),
+    "objective": (
+        lambda: attacks.apgd(0.1, objective="dlrr"),
+        ValueError,
+        "objective: got 'dlrr', .* did you mean 'dlr'",
+    ),
+    "protocol": (
+        lambda: attacks.bim(0.1, 0.1, 2, protocol="released"),
+        ValueError,
+        "protocol: .* did you mean 'release'",
+    ),
+    "bounds": (lambda: attacks.fgsm(0.1, bounds=(1, 0)), ValueError, r"bounds: got \(1, 0\)"),
+    "no key": (lambda: attacks.pgd(0.1, 0.1, 2)(forward, IMAGES, LABELS), ValueError, "key: got None"),
+    "mask shape": (lambda: fgsm(forward, IMAGES, LABELS, mask=jnp.ones((3, 3))), ValueError, "mask: got shape"),
+    "mask values": (lambda: fgsm(forward, IMAGES, LABELS, mask=jnp.full((4, 4), 0.5)), ValueError, "mask: got values"),
+    "start": (lambda: fgsm(forward, IMAGES, LABELS, start=IMAGES[:1]), ValueError, "start: got shape"),
+    "rate": (lambda: attacks.random_pixels(jax.random.key(0), 4, 4, 1.5), ValueError, "rate: got 1.5"),
+    "not callable": (lambda: fgsm(None, IMAGES, LABELS), TypeError, "forward: got NoneType"),
+    "tuple": (lambda: fgsm(lambda x: (x, x), IMAGES, LABELS), TypeError, "forward: returned a tuple"),
+    "dlr classes": (lambda: objectives.dlr(Output(jnp.ones((2, 2))), LABELS), ValueError, "dlr: got 2 classes"),
+    "confidence": (lambda: objectives.hinge_margin(-1.0), ValueError, "confidence: got -1.0"),
+    "cw rate": (lambda: attacks.carlini_wagner(learning_rate=0.0), ValueError, "learning_rate: got 0.0"),
+    "network name": (
+        lambda: networks.create("skipnet-rl-rnn-39-cifar10"),
+        ValueError,
+        "did you mean 'skipnet-rl-rnn-38",
+    ),
+    "network field": (lambda: networks.create("resnet-20-cifar10", depth=3), TypeError, "got depth, expected fields"),
+    "normalize": (lambda: networks.create("resnet-20-cifar10", normalize=(0.5, 0.5)), TypeError, "normalize: got"),
+    "batch size": (lambda: attacks.run_batched(fgsm, forward, IMAGES, LABELS, batch_size=0), ValueError, "batch_size"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_message(name):
+    call, kind, words = CALLS[name]
+    with pytest.raises(kind, match=words), jax.debug_nans(False):
+        call()
+
+
+@pytest.mark.parametrize(
+    "name, shape, kind, words",
+    [
+        ("resnet-20-cifar10", (2, 32, 32), ValueError, "expected rank 4"),
+        ("dynconv-8-cifar10", (2, 3, 32, 32), ValueError, "32 channels .* expected 3; the layout is NHWC"),
+        ("skipnet-rl-rnn-38-cifar10", (2, 64, 64, 3), ValueError, "got a 64x64 map for a 32x32 window"),
+        ("skipnet-rl-rnn-18-imagenet", (2, 160, 160, 3), ValueError, "got a 40x40 map for a 56x56 window"),
+    ],
+)
+def test_networks_refuse_images_that_do_not_fit(name, shape, kind, words):
+    net = networks.create(name)
+    with pytest.raises(kind, match=words):
+        jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    with pytest.raises(TypeError, match="got dtype int32"):
+        jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.int32))
+
+
+def test_an_occupancy_that_changes_shape_is_named():
+    net = networks.create("dynconv-8-cifar10")
+    with pytest.raises(ValueError, match="occupancy: got values of shape"):
+        jax.eval_shape(
+            lambda x: net.init(jax.random.key(0), x, occupancy=jnp.mean),
+            jax.ShapeDtypeStruct((2, 32, 32, 3), "float32"),
+        )

@@ -1,0 +1,58 @@
+"""The convolution's rewritten forms against XLA's own, values and both gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dyn_jax.nn import add_relu, conv2d, relu
+
+CASES = [  # height, width, kernel, stride, padding, in, out, winograd
+    (8, 8, 3, 1, 1, 16, 16, False),
+    (8, 8, 3, 1, 1, 3, 8, False),
+    (9, 7, 3, 1, 1, 8, 8, False),
+    (8, 12, 3, 2, 1, 16, 32, False),
+    (9, 11, 3, 2, 1, 5, 4, False),
+    (8, 8, 1, 2, 0, 16, 32, False),
+    (16, 16, 7, 2, 3, 3, 8, False),
+    (11, 10, 4, 3, 1, 4, 6, False),
+    (8, 6, 3, 1, 1, 32, 32, True),
+    (4, 5, 3, 1, 1, 16, 40, True),
+    (6, 6, 3, 1, 1, 32, 32, True),
+]
+
+
+@pytest.mark.parametrize("height, width, k, stride, padding, fan_in, fan_out, winograd", CASES)
+def test_values_and_gradients(height, width, k, stride, padding, fan_in, fan_out, winograd):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, height, width, fan_in)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(k, k, fan_in, fan_out)), jnp.float32)
+    pads = ((padding, padding),) * 2
+    numbers = ("NHWC", "HWIO", "NHWC")
+    plain = lambda x, w: jax.lax.conv_general_dilated(x, w, (stride, stride), pads, dimension_numbers=numbers)
+    expected, expected_vjp = jax.vjp(plain, x, kernel)
+    got, vjp = jax.vjp(lambda x, w: conv2d(x, w, stride, padding, winograd), x, kernel)
+    cotangent = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    for a, b in zip((got, *vjp(cotangent)), (expected, *expected_vjp(cotangent))):
+        assert a.shape == b.shape
+        assert np.linalg.norm(a - b) < (5e-6 if winograd else 1e-6) * np.linalg.norm(b)
+
+
+def test_second_order_reverse_mode_and_vmap():
+    with jax.enable_x64(True):
+        x, kernel = jnp.ones((1, 4, 4, 2)), jnp.linspace(-1, 1, 36).reshape(3, 3, 2, 2)
+        loss = lambda x: jnp.sum(jnp.sin(conv2d(x, kernel, 1, 1)))
+        hessian = jax.jacrev(jax.grad(loss))(x).reshape(32, 32)
+        np.testing.assert_allclose(hessian, hessian.T, atol=1e-12)
+        batch = jnp.stack([x, 2 * x])
+        np.testing.assert_allclose(jax.vmap(jax.grad(loss))(batch)[1], jax.grad(loss)(2 * x), rtol=1e-12)
+
+
+def test_relu_and_residual_sum():
+    a, b = jnp.array([1.0, -2.0, 3.0, -1.0]), jnp.array([-3.0, 2.0, 0.5, -0.25])
+    np.testing.assert_array_equal(add_relu(a, b), jnp.maximum(a + b, 0))
+    np.testing.assert_array_equal(relu(a), [1, 0, 3, 0])
+    grads = jax.grad(lambda a, b: jnp.sum(jnp.arange(1.0, 5.0) * add_relu(a, b)), (0, 1))(a, b)
+    np.testing.assert_array_equal(grads[0], [0, 0, 3, 0])  # 0 where the sum is 0
+    np.testing.assert_array_equal(grads[0], grads[1])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(relu))(jnp.array([-1.0, 0.0, 2.0])), [0, 0, 1])
