@@ -49,6 +49,10 @@ class Setting:
     examples: int
     results: str | None
 
+    def facts(self) -> dict[str, int]:
+        """What a record says about training and data."""
+        return {"epochs": self.epochs, "surrogate_epochs": self.surrogate_epochs, "examples": self.examples}
+
 
 def setting(description: str, argv: Sequence[str] | None = None) -> Setting:
     """Parses the options that all four scripts have."""

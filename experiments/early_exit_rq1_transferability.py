@@ -97,7 +97,12 @@ def main() -> None:
     lines = summary(rows)
     folder = pathlib.Path(how.results or RESULTS)
     picture = common.plot_densities(panels, folder / "early_exit_rq1.png", "exit where the example was made")
-    facts = {"data": "handwritten digits, 150 held out for the surrogates", "eps": common.EPS, "seeds": how.seeds}
+    facts = {
+        "data": "handwritten digits, 150 held out for the surrogates",
+        "eps": common.EPS,
+        "seeds": how.seeds,
+        **how.facts(),
+    }
     save("early_exit_rq1", rows, folder=how.results, claimed=CLAIMS, summary=lines, densities=panels, **facts)
     columns = ["attack", "S2D %", "S2D std", "D2S %", "D2S std", "D2S > S2D", "S2D seconds", "D2S seconds"]
     print(table(lines, columns))

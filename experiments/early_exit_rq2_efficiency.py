@@ -70,7 +70,7 @@ def main() -> None:
     rows, panels = measure(how)
     folder = pathlib.Path(how.results or RESULTS)
     picture = common.plot_densities(panels, folder / "early_exit_rq2.png", "change of the exit")
-    facts = {"data": "handwritten digits", "eps": common.EPS, "seeds": how.seeds}
+    facts = {"data": "handwritten digits", "eps": common.EPS, "seeds": how.seeds, **how.facts()}
     save("early_exit_rq2", rows, folder=how.results, claimed=CLAIMS, densities=panels, **facts)
     print(common.flat_table(rows, table))
     print(picture)

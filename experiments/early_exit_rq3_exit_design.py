@@ -78,7 +78,7 @@ def main() -> None:
     rows, panels = measure(how)
     folder = pathlib.Path(how.results or RESULTS)
     picture = common.plot_densities(panels, folder / "early_exit_rq3.png", "first exit whose label changes")
-    facts = {"data": "handwritten digits", "eps": common.EPS, "seeds": how.seeds}
+    facts = {"data": "handwritten digits", "eps": common.EPS, "seeds": how.seeds, **how.facts()}
     save("early_exit_rq3", rows, folder=how.results, claimed=CLAIMS, densities=panels, **facts)
     print(common.flat_table(rows, table))
     print(picture)

@@ -22,7 +22,7 @@ from experiments import _early_exit as common
 from experiments._record import save, table
 
 ALPHAS = (0.001, 0.01, 0.1, 1.0, 20.0, 40.0)
-STEPS, EXAMPLES = 200, 40
+STEPS, EXAMPLES, RATE = 200, 40, 0.05
 CLAIMS = {
     "table 1": "more than 80 % success, but for two pairs (CIFAR-10 VGG-16 and MobileNet); PGD and FGSM hardly any",
     "alpha": "1 is the best for 70 % of the pairs",
@@ -47,7 +47,7 @@ def early_attack_on(
     net: Callable, images: jax.Array, labels: jax.Array, key: jax.Array, alpha: jax.Array
 ) -> attacks.AttackResult:
     """Early Attack from the images themselves, for one alpha."""
-    attack = attacks.early_attack(alpha=alpha, steps=STEPS, learning_rate=0.05)
+    attack = attacks.early_attack(alpha=alpha, steps=STEPS, learning_rate=RATE)
     return attack(net, images, labels, key=key, start=images)
 
 
@@ -117,7 +117,8 @@ def measure(how: common.Setting) -> tuple[list[dict[str, Any]], list[dict[str, A
 def main() -> None:
     how = common.setting(__doc__)
     rows, transfers = measure(how)
-    facts = {"data": f"{EXAMPLES} handwritten digits", "steps": STEPS, "start": "the image", "seeds": how.seeds}
+    facts = {"data": f"{EXAMPLES} handwritten digits", "steps": STEPS, "learning_rate": RATE, "start": "the image"}
+    facts |= {"seeds": how.seeds, "epochs": how.epochs}
     save("early_exit_rq4", rows, folder=how.results, claimed=CLAIMS, transfer=transfers, **facts)
     print(common.flat_table(rows, table))
     print(common.flat_table(transfers, table))
