@@ -53,30 +53,42 @@ def test_raises_the_objective(name):
     assert (result.distance[attacked] > 0).any()
 
 
+@pytest.fixture
+def float64():
+    """Batched and single runs round differently, and an attack amplifies that: in float64 it stays invisible."""
+    with jax.enable_x64(True):
+        yield
+
+
+def double_problem():
+    images, labels, _ = tiny_problem()
+    return images.astype(jnp.float64), labels
+
+
 def keyed(case):
     """attack(eps, images, labels, numbers of the examples), jitted, eps traced."""
     return jax.jit(lambda e, x, y, i: case.make(e)(tiny_forward, x, y, key=KEY, victim=tiny_victim, index=i))
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
-def test_an_example_does_not_see_the_others(name):
+def test_an_example_does_not_see_the_others(name, float64):
     case = INDEPENDENT[name]
-    images, labels, _ = tiny_problem()
+    images, labels = double_problem()
     run, number = keyed(case), jnp.arange(4)
     whole = run(case.eps, images, labels, number)
     order = np.array([2, 0, 3, 1])
     moved = run(case.eps, images[order], labels[order], number[order])
-    np.testing.assert_allclose(moved.adversarial, whole.adversarial[order], atol=1e-5)
+    np.testing.assert_allclose(moved.adversarial, whole.adversarial[order], atol=1e-9)
     np.testing.assert_array_equal(moved.success, whole.success[order])
-    np.testing.assert_allclose(moved.loss_history, whole.loss_history[:, order], atol=1e-4)
+    np.testing.assert_allclose(moved.loss_history, whole.loss_history[:, order], atol=1e-7)
     for i in (0, 3):
         alone = run(case.eps, images[i : i + 1], labels[i : i + 1], number[i : i + 1])
-        np.testing.assert_allclose(alone.adversarial[0], whole.adversarial[i], atol=1e-5)
-        np.testing.assert_allclose(alone.loss_history[:, 0], whole.loss_history[:, i], atol=1e-4)
+        np.testing.assert_allclose(alone.adversarial[0], whole.adversarial[i], atol=1e-9)
+        np.testing.assert_allclose(alone.loss_history[:, 0], whole.loss_history[:, i], atol=1e-7)
 
 
 def test_control_the_coupled_ones_do_see_the_others():
-    """What the property above looks like where it does not hold: LGM's released step rule has one loss for the batch."""
+    """The property above, where it does not hold: LGM's released step rule has one loss for the whole batch."""
     case = ALL_ATTACKS["lgm_auto_step release"]
     images, labels, _ = tiny_problem(16)
     run = jax.jit(lambda x, y: attack_all(case.make(case.eps))(tiny_forward, x, y))
@@ -86,18 +98,17 @@ def test_control_the_coupled_ones_do_see_the_others():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_eps_is_a_leaf(name):
+def test_eps_is_a_leaf(name, float64):
     """vmap over eps = loop over eps, and a new eps compiles nothing new."""
     case = ALL_ATTACKS[name]
-    images, labels, _ = tiny_problem()
+    images, labels = double_problem()
     run, number = keyed(case), jnp.arange(4)
     radii = jnp.asarray([0.0, case.eps / 2, case.eps])
     loop = [run(e, images, labels, number) for e in radii]
     assert run._cache_size() == 1
     swept = jax.vmap(run, (0, None, None, None))(radii, images, labels, number)
     stacked = jnp.stack([r.adversarial for r in loop])
-    share = float(jnp.mean(jnp.abs(swept.adversarial - stacked) > 1e-5))
-    assert share <= 0.01
+    np.testing.assert_allclose(swept.adversarial, stacked, atol=1e-9)
     np.testing.assert_array_equal(stacked[0], images)
 
 
