@@ -6,6 +6,7 @@ from dyn_jax import metrics as metrics
 from dyn_jax import networks as networks
 from dyn_jax import objectives as objectives
 from dyn_jax import occupancy as occupancy
+from dyn_jax import sparse3d as sparse3d
 from dyn_jax import types as types
 
 __version__ = "0.1.0"

@@ -39,6 +39,7 @@ class UnitTrace:
       score: [batch, *elements], the number the unit decided by: on where it is >= 0.
       occupancy: [batch, *elements], what the occupancy function made of the score.
       macs: multiply-adds of one element when it is on (a static integer).
+      repeats: [batch, *elements], how many times `macs` an element costs (a voxel's neighbours), or None: once.
       dilated: further work on a dilated mask, or None.
       name: where the unit sits in the network, e.g. ``group2_layer0``.
     """
@@ -47,7 +48,45 @@ class UnitTrace:
     occupancy: jax.Array
     macs: int = flax.struct.field(pytree_node=False)
     dilated: Dilated | None = None
+    repeats: jax.Array | None = None
     name: str = flax.struct.field(pytree_node=False, default="")
+
+
+@flax.struct.dataclass
+class Reach:
+    """How far the points of a cloud may move within one attack step: which voxels are candidates.
+
+    Attributes:
+      step: metres, per axis; at most one voxel.
+      origin: [point, 3], the clean coordinates, for a `rule` other than ``none``.
+      budget: metres, how far a point may get from `origin`.
+      rule: which candidates the budget removes: ``none`` (the paper's N(x)); ``all``: those out of reach on some
+        axis; ``any``: those out of reach on every axis (LGM's release, which hardly prunes).
+    """
+
+    step: jax.typing.ArrayLike
+    origin: jax.Array | None = None
+    budget: jax.typing.ArrayLike | None = None
+    rule: str = flax.struct.field(pytree_node=False, default="none")
+
+
+@flax.struct.dataclass
+class PointCloud:
+    """What a 3D network takes: points with features.
+
+    Attributes:
+      xyz: [point, 3], metres.
+      features: [point, channel], e.g. colours minus 1/2.
+      valid: [point] bool, False for points that only fill the array up.
+      batch: [point] int32, which cloud a point belongs to; None: all to one.
+      reach: for soft occupancies, see `Reach`; None: points stay in their voxels.
+    """
+
+    xyz: jax.Array
+    features: jax.Array
+    valid: jax.Array
+    batch: jax.Array | None = None
+    reach: Reach | None = None
 
 
 @flax.struct.dataclass
@@ -58,11 +97,14 @@ class Trace:
       units: one `UnitTrace` per adaptive unit, in execution order.
       static_macs: multiply-adds per example that run whatever the input.
       exits: [exit, batch, class] logits of every exit of an early-exit network, else None.
+      overflow: scalar bool of a 3D network, else None: True where its numbers cannot be trusted, because voxels or
+        pairs did not fit the static capacity, the cloud spans 2^32 voxels or more, or a coordinate is not finite.
     """
 
     units: tuple[UnitTrace, ...] = ()
     static_macs: int = flax.struct.field(pytree_node=False, default=0)
     exits: jax.Array | None = None
+    overflow: jax.Array | None = None
 
 
 @flax.struct.dataclass

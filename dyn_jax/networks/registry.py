@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from dyn_jax import _validate
-from dyn_jax.networks import dynconv, resnet, sdn_mobilenet, sdn_resnet, sdn_vgg, skipnet
+from dyn_jax.networks import dynconv, minkunet, resnet, sdn_mobilenet, sdn_resnet, sdn_vgg, skipnet
 
 # ``cnn-*`` are the static twins of ``sdn-*``: the same trunk without internal classifiers.
 _SDN_VARIANTS = {"vgg16": sdn_vgg.vgg16, "resnet56": sdn_resnet.resnet56, "mobilenet": sdn_mobilenet.mobilenet}
@@ -37,6 +37,9 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
         for variant, build in _SDN_VARIANTS.items()
         for dataset in ("cifar10", "cifar100", "tinyimagenet", "digits")
     },
+    **{f"minkunet-{form}-scannet": partial(minkunet.scannet, form) for form in ("14a", "18a", "34c")},
+    "minkunet-34-s3dis": minkunet.s3dis,
+    "minkunet-rooms": minkunet.rooms,
     "skipnet-digits": skipnet.digits,
     "dynconv-digits": dynconv.digits,
 }
@@ -73,6 +76,8 @@ def create(name: str, *, normalize: bool | tuple = True, **fields: Any) -> nn.Mo
     if unknown := sorted(set(fields) - known):
         raise TypeError(f"create({name!r}): got {', '.join(unknown)}, expected fields among {', '.join(sorted(known))}")
     if normalize is not True:
+        if "normalization" not in known:
+            raise TypeError(f"create({name!r}): got normalize={normalize!r}, expected none: features come as they are")
         fields["normalization"] = _mean_std(normalize)
     return module.clone(**fields)
 

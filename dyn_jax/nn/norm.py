@@ -12,14 +12,15 @@ class BatchNorm(nn.Module):
 
     In training the batch statistics normalise and the running ones move by ``momentum`` towards them, the variance
     with Bessel's correction as in PyTorch (flax.linen.BatchNorm leaves it out, so released running statistics could
-    not be reproduced). Calling one instance twice moves them twice.
+    not be reproduced). Calling one instance twice moves them twice. With ``where`` (bool, the shape of x without its
+    last axis) only those positions count: the rows in use of a sparse tensor.
     """
 
     momentum: float = 0.1
     stabiliser: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, where: jax.Array | None = None) -> jax.Array:
         features = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
@@ -28,11 +29,15 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         if train:
             axes = tuple(range(x.ndim - 1))
-            mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+            if where is None:
+                mean, var, count = jnp.mean(x, axes), jnp.var(x, axes), x.size // features
+            else:
+                counted = where[..., None]
+                mean, var = jnp.mean(x, axes, where=counted), jnp.var(x, axes, where=counted)
+                count = jnp.sum(where)
             if not self.is_initializing():
-                count = x.size // features
                 running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (var * (count / max(count - 1, 1)) - running_var.value)
+                running_var.value += self.momentum * (var * (count / jnp.maximum(count - 1, 1)) - running_var.value)
         slope = scale * jax.lax.rsqrt(var + self.stabiliser)
         offset = bias - mean * slope
         shape = (1,) * (x.ndim - 1) + (features,)

@@ -4,6 +4,7 @@ FGM is ``jax.grad`` through `hard`, LGM is ``jax.grad`` through `sigmoid` or `st
 ``score -> value`` serves as well (check it with `dyn_jax.testing.check_occupancy`).
 """
 
+from dyn_jax.occupancy import voxel as voxel
 from dyn_jax.occupancy.gate import Hard as Hard
 from dyn_jax.occupancy.gate import Sigmoid as Sigmoid
 from dyn_jax.occupancy.gate import StraightThrough as StraightThrough

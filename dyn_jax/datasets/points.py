@@ -1,0 +1,90 @@
+"""What every point-cloud data set returns: NumPy on the host, no JAX arrays."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+IGNORE = 255
+"""The label of points that neither loss nor metric counts (ScanNet's and MinkowskiEngine's convention)."""
+
+
+class Scene(NamedTuple):
+    """One labelled cloud.
+
+    Attributes:
+      xyz: [n, 3] float32, metres.
+      colours: [n, 3] float32 RGB in [0, 1], or None where the data set has none.
+      labels: [n] int32, classes or `IGNORE`; None where unlabelled.
+      name: e.g. ``scene0000_00``.
+    """
+
+    xyz: np.ndarray
+    colours: np.ndarray | None
+    labels: np.ndarray | None
+    name: str
+
+
+class Objects(NamedTuple):
+    """Labelled objects of equally many points.
+
+    Attributes:
+      xyz: [object, n, 3] float32, inside the unit sphere.
+      labels: [object] int32.
+      name: what they are, as a report should call them.
+    """
+
+    xyz: np.ndarray
+    labels: np.ndarray
+    name: str
+
+
+def into_unit_sphere(xyz: np.ndarray) -> np.ndarray:
+    """``(x - m) / max |x - m|`` with m the mean of the points: the farthest comes at distance 1.
+
+    Args:
+      xyz: [n, 3], at least one point; a cloud of one place stays at the origin.
+    """
+    centred = xyz - xyz.mean(axis=0)
+    radius = np.sqrt(np.max(np.sum(centred**2, axis=1)))
+    return centred / radius if radius > 0 else centred
+
+
+def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
+    """Returns the scene if it keeps what `Scene` promises.
+
+    Args:
+      scene: any.
+      where: what messages begin with, e.g. the file it was read from.
+      classes: labels must lie in [0, classes) or be `IGNORE`; None: in [0, `IGNORE`].
+
+    Raises:
+      ValueError: no points; other shapes or dtypes; numbers that are not finite; colours outside [0, 1]; labels
+        outside their range.
+    """
+    count = len(scene.xyz)
+    wanted = {"xyz": ((count, 3), np.float32), "colours": ((count, 3), np.float32), "labels": ((count,), np.int32)}
+    for field, (shape, dtype) in wanted.items():
+        got = getattr(scene, field)
+        if got is None and field != "xyz":
+            continue
+        if got.shape != shape or got.dtype != dtype:
+            raise ValueError(
+                f"{where}: got {field} {got.dtype} of shape {got.shape}, expected {np.dtype(dtype)} {shape}"
+            )
+        if dtype == np.float32 and not np.isfinite(got).all():
+            raise ValueError(f"{where}: got {int((~np.isfinite(got)).sum())} NaN or infinite {field}, expected none")
+    if count == 0:
+        raise ValueError(f"{where}: got no points, expected at least one")
+    if scene.colours is not None and (scene.colours.min() < 0 or scene.colours.max() > 1):
+        raise ValueError(
+            f"{where}: got colours in [{255 * scene.colours.min():.6g}, {255 * scene.colours.max():.6g}] / 255, "
+            "expected [0, 255] / 255"
+        )
+    if scene.labels is not None:
+        last = IGNORE if classes is None else classes - 1
+        bad = scene.labels[(scene.labels < 0) | (scene.labels > last) & (scene.labels != IGNORE)]
+        if len(bad):
+            raise ValueError(f"{where}: got label {bad[0]}, expected 0 to {last} or {IGNORE}")
+    return scene

@@ -1,0 +1,210 @@
+"""Point clouds as TensorFlow Datasets data sets, prepared and read without TensorFlow.
+
+One builder serves all: an example is a cloud with colours and labels of its own length, and its row. TFDS stores
+examples in hashed order; the row puts them back. For instance, ScanNet and ModelNet40::
+
+    prepare_scenes_tfds({"validation": scannet(directory, "scannetv2_val.txt")}, "scannet")
+    prepare_objects_tfds({split: modelnet40(directory, split) for split in ("train", "test")}, "modelnet40")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dyn_jax.datasets.points import Objects, Scene, check_scene
+from dyn_jax.datasets.tfds_builder import _tfds, _tfds_directory
+
+_VERSION, _FORMAT = "1.0.0", "array_record"
+
+
+def prepare_scenes_tfds(
+    scenes_by_split: Mapping[str, Iterable[Scene]], name: str, data_dir: str | os.PathLike | None = None
+) -> str:
+    """Writes scenes as an array_record data set of TFDS.
+
+    Args:
+      scenes_by_split: for each split its scenes; an iterator, such as `scannet` returns, is read once, scene by scene.
+      name: of the data set: lower-case letters, digits and underscores, a letter first.
+      data_dir: the TFDS folder; ``<data_dir>/<name>/1.0.0`` is written. Default: ``tensorflow_datasets`` in the
+        default data directory.
+
+    Returns:
+      The folder of the prepared data set.
+
+    Raises:
+      FileExistsError: one of that name is there; names the folder.
+      ValueError: a name that TFDS does not take; no split; a split without scenes; a scene that does not keep to its
+        description; or examples were lost on the way.
+      ImportError: tensorflow-datasets or array_record is missing (array_record exists for Linux only).
+    """
+    return _prepare(dict(scenes_by_split), name, data_dir)
+
+
+def scenes_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None = None) -> list[Scene]:
+    """The scenes of a split that `prepare_scenes_tfds` wrote: the same bits in the same order.
+
+    Args:
+      name, data_dir: as for `prepare_scenes_tfds`.
+      split: one of those prepared.
+
+    Returns:
+      A list of `Scene`.
+
+    Raises:
+      FileNotFoundError: nothing is prepared there; names the folder and the function to call.
+      ValueError: another file format; no such split; examples are missing.
+      ImportError: as for `prepare_scenes_tfds`.
+    """
+    return [
+        Scene(
+            xyz=np.asarray(example["xyz"], np.float32),
+            colours=np.asarray(example["colours"], np.float32) if len(example["colours"]) else None,
+            labels=np.asarray(example["labels"], np.int32) if len(example["labels"]) else None,
+            name=_text(example["name"]),
+        )
+        for example in _examples(name, split, data_dir)
+    ]
+
+
+def prepare_objects_tfds(
+    objects_by_split: Mapping[str, Objects], name: str, data_dir: str | os.PathLike | None = None
+) -> str:
+    """Writes objects as an array_record data set of TFDS: each a cloud without colours and with one label.
+
+    Args:
+      objects_by_split: for each split its objects.
+      name, data_dir: as for `prepare_scenes_tfds`.
+
+    Returns, raises: as `prepare_scenes_tfds`.
+    """
+    splits = {}
+    for split, (xyz, labels, title) in objects_by_split.items():
+        if xyz.ndim != 3 or xyz.shape[2] != 3 or labels.shape != xyz.shape[:1]:
+            raise ValueError(
+                f"{split}: got xyz of shape {xyz.shape} and labels of shape {labels.shape}, "
+                "expected (objects, points, 3) and one label each"
+            )
+        splits[split] = [Scene(cloud, None, label, title) for cloud, label in zip(xyz, labels[:, None])]
+    return _prepare(splits, name, data_dir)
+
+
+def objects_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Objects:
+    """The objects of a split that `prepare_objects_tfds` wrote: the same bits in the same order.
+
+    Args:
+      name, split, data_dir, raises: as for `scenes_from_tfds`.
+
+    Returns:
+      `Objects`.
+    """
+    examples = _examples(name, split, data_dir)
+    if any(len(example["labels"]) != 1 or example["xyz"].shape != examples[0]["xyz"].shape for example in examples):
+        raise ValueError(f"{name}: got clouds of different lengths or labels, expected objects; see scenes_from_tfds")
+    return Objects(
+        np.stack([np.asarray(example["xyz"], np.float32) for example in examples]),
+        np.array([example["labels"][0] for example in examples], np.int32),
+        _text(examples[0]["name"]),
+    )
+
+
+def _prepare(splits: dict[str, Iterable[Scene]], name: str, data_dir: str | os.PathLike | None) -> str:
+    for text in (name, *splits):
+        if not isinstance(text, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", text) or text == "all":
+            raise ValueError(f"name: got {text!r}, expected lower-case letters, digits and underscores, a letter first")
+    if not splits:
+        raise ValueError("splits: got none, expected at least one")
+    data_dir = _tfds_directory(data_dir)
+    folder = os.path.join(data_dir, name, _VERSION)
+    if os.path.exists(folder):
+        raise FileExistsError(f"{os.path.abspath(folder)}: exists; delete the folder, or take another name")
+    builder = _builder(splits, name, data_dir)
+    builder.download_and_prepare()
+    for split, count in builder.counts.items():
+        stored = len(builder.as_data_source(split))
+        if stored != count:
+            raise ValueError(f"{folder}: got {stored} {split} examples, expected {count}; delete the folder")
+    return folder
+
+
+def _builder(splits: dict[str, Iterable[Scene]], data_set: str, data_dir: str) -> Any:
+    """A builder of the given name, whose `counts` say how many examples each split gave."""
+    tfds = _tfds()
+    with tfds.core.registered.skip_registration():
+
+        class PointClouds(tfds.core.GeneratorBasedBuilder):
+            """Point clouds from memory or from an iterator."""
+
+            name = data_set
+            VERSION = tfds.core.Version(_VERSION)
+            counts: dict[str, int] = {}  # noqa: RUF012 (one class a builder)
+
+            def _info(self) -> Any:
+                features = {
+                    "row": tfds.features.Scalar(np.int64),
+                    "name": tfds.features.Text(),
+                    "xyz": tfds.features.Tensor(shape=(None, 3), dtype=np.float32),
+                    "colours": tfds.features.Tensor(shape=(None, 3), dtype=np.float32),
+                    "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    description="Point clouds: xyz, RGB in [0, 1], classes (255: ignored); empty where there is none.",
+                    features=tfds.features.FeaturesDict(features),
+                )
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+                return {split: self._generate_examples(split) for split in splits}
+
+            def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+                self.counts[split] = 0
+                for row, scene in enumerate(splits[split]):
+                    self.counts[split] += 1
+                    yield row, _example(scene, row, split)
+                if not self.counts[split]:
+                    raise ValueError(f"{split}: got nothing, expected at least one point cloud")
+
+    return PointClouds(data_dir=data_dir, file_format=_FORMAT)
+
+
+def _example(scene: Scene, row: int, split: str) -> dict[str, Any]:
+    where = f"{split} {row} ({scene.name})"
+    if scene.labels is not None and scene.labels.shape == (1,):  # an object
+        check_scene(scene._replace(labels=None), where)
+        check_scene(Scene(scene.xyz[:1], None, scene.labels, scene.name), where)
+    else:
+        check_scene(scene, where)
+    colours = np.zeros((0, 3), np.float32) if scene.colours is None else scene.colours
+    labels = np.zeros(0, np.int32) if scene.labels is None else scene.labels
+    return {"row": row, "name": scene.name, "xyz": scene.xyz, "colours": colours, "labels": labels}
+
+
+def _examples(name: str, split: str, data_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
+    """The examples of a split in their original order."""
+    folder = os.path.join(_tfds_directory(data_dir), name, _VERSION)
+    record = os.path.join(folder, "dataset_info.json")
+    if not os.path.isfile(record):
+        raise FileNotFoundError(
+            f"{name}: no prepared data set in {os.path.abspath(folder)}; write it with "
+            "dyn_jax.datasets.prepare_scenes_tfds or prepare_objects_tfds"
+        )
+    with open(record, encoding="utf-8") as file:
+        form = json.load(file).get("fileFormat", "tfrecord")
+    if form != _FORMAT:
+        raise ValueError(f"{folder}: got file format {form}, expected {_FORMAT}")
+    builder = _tfds().builder_from_directory(folder)
+    if split not in builder.info.splits:
+        raise ValueError(f"split: got {split!r}, expected one of {', '.join(sorted(builder.info.splits))}")
+    examples = sorted(builder.as_data_source(split), key=lambda example: int(example["row"]))
+    if [int(example["row"]) for example in examples] != list(range(builder.info.splits[split].num_examples)):
+        raise ValueError(f"{folder}: got {len(examples)} {split} examples with gaps, expected all; prepare it again")
+    return examples
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,178 @@
+"""MinkUNet (Choy et al. 2019): a U-Net of sparse 3D convolutions, on voxels or on points end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate
+from dyn_jax.nn.norm import BatchNorm
+from dyn_jax.occupancy import voxel
+from dyn_jax.sparse3d.entry import enter
+from dyn_jax.sparse3d.layers import Convolution
+from dyn_jax.sparse3d.passage import PROTOCOLS, Passage, coarser_values, pyramid
+from dyn_jax.sparse3d.tensor import SparseTensor
+from dyn_jax.types import Output, PointCloud, Trace
+
+ENCODER = ("conv1p1s2", "conv2p2s2", "conv3p4s2", "conv4p8s2")
+DECODER = ("convtr4p16s2", "convtr5p8s2", "convtr6p4s2", "convtr7p2s2")
+
+
+class Block(nn.Module):
+    """``relu(norm(conv(relu(norm(conv(x))))) + shortcut(x))``, both convolutions 3x3x3 on one level."""
+
+    features: int
+    momentum: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, passage: Passage, level: int, train: bool) -> jax.Array:
+        def layer(x: jax.Array, size: int | None, conv: str, norm: str) -> jax.Array:
+            pairs = None if size is None else passage.pairs(level, level, size)
+            passage.bill(level, level, size, x.shape[-1] * self.features)
+            y = Convolution(self.features, name=conv)(x if size is None else passage.read(x, level), pairs)
+            y = BatchNorm(self.momentum, name=norm)(passage.convolved(y, level), train, passage.exists[level])
+            return passage.normed(y, level)
+
+        shortcut = x
+        if x.shape[-1] != self.features:
+            shortcut = layer(x, None, "downsample_0", "downsample_1")
+        y = nn.relu(layer(x, 3, "conv1", "norm1"))
+        return nn.relu(layer(y, 3, "conv2", "norm2") + shortcut)
+
+
+class MinkUNet(nn.Module):
+    """MinkUNet with four strided convolutions down, four transposed ones up, and residual blocks at every stage.
+
+    Attributes:
+      planes: channels of the eight stages.
+      layers: residual blocks of the eight stages.
+      in_features: channels of a voxel.
+      num_classes: classes.
+      stem_features, stem_size: of the first convolution.
+      voxel_size: metres, for point clouds.
+      coordinate_features: append each voxel's coordinates, x and y centred, to the features of a point cloud (S3DIS).
+
+    Source: Choy et al. 2019; layer plan and names as in MinkowskiEngine's examples.
+    """
+
+    planes: tuple[int, ...] = (32, 64, 128, 256, 256, 128, 96, 96)
+    layers: tuple[int, ...] = (2, 3, 4, 6, 2, 2, 2, 2)
+    in_features: int = 3
+    num_classes: int = 20
+    stem_features: int = 32
+    stem_size: int = 5
+    voxel_size: float = 0.02
+    coordinate_features: bool = False
+
+    def example_input(self) -> SparseTensor:
+        """The smallest input, for the shapes of the variables."""
+        row = jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, self.in_features))
+        return SparseTensor(*row, jnp.ones(1, bool), jnp.zeros((), bool))
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: SparseTensor | PointCloud,
+        *,
+        occupancy: Any = None,
+        capacity: Any = None,
+        protocol: str = "paper",
+        train: bool = False,
+    ) -> Output:
+        """Scores per voxel row or per point.
+
+        Args:
+          inputs: a `SparseTensor` of stride 1, or a `PointCloud`.
+          occupancy: for point clouds: None or ``hard()`` is the original network; a relation of
+            `dyn_jax.occupancy.voxel`, ``lgm(...)`` or ``fgm(...)`` are its differentiable forms.
+          capacity: a `sparse3d.Capacity`; None: computed where the coordinates are concrete, else every level as large
+            as the finest (safe and slow).
+          protocol: ``paper`` or ``release``, see `Passage` and the README's table.
+          train: batch statistics in the norms.
+
+        Returns:
+          `Output`: logits [row or point, class]; the trace has one unit per kernel map.
+
+        Raises:
+          TypeError: neither a sparse tensor nor a point cloud; an occupancy that is no relation.
+          ValueError: wrong widths or shapes; unknown protocol; capacity for another number of levels, or (outside
+            jit) too small.
+        """
+        _validate.choice("protocol", protocol, PROTOCOLS)
+        entry = enter(
+            inputs,
+            voxel.resolve(occupancy),
+            capacity,
+            protocol=protocol,
+            levels=len(ENCODER) + 1,
+            in_features=self.in_features,
+            voxel_size=self.voxel_size,
+            coordinate_features=self.coordinate_features,
+        )
+        levels = pyramid(entry.sites, (2,) * len(ENCODER), entry.capacities)
+        exists, occupied = coarser_values(levels, entry.exists, entry.occupancy)
+        passage = Passage(levels, exists, occupied, protocol)
+        scores = self._network(entry.features, passage, train)
+        logits, overflow = entry.leave(scores, passage.overflow)
+        return Output(logits, Trace(passage.units(), 0, overflow=overflow))
+
+    def _network(self, x: jax.Array, passage: Passage, train: bool) -> jax.Array:
+        def layer(x: jax.Array, source: int, target: int, size: int, features: int, conv: str, norm: str) -> jax.Array:
+            passage.bill(source, target, size, x.shape[-1] * features)
+            pairs = passage.pairs(source, target, size)
+            y = passage.convolved(Convolution(features, name=conv)(passage.read(x, source), pairs), target)
+            y = BatchNorm(name=norm)(y, train, passage.exists[target])
+            return nn.relu(passage.normed(y, target))
+
+        def stage(x: jax.Array, level: int, number: int) -> jax.Array:
+            for index in range(self.layers[number]):
+                x = Block(self.planes[number], name=f"block{number + 1}_{index}")(x, passage, level, train)
+            return x
+
+        x = layer(x, 0, 0, self.stem_size, self.stem_features, "conv0p1s1", "bn0")
+        skips = [x]
+        for number, name in enumerate(ENCODER):
+            x = layer(x, number, number + 1, 2, x.shape[-1], name, f"bn{number + 1}")
+            x = stage(x, number + 1, number)
+            skips.append(x)
+        skips.pop()
+        for number, name in enumerate(DECODER, start=4):
+            level = 7 - number
+            x = layer(x, level + 1, level, 2, self.planes[number], name, "bntr" + name[6])
+            x = stage(jnp.concatenate([x, skips.pop()], axis=1), level, number)
+        passage.bill(0, 0, None, x.shape[-1] * self.num_classes)
+        # the last convolution is not multiplied: eq. 39 would divide by the same occupancy again
+        return Convolution(self.num_classes, use_bias=True, name="final")(x)
+
+
+_PLANES = {"a": (32, 64, 128, 256, 128, 128, 96, 96), "c": (32, 64, 128, 256, 256, 128, 96, 96)}
+_LAYERS = {14: (1,) * 8, 18: (2,) * 8, 34: (2, 3, 4, 6, 2, 2, 2, 2), 50: (2, 3, 4, 6, 2, 2, 2, 2)}
+
+
+def scannet(form: str, **fields: Any) -> MinkUNet:
+    """MinkUNet ``14a``, ``18a`` or ``34c`` for ScanNet: 20 classes, colours minus 1/2, voxels of 2 cm."""
+    _validate.choice("form", form, ("14a", "18a", "34c"))
+    return MinkUNet(**{"planes": _PLANES[form[2]], "layers": _LAYERS[int(form[:2])], **fields})
+
+
+def s3dis(**fields: Any) -> MinkUNet:
+    """Res16UNet34 for S3DIS: 13 classes, colours and centred voxel coordinates, voxels of 5 cm."""
+    planes = (32, 64, 128, 256, 256, 256, 256, 256)
+    given = {"planes": planes, "in_features": 6, "num_classes": 13, "voxel_size": 0.05, "coordinate_features": True}
+    return MinkUNet(**{**given, **fields})
+
+
+def rooms(**fields: Any) -> MinkUNet:
+    """A small MinkUNet for the embedded rooms: `dyn_jax.datasets.rooms`."""
+    given = {
+        "planes": (24, 32, 48, 64, 48, 32, 24, 24),
+        "layers": (1,) * 8,
+        "num_classes": 10,
+        "stem_features": 16,
+        "stem_size": 3,
+        "voxel_size": 0.1,
+    }
+    return MinkUNet(**{**given, **fields})

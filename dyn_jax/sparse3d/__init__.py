@@ -1,0 +1,23 @@
+"""Sparse 3D tensors under jit: voxelisation, kernel maps, convolution, pooling, and points end to end.
+
+Sizes are static and counted on the host (`capacity_for`, `allocate`); which rows are in use is data, and what did not
+fit is flagged. Coordinates are (batch, x, y, z) and never divided by the stride.
+"""
+
+from dyn_jax.sparse3d.allocate import Capacity as Capacity
+from dyn_jax.sparse3d.allocate import allocate as allocate
+from dyn_jax.sparse3d.allocate import bucket as bucket
+from dyn_jax.sparse3d.allocate import capacity_for as capacity_for
+from dyn_jax.sparse3d.allocate import point_cloud as point_cloud
+from dyn_jax.sparse3d.convolution import convolve as convolve
+from dyn_jax.sparse3d.kernel import offsets as offsets
+from dyn_jax.sparse3d.maps import KernelMap as KernelMap
+from dyn_jax.sparse3d.maps import kernel_map as kernel_map
+from dyn_jax.sparse3d.sites import Sites as Sites
+from dyn_jax.sparse3d.sites import coarsen as coarsen
+from dyn_jax.sparse3d.sites import sites_of as sites_of
+from dyn_jax.sparse3d.tensor import SparseTensor as SparseTensor
+from dyn_jax.sparse3d.tensor import from_numpy as from_numpy
+from dyn_jax.sparse3d.tensor import to_numpy as to_numpy
+from dyn_jax.sparse3d.voxelize import Voxels as Voxels
+from dyn_jax.sparse3d.voxelize import near_voxels as near_voxels

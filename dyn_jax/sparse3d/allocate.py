@@ -1,0 +1,205 @@
+"""Static capacities, counted on the host: how many rows every level of a network needs, in buckets.
+
+A capacity is part of what is compiled. `bucket` rounds counts up so that similar scenes share one; `allocate` gives a
+list of scenes at most a handful of shapes between them. What does not fit is flagged, never cut in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import _validate
+from dyn_jax.sparse3d.tensor import SparseTensor
+from dyn_jax.sparse3d.voxelize import MOVES
+from dyn_jax.types import PointCloud, Reach
+
+STEPS = 4
+"""Buckets per doubling."""
+SMALLEST = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """Static sizes of one forward pass.
+
+    Attributes:
+      levels: voxels of every level, from the finest.
+      pairs: (point, voxel) pairs of a soft occupancy that extends to near voxels, else None.
+    """
+
+    levels: tuple[int, ...]
+    pairs: int | None = None
+
+
+def bucket(count: int) -> int:
+    """The smallest of 32, 40, 48, 56, 64, 80, 96, ... (four sizes per doubling) that holds `count`."""
+    count = _validate.positive_int("count", count, 0)
+    size = SMALLEST
+    while size < count:
+        size *= 2
+    step = max(size // 2 // STEPS, 1)
+    return max(SMALLEST, -(-count // step) * step)
+
+
+def level_counts(coordinates: np.ndarray, levels: int, factor: int = 2) -> list[int]:
+    """Distinct sites of every level of a pyramid over coordinates [n, 4] (batch first)."""
+    sites = np.unique(np.asarray(coordinates, np.int64), axis=0)
+    counts, stride = [len(sites)], 1
+    for _ in range(levels - 1):
+        stride *= factor
+        sites = np.unique(np.concatenate([sites[:, :1], sites[:, 1:] // stride * stride], axis=1), axis=0)
+        counts.append(len(sites))
+    return counts
+
+
+def near_coordinates(cloud: PointCloud, voxel_size: float) -> np.ndarray:
+    """[pair, 4], the voxels that the valid points of a concrete cloud are in or can reach, with repetitions."""
+    valid = np.asarray(cloud.valid)
+    xyz = np.asarray(cloud.xyz, np.float32)[valid]
+    batch = np.zeros(len(xyz), int) if cloud.batch is None else np.asarray(cloud.batch)[valid]
+    size = np.float32(voxel_size)
+    own = np.floor(xyz / size)
+    coordinates = np.concatenate([batch[:, None], own], axis=1).astype(np.int64)
+    if cloud.reach is None:
+        return coordinates
+    step = np.float32(cloud.reach.step)
+    corner = np.stack([own, np.floor((xyz - step) / size), np.floor((xyz + step) / size)], axis=2)
+    moves = corner != own[:, :, None]
+    moves[:, :, 0] = True
+    near = [coordinates]
+    column = {0: 0, -1: 1, 1: 2}
+    for move in MOVES[1:]:
+        can = np.logical_and.reduce([moves[:, axis, column[int(m)]] for axis, m in enumerate(move)])
+        near.append(coordinates[can] + np.array([0, *move]))
+    return np.concatenate(near)
+
+
+def capacity_for(
+    inputs: SparseTensor | PointCloud,
+    voxel_size: float | None,
+    levels: int,
+    *,
+    extends: bool = True,
+    slack: float = 1.0,
+) -> Capacity | None:
+    """The capacity of one input: counted where it is concrete, else a bound that needs no counting.
+
+    The bound is the capacity itself for a sparse tensor (None), the points for a cloud without reach, and four times
+    the points (LGM's M' < 4 M) with one, on every level.
+
+    Args:
+      inputs: a sparse tensor or a point cloud.
+      voxel_size: metres, for a cloud.
+      levels: of the network.
+      extends: count the voxels within ``reach`` as well, for a soft occupancy in the network.
+      slack: counts are multiplied by it: room for the points to move during an attack.
+
+    Raises:
+      TypeError, ValueError: slack below 1, levels below 1.
+    """
+    _validate.positive_int("levels", levels)
+    slack = _validate.number("slack", slack, minimum=1.0)
+    if isinstance(inputs, SparseTensor):
+        if not _validate.is_concrete(inputs.coordinates, inputs.valid):
+            return None
+        coordinates = np.asarray(inputs.coordinates)[np.asarray(inputs.valid)]
+        return Capacity(tuple(bucket(int(n * slack)) for n in level_counts(coordinates, levels)))
+    reaching = extends and inputs.reach is not None
+    count = inputs.xyz.shape[0]
+    if not _validate.is_concrete(inputs.xyz, inputs.valid, inputs.reach):
+        return Capacity((4 * count if reaching else count,) * levels, 4 * count if reaching else None)
+    near = near_coordinates(inputs if reaching else inputs.replace(reach=None), voxel_size)
+    sizes = tuple(bucket(int(n * slack)) for n in level_counts(near, levels))
+    return Capacity(sizes, bucket(int(len(near) * slack)) if reaching else None)
+
+
+def point_cloud(
+    xyz: np.ndarray, features: np.ndarray, *, points: int | None = None, reach: Reach | None = None
+) -> PointCloud:
+    """A `PointCloud` of host arrays, filled up to `points` rows (copies of the first, not valid).
+
+    Args:
+      xyz: [n, 3], metres.
+      features: [n, channel].
+      points: rows, at least n; default n.
+      reach: see `Reach`.
+
+    Raises:
+      ValueError: no points, shapes that do not fit, NaN or infinite values, `points` below n.
+    """
+    xyz, features = np.asarray(xyz, np.float32), np.asarray(features, np.float32)
+    if xyz.ndim != 2 or xyz.shape[1] != 3 or not len(xyz):
+        raise ValueError(f"xyz: got shape {xyz.shape}, expected [points, 3] with at least one point")
+    if features.ndim != 2 or len(features) != len(xyz):
+        raise ValueError(f"features: got shape {features.shape}, expected [{len(xyz)}, channels]")
+    for name, values in (("xyz", xyz), ("features", features)):
+        bad = int((~np.isfinite(values)).any(axis=1).sum())
+        if bad:
+            raise ValueError(f"{name}: got {bad} points with NaN or infinite values, expected finite ones")
+    points = len(xyz) if points is None else _validate.positive_int("points", points)
+    if points < len(xyz):
+        raise ValueError(f"points: got {points}, expected at least {len(xyz)}")
+    rows = np.where(np.arange(points) < len(xyz), np.arange(points), 0)
+    return PointCloud(jnp.asarray(xyz[rows]), jnp.asarray(features[rows]), jnp.arange(points) < len(xyz), reach=reach)
+
+
+def allocate(
+    clouds: Sequence[PointCloud],
+    voxel_size: float,
+    levels: int,
+    *,
+    shapes: int = 3,
+    extends: bool = True,
+    slack: float = 1.2,
+) -> list[tuple[PointCloud, Capacity]]:
+    """Clouds of different sizes, filled up so that they share at most `shapes` compiled forms.
+
+    The clouds are ordered by size and cut into groups whose sizes are closest; every group gets the largest counts
+    among its members.
+
+    Args:
+      clouds: concrete.
+      voxel_size: metres.
+      levels: of the network.
+      shapes: distinct (points, capacity) at most.
+      extends, slack: as in `capacity_for`.
+
+    Returns:
+      For every cloud, in order: itself with more invalid points, and its capacity.
+    """
+    _validate.positive_int("shapes", shapes)
+    needs = [capacity_for(cloud, voxel_size, levels, extends=extends, slack=slack) for cloud in clouds]
+    sizes = np.array([cloud.xyz.shape[0] for cloud in clouds])
+    order = np.argsort(sizes, kind="stable")
+    gaps = np.diff(np.log(sizes[order]))
+    cuts = np.sort(np.argsort(-gaps, kind="stable")[: min(shapes, len(clouds)) - 1] + 1) if len(clouds) > 1 else []
+    result: list = [None] * len(clouds)
+    for group in np.split(order, cuts):
+        points = bucket(int(sizes[group].max()))
+        pairs = [needs[i].pairs for i in group]
+        shared = Capacity(
+            tuple(max(column) for column in zip(*(needs[i].levels for i in group))),
+            None if pairs[0] is None else max(pairs),
+        )
+        for i in group:
+            result[i] = (_fill(clouds[i], points), shared)
+    return result
+
+
+def _fill(cloud: PointCloud, points: int) -> PointCloud:
+    count = cloud.xyz.shape[0]
+    rows = np.where(np.arange(points) < count, np.arange(points), 0)
+    reach = cloud.reach
+    if reach is not None and reach.origin is not None:
+        reach = reach.replace(origin=reach.origin[rows])
+    return cloud.replace(
+        xyz=cloud.xyz[rows],
+        features=cloud.features[rows],
+        valid=cloud.valid[rows] & (np.arange(points) < count),
+        batch=None if cloud.batch is None else cloud.batch[rows],
+        reach=reach,
+    )

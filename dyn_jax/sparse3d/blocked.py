@@ -1,0 +1,96 @@
+"""The two loops under every sparse convolution: rows times kernel slices, and the kernel's gradient.
+
+Both run over the blocks of a `KernelMap`. Inside a block no two rows are equal, so no two writes meet and the result
+is the same bits every time. `jax.vmap` of the first loop puts the examples behind one another in one longer loop
+(the default rule would run every example for the longest one's blocks and copy the sums each time).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+_UNIQUE = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
+
+
+@functools.lru_cache(maxsize=1024)
+def gather_multiply_add(size_out: int) -> Callable:
+    """``(x, kernel, rows_in, rows_out, slices, blocks) -> y``, y [size_out, out].
+
+    x [size_in, in], kernel [slices, in, out], rows [block number, block]; slices [block number, 1 or 2]: the kernel
+    slice from rows_in to rows_out and, if there is a second, the one from rows_out to rows_in.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def loop(
+        x: jax.Array, kernel: jax.Array, rows_in: jax.Array, rows_out: jax.Array, slices: jax.Array, blocks: jax.Array
+    ) -> jax.Array:
+        def body(i: jax.Array, y: jax.Array) -> jax.Array:
+            a, b = rows_in[i], rows_out[i]
+            y = y.at[b].add(x.at[a].get(mode="clip") @ kernel[slices[i, 0]], **_UNIQUE)
+            if slices.shape[1] == 2:
+                y = y.at[a].add(x.at[b].get(mode="clip") @ kernel[slices[i, 1]], **_UNIQUE)
+            return y
+
+        return jax.lax.fori_loop(0, blocks, body, jnp.zeros((size_out, kernel.shape[2]), x.dtype))
+
+    @loop.def_vmap
+    def batched(size: int, is_batched: list[bool], *arguments: jax.Array) -> tuple[jax.Array, bool]:
+        x, kernel, rows_in, rows_out, slices, blocks = arguments
+        if not is_batched[1]:
+            number_of_slices = 0
+        else:
+            number_of_slices = kernel.shape[1]
+            kernel = kernel.reshape(-1, *kernel.shape[2:])
+        x, rows_in, rows_out, slices, blocks = (
+            value if flag else jnp.broadcast_to(value, (size, *value.shape))
+            for value, flag in zip((x, *arguments[2:]), (is_batched[0], *is_batched[2:]))
+        )
+        example = jnp.arange(size, dtype=jnp.int32)[:, None, None]
+        slices = slices + example * number_of_slices
+        used = jnp.arange(rows_in.shape[1]) < blocks[:, None]
+        first_used = jnp.argsort(~used.reshape(-1), stable=True)
+        flat = [
+            _shift(rows_in, x.shape[1]), _shift(rows_out, size_out), slices.reshape(-1, slices.shape[-1])
+        ]  # fmt: skip
+        y = gather_multiply_add(size * size_out)(
+            x.reshape(-1, x.shape[2]), kernel, *(value[first_used] for value in flat), jnp.sum(blocks)
+        )
+        return y.reshape(size, size_out, -1), True
+
+    return loop
+
+
+def _shift(rows: jax.Array, size: int) -> jax.Array:
+    """Rows [example, block number, block] of levels of `size` rows -> of the levels behind one another."""
+    examples = rows.shape[0]
+    number = jnp.arange(examples, dtype=jnp.int32)[:, None, None]
+    spare = examples * size + jnp.arange(rows[0].size, dtype=jnp.int32).reshape(1, *rows.shape[1:])
+    return jnp.where(rows < size, rows + number * size, spare).reshape(-1, rows.shape[2])
+
+
+def kernel_gradient(
+    x: jax.Array,
+    y: jax.Array,
+    rows_in: jax.Array,
+    rows_out: jax.Array,
+    slices: jax.Array,
+    blocks: jax.Array,
+    volume: int,
+) -> jax.Array:
+    """[volume, in, out]: for every slice, the sum of ``x[row_in]^T y[row_out]`` over its pairs."""
+
+    def rows(values: jax.Array, index: jax.Array) -> jax.Array:
+        return values.at[index].get(mode="fill", fill_value=0)
+
+    def body(i: jax.Array, total: jax.Array) -> jax.Array:
+        a, b = rows_in[i], rows_out[i]
+        total = total.at[slices[i, 0]].add(rows(x, a).T @ rows(y, b))
+        if slices.shape[1] == 2:
+            total = total.at[slices[i, 1]].add(rows(x, b).T @ rows(y, a))
+        return total
+
+    return jax.lax.fori_loop(0, blocks, body, jnp.zeros((volume, x.shape[1], y.shape[1]), x.dtype))

@@ -1,0 +1,70 @@
+"""Sparse convolution over a kernel map, forward and backward on the compacted pairs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax.sparse3d.blocked import gather_multiply_add, kernel_gradient
+from dyn_jax.sparse3d.maps import KernelMap
+
+
+def _slices(pairs: KernelMap) -> jax.Array:
+    """[block number, 1 or 2], see `gather_multiply_add`."""
+    if pairs.mirrored:
+        return jnp.stack([pairs.offset, pairs.volume - 1 - pairs.offset], axis=1)
+    return pairs.offset[:, None]
+
+
+@jax.custom_vjp
+def convolve(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> jax.Array:
+    """``out[j] = sum_k in[i] @ kernel[k]`` over the pairs (i, j) of every slice k.
+
+    A cross-correlation: the kernel is not flipped. For a transposed convolution, hand in ``pairs.swap()`` of the
+    matching strided one. Differentiable in features and kernel (reverse mode); each gradient is a loop over the same
+    pairs, and the one that is not asked for is not computed under jit.
+
+    Args:
+      features: [size_in, in].
+      kernel: [volume, in, out].
+      pairs: a `kernel_map`.
+
+    Returns:
+      [size_out, out]; rows behind the last valid one hold no information.
+
+    Source: LGM paper eq. 24; MinkowskiEngine.
+    """
+    _check(features, kernel, pairs)
+    loop = gather_multiply_add(pairs.size_out)
+    out = loop(features, kernel, pairs.rows_in, pairs.rows_out, _slices(pairs), pairs.blocks)
+    return out if pairs.centre is None else out + features @ kernel[pairs.centre]
+
+
+def _forward(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> tuple[jax.Array, tuple]:
+    return convolve(features, kernel, pairs), (features, kernel, pairs)
+
+
+def _backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    features, kernel, pairs = saved
+    rows = (pairs.rows_in, pairs.rows_out, _slices(pairs), pairs.blocks)
+    # pairs run from out to in now; a mirrored map's second slice swaps along with its rows
+    loop = gather_multiply_add(pairs.size_in)
+    to_features = loop(cotangent, kernel.transpose(0, 2, 1), rows[1], rows[0], rows[2], rows[3])
+    to_kernel = kernel_gradient(features, cotangent, *rows, pairs.volume)
+    if pairs.centre is not None:
+        to_features = to_features + cotangent @ kernel[pairs.centre].T
+        to_kernel = to_kernel.at[pairs.centre].add(features.T @ cotangent)
+    return to_features, to_kernel, None
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _check(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> None:
+    if features.ndim != 2 or features.shape[0] != pairs.size_in:
+        raise ValueError(f"features: got shape {features.shape}, expected [{pairs.size_in}, channels]")
+    if kernel.shape[:2] != (pairs.volume, features.shape[1]):
+        raise ValueError(
+            f"kernel: got shape {kernel.shape}, expected [{pairs.volume}, {features.shape[1]}, out] "
+            "(slices, channels in, channels out)"
+        )

@@ -1,0 +1,136 @@
+"""What the layers of a sparse network share in one forward pass: levels, kernel maps, occupancies, and the bill."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax.occupancy import voxel
+from dyn_jax.segments import segments
+from dyn_jax.sparse3d.kernel import Size, triple
+from dyn_jax.sparse3d.maps import KernelMap, kernel_map
+from dyn_jax.sparse3d.sites import Sites, coarsen, floor_to
+from dyn_jax.types import UnitTrace
+
+PROTOCOLS = ("paper", "release")
+
+
+def pyramid(sites: Sites, factors: Sequence[Size], capacities: Sequence[int] | None = None) -> tuple[Sites, ...]:
+    """Levels of a network, from the finest: each the `coarsen` of the one before.
+
+    Args:
+      sites: the finest level.
+      factors: one for every further level.
+      capacities: rows of every level, the finest included; default as many as the finest has.
+
+    Raises:
+      ValueError: not one capacity for every level.
+    """
+    if capacities is not None and len(capacities) != len(factors) + 1:
+        raise ValueError(f"capacity: got {len(capacities)} levels {tuple(capacities)}, expected {len(factors) + 1}")
+    levels = [sites]
+    for number, factor in enumerate(factors, start=1):
+        levels.append(coarsen(levels[-1], factor, None if capacities is None else capacities[number]))
+    return tuple(levels)
+
+
+@dataclasses.dataclass
+class Passage:
+    """Made afresh in every forward pass; kernel maps are built when a layer first asks for them.
+
+    Attributes:
+      levels: from `pyramid`.
+      exists: per level, [voxel] bool: holds a point. (Other voxels are only near one.)
+      occupancy: per level, [voxel], or None: the original network on the voxels that exist.
+      protocol: what a soft occupancy multiplies. ``paper``: every convolution's output, and convolutions read
+        existing voxels only (eq. 27). ``release``: every convolution's and every norm's output, and convolutions read
+        all voxels.
+    """
+
+    levels: tuple[Sites, ...]
+    exists: tuple[jax.Array, ...]
+    occupancy: tuple[jax.Array, ...] | None = None
+    protocol: str = "paper"
+    _maps: dict[tuple, KernelMap] = dataclasses.field(default_factory=dict)
+    _macs: dict[tuple, int] = dataclasses.field(default_factory=dict)
+
+    def pairs(self, source: int, target: int, kernel_size: Size) -> KernelMap:
+        """The kernel map between two levels (transposed where the target is the finer one)."""
+        key = (source, target, triple("kernel_size", kernel_size))
+        if key not in self._maps:
+            if target < source:
+                self._maps[key] = self.pairs(target, source, kernel_size).swap()
+            else:
+                self._maps[key] = kernel_map(self.levels[source], self.levels[target], kernel_size)
+        return self._maps[key]
+
+    def read(self, x: jax.Array, level: int) -> jax.Array:
+        """What a convolution with neighbours reads of `x` [voxel, channel]."""
+        if self.occupancy is None or self.protocol == "release":
+            return x
+        return x * self.exists[level][:, None].astype(x.dtype)
+
+    def convolved(self, y: jax.Array, level: int) -> jax.Array:
+        """A convolution's output, times the occupancy (eq. 27)."""
+        return y if self.occupancy is None else y * self.occupancy[level][:, None]
+
+    def normed(self, y: jax.Array, level: int) -> jax.Array:
+        """A norm's output; ``release``: times the occupancy once more."""
+        return self.convolved(y, level) if self.protocol == "release" else y
+
+    def bill(self, source: int, target: int, kernel_size: Size | None, macs: int) -> None:
+        """Writes `macs` multiply-adds per pair on the account of a kernel map; None: one pair per voxel."""
+        key = (source, target, None if kernel_size is None else triple("kernel_size", kernel_size))
+        self._macs[key] = self._macs.get(key, 0) + macs
+
+    def units(self) -> tuple[UnitTrace, ...]:
+        """One unit per kernel map: an element is an output voxel, which costs `macs` for every neighbour.
+
+        Arrays are [1, voxel]; the score is the occupancy minus 1/2.
+        """
+        return tuple(self._unit(key, macs) for key, macs in self._macs.items())
+
+    def _unit(self, key: tuple, macs: int) -> UnitTrace:
+        source, target, size = key
+        dtype = jnp.float32 if self.occupancy is None else self.occupancy[target].dtype
+        value = self.exists[target].astype(dtype) if self.occupancy is None else self.occupancy[target]
+        value = jnp.where(self.levels[target].valid, value, 0)
+        if size is None:
+            repeats = self.levels[target].valid.astype(dtype)
+        elif target < source:  # kernel equal to the stride: a fine voxel has one parent
+            repeats = _received(self._maps[(source, target, size)]).astype(dtype)
+        else:
+            repeats = self._maps[key].neighbours.astype(dtype)
+        name = f"level{target}" + ("" if source == target else f"_from{source}")
+        name += "_pointwise" if size is None else "_k" + "x".join(map(str, size))
+        return UnitTrace(value[None] - 0.5, value[None], macs, repeats=repeats[None], name=name)
+
+    @cached_property
+    def overflow(self) -> jax.Array:
+        """Scalar bool, some level did not fit."""
+        return jnp.any(jnp.stack([level.overflow for level in self.levels]))
+
+
+def _received(pairs: KernelMap) -> jax.Array:
+    """[size_out], pairs of every output row of a map without mirror or centre."""
+    used = jnp.arange(pairs.rows_out.shape[0])[:, None] < pairs.blocks
+    rows = jnp.where(used, pairs.rows_out, pairs.size_out)
+    return jnp.zeros(pairs.size_out, jnp.int32).at[rows.reshape(-1)].add(1, mode="drop")
+
+
+def coarser_values(
+    levels: Sequence[Sites], exists: jax.Array, occupancy: jax.Array | None
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...] | None]:
+    """(exists, occupancy) of every level from those of the finest: a parent exists where a child does (eq. 31)."""
+    all_exist, all_occupied = [exists], [occupancy]
+    for fine, coarse in zip(levels, levels[1:]):
+        parent, _ = coarse.find(floor_to(fine.coordinates, coarse.stride), fine.valid)
+        there = jnp.where(all_exist[-1], parent, coarse.capacity)
+        all_exist.append(jnp.zeros(coarse.capacity, bool).at[there].set(True, mode="drop"))
+        if occupancy is not None:
+            all_occupied.append(voxel.coarser(all_occupied[-1], segments(parent, coarse.capacity)))
+    return tuple(all_exist), None if occupancy is None else tuple(all_occupied)

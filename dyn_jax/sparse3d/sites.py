@@ -1,0 +1,131 @@
+"""The occupied sites of one level: sorted keys, so that a neighbour is one binary search away.
+
+A site is (batch, x, y, z), four integers. Inside the bounding box of the level, its key is the number
+``((batch * X + x) * Y + y) * Z + z``, an unsigned 32-bit integer; a level is the sorted list of its keys, filled up to
+a static capacity. Coordinates are never divided by the stride: a level of stride 8 holds multiples of 8.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax.sparse3d.kernel import Size, triple
+
+NO_KEY = np.uint32(0xFFFFFFFF)
+
+
+@flax.struct.dataclass
+class Frame:
+    """A bounding box: ``low`` [4] int32 and ``extent`` [4] uint32 of (batch, x, y, z); ``fits``: keys are exact."""
+
+    low: jax.Array
+    extent: jax.Array
+    fits: jax.Array
+
+    def keys(self, coordinates: jax.Array, valid: jax.Array) -> jax.Array:
+        """Keys of coordinates [..., 4]; `NO_KEY` where not valid or outside the box."""
+        shifted = coordinates - self.low
+        inside = valid & jnp.all((shifted >= 0) & (shifted < self.extent.astype(jnp.int32)), axis=-1)
+        b, x, y, z = jnp.moveaxis(shifted.astype(jnp.uint32), -1, 0)
+        _, width, depth, height = self.extent
+        return jnp.where(inside, ((b * width + x) * depth + y) * height + z, NO_KEY)
+
+    def coordinates(self, keys: jax.Array) -> jax.Array:
+        """Coordinates [..., 4] of keys."""
+        _, width, depth, height = self.extent
+        rest, z = jnp.divmod(keys, height)
+        rest, y = jnp.divmod(rest, depth)
+        b, x = jnp.divmod(rest, width)
+        return jnp.stack([b, x, y, z], axis=-1).astype(jnp.int32) + self.low
+
+
+def frame_of(coordinates: jax.Array, valid: jax.Array) -> Frame:
+    """The bounding box of the valid rows of coordinates [n, 4]."""
+    info = jnp.iinfo(jnp.int32)
+    low = jnp.min(jnp.where(valid[:, None], coordinates, info.max), axis=0)
+    high = jnp.max(jnp.where(valid[:, None], coordinates, info.min), axis=0)
+    some = jnp.any(valid)
+    low, high = jnp.where(some, low, 0), jnp.where(some, high, 0)
+    size = high.astype(jnp.float32) - low.astype(jnp.float32) + 1
+    extent = (high.astype(jnp.uint32) - low.astype(jnp.uint32)) + jnp.uint32(1)
+    return Frame(low, extent, jnp.prod(size) < 4.29e9)
+
+
+@flax.struct.dataclass
+class Sites:
+    """The sites of one level, sorted by key; the first ``count`` of ``capacity`` rows are in use.
+
+    Attributes:
+      keys: [capacity] uint32, ascending, `NO_KEY` behind the last.
+      coordinates: [capacity, 4] int32, (batch, x, y, z).
+      count: scalar int32.
+      overflow: scalar bool, some sites did not fit (more than the capacity, or a box of 2^32 cells or more).
+      frame: what the keys refer to.
+      stride: static, three integers.
+    """
+
+    keys: jax.Array
+    coordinates: jax.Array
+    count: jax.Array
+    overflow: jax.Array
+    frame: Frame
+    stride: tuple[int, int, int] = flax.struct.field(pytree_node=False, default=(1, 1, 1))
+
+    @property
+    def capacity(self) -> int:
+        """Rows, a static integer."""
+        return self.keys.shape[-1]
+
+    @property
+    def valid(self) -> jax.Array:
+        """[capacity] bool."""
+        return jnp.arange(self.capacity) < self.count
+
+    def find(self, coordinates: jax.Array, valid: jax.Array | bool = True) -> tuple[jax.Array, jax.Array]:
+        """(row, is there): where coordinates [..., 4] are; the row is `capacity` where they are not."""
+        wanted = self.frame.keys(coordinates, jnp.broadcast_to(valid, coordinates.shape[:-1]))
+        row = jnp.searchsorted(self.keys, wanted.reshape(-1), method="scan").reshape(wanted.shape).astype(jnp.int32)
+        there = (wanted != NO_KEY) & (self.keys.at[row].get(mode="fill", fill_value=NO_KEY) == wanted)
+        return jnp.where(there, row, self.capacity), there
+
+
+def sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int | None = None, stride: Size = 1) -> Sites:
+    """The distinct valid rows of `coordinates` as a level.
+
+    Args:
+      coordinates: [n, 4] int32.
+      valid: [n] bool.
+      capacity: rows of the level; default n.
+      stride: of the level, for the record.
+    """
+    frame = frame_of(coordinates, valid)
+    keys = jnp.sort(frame.keys(coordinates, valid))
+    capacity = keys.shape[0] if capacity is None else capacity
+    new = (keys != NO_KEY) & (keys != jnp.concatenate([jnp.full(1, NO_KEY, keys.dtype), keys[:-1]]))
+    place = jnp.cumsum(new.astype(jnp.int32)) - 1
+    found = place[-1] + 1
+    slot = jnp.where(new, place, capacity + jnp.arange(keys.shape[0]))
+    unique = jnp.full(capacity, NO_KEY, jnp.uint32).at[slot].set(keys, mode="drop", unique_indices=True)
+    count = jnp.minimum(found, capacity)
+    rows = jnp.where((jnp.arange(capacity) < count)[:, None], frame.coordinates(unique), 0)
+    overflow = (found > capacity) | ~frame.fits
+    return Sites(unique, rows, count, overflow, frame, triple("stride", stride))
+
+
+def floor_to(coordinates: jax.Array, stride: tuple[int, int, int]) -> jax.Array:
+    """``floor(c / stride) * stride`` on x, y, z; the batch column stays."""
+    steps = jnp.array((1, *stride), coordinates.dtype)
+    return jnp.floor_divide(coordinates, steps) * steps
+
+
+def coarsen(sites: Sites, factor: Size, capacity: int | None = None) -> Sites:
+    """The level below: the distinct ``floor(c / s) * s``, with s the stride of `sites` times `factor`.
+
+    The kernel size of a strided convolution does not matter to its sites (MinkowskiEngine's rule).
+    """
+    stride = tuple(s * f for s, f in zip(sites.stride, triple("factor", factor)))
+    below = sites_of(floor_to(sites.coordinates, stride), sites.valid, capacity or sites.capacity, stride)
+    return below.replace(overflow=below.overflow | sites.overflow)
