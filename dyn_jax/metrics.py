@@ -97,7 +97,8 @@ def executed_macs(trace: Trace) -> jax.Array:
     """
     total = 0.0
     for unit in trace.units:
-        total = total + unit.macs * jnp.sum(_per_example(unit.occupancy), axis=1)
+        cost = unit.occupancy if unit.repeats is None else unit.occupancy * unit.repeats
+        total = total + unit.macs * jnp.sum(_per_example(cost), axis=1)
         if unit.dilated is not None:
             total = total + unit.dilated.macs * jnp.sum(_per_example(unit.dilated.occupancy), axis=1)
     if not trace.units:
@@ -111,6 +112,8 @@ def dense_macs(trace: Trace) -> int:
 
 
 def _dense_unit_macs(unit: UnitTrace) -> int:
+    if unit.repeats is not None:
+        raise ValueError(f"dense_macs: got the voxel unit {unit.name!r}, whose cost depends on the input")
     macs = unit.macs * (unit.score.size // unit.score.shape[0])
     if unit.dilated is not None:
         macs += unit.dilated.macs * (unit.dilated.occupancy.size // unit.dilated.occupancy.shape[0])
@@ -131,3 +134,48 @@ def _check_pair(before: Trace, after: Trace) -> None:
         raise ValueError("trace: got one without units, expected an adaptive network's")
     if shapes[0] != shapes[1]:
         raise ValueError(f"traces: got units of shapes {shapes[0]} and {shapes[1]}, expected one network and one batch")
+
+
+def confusion(predictions: jax.Array, labels: jax.Array, num_classes: int, ignore: int = 255) -> jax.Array:
+    """[true class, predicted class] float32 counts of points.
+
+    Labels outside [0, num_classes) and `ignore` do not count. Add the matrices of several clouds before `iou`, as the
+    ScanNet and S3DIS benchmarks do.
+
+    Args:
+      predictions: [point] integer.
+      labels: [point] integer.
+      num_classes: classes.
+      ignore: a label that does not count.
+    """
+    counted = (labels >= 0) & (labels < num_classes) & (labels != ignore)
+    truth = jax.nn.one_hot(jnp.where(counted, labels, -1), num_classes)
+    return truth.T @ jax.nn.one_hot(predictions, num_classes)
+
+
+def iou(matrix: jax.Array) -> jax.Array:
+    """[class], ``intersection / union`` of a `confusion` matrix; NaN for a class that neither occurs nor is predicted.
+
+    Source: ScanNet's benchmark; LGM's release adds 1e-10 to the union, which makes such a class count as 0.
+    """
+    intersection = jnp.diagonal(matrix)
+    union = jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1) - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), jnp.nan)
+
+
+def mean_iou(matrix: jax.Array, *, absent: str = "zero") -> jax.Array:
+    """Mean of `iou` over the classes.
+
+    Args:
+      matrix: [class, class], see `confusion`.
+      absent: what a class counts that neither occurs nor is predicted: ``zero`` (LGM's release and its tables) or
+        ``skip`` (left out of the mean; 0 if no class is left).
+
+    Raises:
+      ValueError: unknown `absent`.
+    """
+    _validate.choice("absent", absent, ("zero", "skip"))
+    values = iou(matrix)
+    there = ~jnp.isnan(values)
+    total = jnp.sum(jnp.where(there, values, 0))
+    return total / (matrix.shape[0] if absent == "zero" else jnp.maximum(jnp.sum(there), 1))

@@ -25,7 +25,7 @@ ALLOWED = {
     "sparse3d": {"types", "occupancy", "segments"},
     "gates": {"macs", "types", "occupancy", "nn"},
     "networks": {"macs", "types", "occupancy", "segments", "nn", "sparse3d", "gates", "training.checkpoint"},
-    "attacks": {"types", "objectives"},
+    "attacks": {"types", "objectives", "metrics"},
     "testing": {"types", "occupancy", "metrics", "macs", "attacks"},
     "datasets": {"types"},
     "training": {

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 import dyn_jax
 from weights_convert import layout
-from weights_convert.tables import table_for
+from weights_convert.tables import is_minkowski, reorder, table_for
 
 Path = tuple[str, ...]
 
@@ -21,20 +21,25 @@ class ConversionError(ValueError):
     """A state dict that does not fit the network; the message lists every key and shape that did not match."""
 
 
-def convert(network: str | nn.Module, state_dict: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+def convert(
+    network: str | nn.Module, state_dict: Mapping[str, Any], *, kernel_order: str = "cube", **fields: Any
+) -> dict[str, Any]:
     """PyTorch state dict -> Flax variables of the network called `network`.
 
     Args:
       network: a name of `dyn_jax.networks.names`, or a module (a reduced or changed network).
       state_dict: {torch key: array}, as `weights_convert.torch_io.read_state_dict` returns it. A ``module.`` prefix
         that all keys carry is taken off; ``num_batches_tracked`` is ignored.
+      kernel_order: of MinkUNet's 3x3x3 block kernels: ``cube`` (MinkowskiEngine 0.5), or ``hybrid`` (0.4 with STS's
+        networks, among them the published ScanNet and S3DIS checkpoints). The shapes are the same: a wrong order
+        cannot be noticed here, and the network is then useless.
       **fields: passed to `dyn_jax.networks.create` with a name, e.g. ``num_classes=100``.
 
     Returns:
       ``{'params': ..., 'batch_stats': ...}`` of numpy float arrays.
 
     Raises:
-      ValueError: unknown name.
+      ValueError: unknown name; unknown kernel order, or ``hybrid`` for another family.
       TypeError: `state_dict` is not a mapping from names to arrays.
       ConversionError: unmatched keys, missing leaves, wrong shapes, non-finite values, or two keys of one shared
         tensor that differ. Nothing is returned then.
@@ -43,6 +48,8 @@ def convert(network: str | nn.Module, state_dict: Mapping[str, Any], **fields: A
     arrays = _clean(state_dict)
     expected = {path: leaf.shape for path, leaf in target_shapes(module).items()}
     rename = table_for(module)
+    arrays = reorder(module, arrays, kernel_order)
+    minkowski = is_minkowski(module)
     filled: dict[Path, np.ndarray] = {}
     source: dict[Path, str] = {}
     problems = []
@@ -51,9 +58,11 @@ def convert(network: str | nn.Module, state_dict: Mapping[str, Any], **fields: A
         if path is None or path not in expected:
             problems.append(f"unexpected key {key} {array.shape}")
             continue
-        value = layout.transpose_to(array, expected[path])
+        shape = expected[path]
+        value = layout.from_minkowski(key, array, shape) if minkowski else layout.transpose_to(array, shape)
         if value is None:
-            problems.append(f"wrong shape {key}: got {array.shape}, expected {_torch_shape(expected[path])}")
+            wanted = layout.minkowski_shape(key, shape) if minkowski else layout.torch_shape(shape)
+            problems.append(f"wrong shape {key}: got {array.shape}, expected {wanted}")
         elif not np.isfinite(value).all():
             problems.append(f"not finite {key}: got NaN or infinite values")
         elif path in filled and not np.array_equal(filled[path], value):
@@ -72,9 +81,12 @@ def convert(network: str | nn.Module, state_dict: Mapping[str, Any], **fields: A
 
 def target_shapes(module: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
     """{(collection, layer, ..., leaf): shape and dtype} of the module's variables, without computing them."""
-    size = getattr(module, "image_size", 32)
-    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    return traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
+    if hasattr(module, "example_input"):
+        example = jax.eval_shape(module.example_input)
+    else:
+        size = getattr(module, "image_size", 32)
+        example = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    return traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), example))
 
 
 def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -101,7 +113,7 @@ def _target(rename: Any, key: str) -> Path | None:
     path = rename(layer)
     if path is None:
         return None
-    is_norm = path[-1].startswith("bn")
+    is_norm = path[-1].startswith("bn") or layer.endswith(".bn")  # the second: MinkowskiEngine
     if leaf in layout.BATCH_STATS:
         return ("batch_stats", *path, layout.BATCH_STATS[leaf]) if is_norm else None
     if leaf == "weight":
@@ -109,9 +121,3 @@ def _target(rename: Any, key: str) -> Path | None:
     elif leaf.endswith("_l0"):
         leaf = leaf.removesuffix("_l0")
     return ("params", *path, leaf)
-
-
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) == 4:
-        return (shape[3], shape[2], shape[0], shape[1])
-    return shape[::-1]

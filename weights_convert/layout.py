@@ -21,3 +21,27 @@ def transpose_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None
     elif array.ndim == 2:
         array = array.T
     return np.ascontiguousarray(array) if array.shape == shape else None
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `transpose_to` expects for a leaf of `shape`."""
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+
+
+def from_minkowski(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """`array`, MinkowskiEngine's tensor called `key`, in Flax's order of axes if that gives `shape`, else None.
+
+    Kernels [slices, in, out] and pointwise ones [in, out] stay as they are; linear layers' weights [out, in] ->
+    [in, out]; the bias of a convolution [1, out] -> [out]; vectors unchanged.
+    """
+    if array.shape != minkowski_shape(key, shape):
+        return None
+    return np.ascontiguousarray(array.T if key.endswith(".linear.weight") else array.reshape(shape))
+
+
+def minkowski_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `from_minkowski` expects of the tensor called `key` for a leaf of `shape`."""
+    if key.endswith(".linear.weight"):
+        return shape[::-1]
+    of_convolution = key.endswith(".bias") and not key.endswith((".bn.bias", ".linear.bias"))
+    return (1, *shape) if of_convolution else shape

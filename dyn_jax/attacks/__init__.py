@@ -19,6 +19,12 @@ from dyn_jax.attacks.lgm_carlini_wagner import lgm_carlini_wagner as lgm_carlini
 from dyn_jax.attacks.mi_fgsm import mi_fgsm as mi_fgsm
 from dyn_jax.attacks.pgd import pgd as pgd
 from dyn_jax.attacks.pixels import random_pixels as random_pixels
+from dyn_jax.attacks.points import PointAttack as PointAttack
+from dyn_jax.attacks.points import PointAttackResult as PointAttackResult
+from dyn_jax.attacks.points import knn_pert as knn_pert
+from dyn_jax.attacks.points import point_bim as point_bim
+from dyn_jax.attacks.points import point_noise as point_noise
+from dyn_jax.attacks.points import point_pert as point_pert
 from dyn_jax.attacks.surrogate import query as query
 from dyn_jax.attacks.surrogate import transfer as transfer
 from dyn_jax.attacks.threat import L2 as L2

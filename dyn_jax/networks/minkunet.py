@@ -67,6 +67,11 @@ class MinkUNet(nn.Module):
     voxel_size: float = 0.02
     coordinate_features: bool = False
 
+    @property
+    def levels(self) -> int:
+        """Levels of a capacity, from stride 1 to 16."""
+        return len(ENCODER) + 1
+
     def example_input(self) -> SparseTensor:
         """The smallest input, for the shapes of the variables."""
         row = jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, self.in_features))
@@ -107,7 +112,7 @@ class MinkUNet(nn.Module):
             voxel.resolve(occupancy),
             capacity,
             protocol=protocol,
-            levels=len(ENCODER) + 1,
+            levels=self.levels,
             in_features=self.in_features,
             voxel_size=self.voxel_size,
             coordinate_features=self.coordinate_features,
@@ -149,7 +154,7 @@ class MinkUNet(nn.Module):
 
 
 _PLANES = {"a": (32, 64, 128, 256, 128, 128, 96, 96), "c": (32, 64, 128, 256, 256, 128, 96, 96)}
-_LAYERS = {14: (1,) * 8, 18: (2,) * 8, 34: (2, 3, 4, 6, 2, 2, 2, 2), 50: (2, 3, 4, 6, 2, 2, 2, 2)}
+_LAYERS = {14: (1,) * 8, 18: (2,) * 8, 34: (2, 3, 4, 6, 2, 2, 2, 2)}
 
 
 def scannet(form: str, **fields: Any) -> MinkUNet:
@@ -168,11 +173,10 @@ def s3dis(**fields: Any) -> MinkUNet:
 def rooms(**fields: Any) -> MinkUNet:
     """A small MinkUNet for the embedded rooms: `dyn_jax.datasets.rooms`."""
     given = {
-        "planes": (24, 32, 48, 64, 48, 32, 24, 24),
+        "planes": (20, 32, 40, 56, 40, 32, 20, 20),
         "layers": (1,) * 8,
         "num_classes": 10,
         "stem_features": 16,
-        "stem_size": 3,
-        "voxel_size": 0.1,
+        "voxel_size": 0.05,
     }
     return MinkUNet(**{**given, **fields})

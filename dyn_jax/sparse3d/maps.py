@@ -75,17 +75,14 @@ def kernel_map(
     else:
         listed = np.array([k for k in range(volume) if k != centre], int)
     if block is None:
-        block = int(np.clip(2 ** np.round(np.log2(max(target.capacity, 1) / 16)), 64, 2048))
+        block = int(np.clip(2 ** np.round(np.log2(max(target.capacity, 1) / 5)), 64, 2048))
     shifts = np.concatenate([np.zeros((len(listed), 1), np.int32), steps[listed].astype(np.int32)], axis=1)
     row, there = source.find(target.coordinates[None] + shifts[:, None], target.valid)
     neighbours = jnp.sum(there, axis=0, dtype=jnp.int32)
     if mirrored:
-        # the swapped pairs: for every listed offset, which rows are somebody's source
-        slot = jnp.where(there, row, target.capacity)
-        back = jnp.zeros(target.capacity, jnp.int32)
-        for k in range(len(listed)):
-            back = back.at[slot[k]].add(1, mode="drop")
-        neighbours = neighbours + back
+        # the swapped pairs: how often a row is somebody's source (integers: the order of the writes does not matter)
+        slot = jnp.where(there, row, target.capacity).reshape(-1)
+        neighbours = neighbours.at[slot].add(1, mode="drop")
     if centre is not None:
         neighbours = neighbours + target.valid
     rows_in, rows_out, offset, blocks = _in_blocks(row, there, block, source.capacity, target.capacity)

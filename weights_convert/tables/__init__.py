@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
+import numpy as np
 
-from weights_convert.tables import dynconv, resnet, sdn, skipnet
+from dyn_jax import _validate
+from weights_convert.tables import dynconv, minkowski, resnet, sdn, skipnet
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
@@ -18,7 +20,12 @@ _TABLES = {
     "SDNVgg": sdn.VGG_RULES,
     "SDNResNet": sdn.RESNET_RULES,
     "SDNMobileNet": sdn.MOBILENET_RULES,
+    "MinkUNet": minkowski.UNET_RULES,
+    "MinkowskiFCNN": minkowski.FCNN_RULES,
 }
+_MINKOWSKI = ("MinkUNet", "MinkowskiFCNN")
+_HYBRID = ("MinkUNet",)
+KERNEL_ORDERS = ("cube", "hybrid")
 
 
 def table_for(module: nn.Module) -> Rename:
@@ -39,3 +46,26 @@ def table_for(module: nn.Module) -> Rename:
         return None
 
     return rename
+
+
+def is_minkowski(module: nn.Module) -> bool:
+    """Whether the module's checkpoints come from MinkowskiEngine, which lays out its tensors in its own way."""
+    return type(module).__name__ in _MINKOWSKI
+
+
+def reorder(module: nn.Module, arrays: Mapping[str, np.ndarray], kernel_order: str) -> Mapping[str, np.ndarray]:
+    """State dict with its kernels in cube order, from `kernel_order`: see `convert`.
+
+    Raises:
+      ValueError: unknown order; ``hybrid`` for a family that has no kernels in it.
+    """
+    _validate.choice("kernel_order", kernel_order, KERNEL_ORDERS)
+    if kernel_order == "cube":
+        return arrays
+    family = type(module).__name__
+    if family not in _HYBRID:
+        raise ValueError(
+            f"kernel_order: got {kernel_order!r} for a {family}, expected 'cube': only {', '.join(_HYBRID)} "
+            "was trained with MinkowskiEngine 0.4's hybrid kernels"
+        )
+    return minkowski.in_cube_order(arrays)

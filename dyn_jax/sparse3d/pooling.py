@@ -1,0 +1,225 @@
+"""Pooling over a kernel map, and over all voxels of a batch item, forward and backward without writes that meet."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate
+from dyn_jax.segments import Segments, segments, sum_over
+from dyn_jax.sparse3d.maps import KernelMap
+from dyn_jax.sparse3d.sites import Sites
+from dyn_jax.sparse3d.voxelize import mean_over, weighted_mean
+
+_UNIQUE = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
+
+
+@jax.custom_vjp
+def pool_sum(features: jax.Array, pairs: KernelMap) -> jax.Array:
+    """``out[j] = sum_i in[i]`` over the pairs (i, j) of all slices.
+
+    Args:
+      features: [size_in, channel].
+      pairs: a `kernel_map`.
+
+    Returns:
+      [size_out, channel]; 0 without neighbours; rows behind the last valid one hold no information.
+
+    Raises:
+      ValueError: features of another level.
+    """
+    _check(features, pairs)
+    return _add_rows(features, pairs)
+
+
+pool_sum.defvjp(
+    lambda features, pairs: (pool_sum(features, pairs), pairs),
+    lambda pairs, cotangent: (_add_rows(cotangent, pairs.swap()), None),
+)
+
+
+def pool_average(features: jax.Array, pairs: KernelMap) -> jax.Array:
+    """`pool_sum` divided by the number of neighbours that are there, not by the kernel's volume.
+
+    Args:
+      features: [size_in, channel].
+      pairs: a `kernel_map`; not a swapped one, which does not know its neighbours.
+
+    Returns:
+      [size_out, channel]; 0 without neighbours.
+
+    Raises:
+      ValueError: features of another level; a swapped map, where the sizes of its levels tell.
+
+    Source: MinkowskiEngine, measured.
+    """
+    if pairs.neighbours.shape != (pairs.size_out,):
+        raise ValueError(
+            f"pairs: got {pairs.neighbours.shape[0]} counts of neighbours for {pairs.size_out} rows (a swapped map), "
+            "expected a map that is not swapped"
+        )
+    return pool_sum(features, pairs) / jnp.maximum(pairs.neighbours, 1).astype(features.dtype)[:, None]
+
+
+@jax.custom_vjp
+def pool_max(features: jax.Array, pairs: KernelMap, where: jax.Array | None = None) -> jax.Array:
+    """``out[j] = max_i in[i]`` over the pairs (i, j) of all slices, channel by channel.
+
+    The derivative goes to one of equal maxima, the one whose slice comes first in the kernel. A NaN stays a NaN.
+
+    Args:
+      features: [size_in, channel].
+      pairs: a `kernel_map`.
+      where: [size_in] bool, the rows that take part; None: all.
+
+    Returns:
+      [size_out, channel]; 0 without neighbours; rows behind the last valid one hold no information.
+
+    Raises:
+      ValueError: features of another level.
+    """
+    return _max_forward(features, pairs, where)[0]
+
+
+def _max_forward(features: jax.Array, pairs: KernelMap, where: jax.Array | None) -> tuple[jax.Array, tuple]:
+    _check(features, pairs)
+
+    def better(value: jax.Array, old: jax.Array, number: jax.Array, chosen: jax.Array, part: jax.Array) -> jax.Array:
+        return part[:, None] & ((value > old) | jnp.isnan(value) | ((value == old) & (number < chosen)))
+
+    part = jnp.ones(pairs.size_in, bool) if where is None else where
+
+    def take(state: tuple, source: jax.Array, target: jax.Array, number: jax.Array) -> tuple:
+        best, chosen = state
+        value, old = features.at[source].get(mode="clip"), best.at[target].get(mode="clip")
+        before = chosen.at[target].get(mode="clip")
+        wins = better(value, old, number, before, part.at[source].get(mode="clip"))
+        best = best.at[target].set(jnp.where(wins, value, old), **_UNIQUE)
+        return best, chosen.at[target].set(jnp.where(wins, number, before), **_UNIQUE)
+
+    def body(i: jax.Array, state: tuple) -> tuple:
+        number = pairs.offset[i]
+        state = take(state, pairs.rows_in[i], pairs.rows_out[i], number)
+        if pairs.mirrored:
+            state = take(state, pairs.rows_out[i], pairs.rows_in[i], pairs.volume - 1 - number)
+        return state
+
+    shape = (pairs.size_out, features.shape[1])
+    best, chosen = jnp.full(shape, -jnp.inf, features.dtype), jnp.full(shape, pairs.volume, jnp.int32)
+    best, chosen = jax.lax.fori_loop(0, pairs.blocks, body, (best, chosen))
+    if pairs.centre is not None:
+        wins = better(features, best, pairs.centre, chosen, part)
+        best, chosen = jnp.where(wins, features, best), jnp.where(wins, pairs.centre, chosen)
+    return jnp.where(chosen < pairs.volume, best, 0), (chosen, pairs)
+
+
+def _max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None, None]:
+    chosen, pairs = saved
+
+    def give(to: jax.Array, source: jax.Array, target: jax.Array, number: jax.Array) -> jax.Array:
+        value = cotangent.at[target].get(mode="clip")
+        return to.at[source].add(jnp.where(chosen.at[target].get(mode="clip") == number, value, 0), **_UNIQUE)
+
+    def body(i: jax.Array, to: jax.Array) -> jax.Array:
+        number = pairs.offset[i]
+        to = give(to, pairs.rows_in[i], pairs.rows_out[i], number)
+        if pairs.mirrored:
+            to = give(to, pairs.rows_out[i], pairs.rows_in[i], pairs.volume - 1 - number)
+        return to
+
+    to = jnp.zeros((pairs.size_in, cotangent.shape[1]), cotangent.dtype)
+    to = jax.lax.fori_loop(0, pairs.blocks, body, to)
+    if pairs.centre is not None:
+        to = to + jnp.where(chosen == pairs.centre, cotangent, 0)
+    return to, None, None
+
+
+pool_max.defvjp(_max_forward, _max_backward)
+
+
+def batch_items(sites: Sites, items: int, where: jax.Array | None = None) -> Segments:
+    """The voxels of a level grouped by batch item, for the ``global_*`` functions.
+
+    Args:
+      sites: the level; batch indices in [0, items).
+      items: number of batch items, static.
+      where: [voxel] bool, the voxels that take part; None: all that are in use.
+
+    Raises:
+      TypeError, ValueError: items is not a positive integer.
+    """
+    _validate.positive_int("items", items)
+    part = sites.valid if where is None else sites.valid & where
+    return segments(jnp.where(part, sites.coordinates[:, 0], items), items, is_sorted=where is None)
+
+
+def global_sum(features: jax.Array, items: Segments) -> jax.Array:
+    """Sum over the voxels of every batch item: features [voxel, channel] -> [item, channel], in order of the items."""
+    return sum_over(features, items)
+
+
+def global_average(features: jax.Array, items: Segments, weights: jax.Array | None = None) -> jax.Array:
+    """Mean over the voxels of every batch item, ``sum w x / sum w``; 0 for an item without voxels.
+
+    Args:
+      features: [voxel, channel].
+      items: from `batch_items`.
+      weights: [voxel], e.g. occupancies; None: all 1.
+
+    Returns:
+      [item, channel].
+    """
+    return mean_over(features, items) if weights is None else weighted_mean(features, weights, items)
+
+
+@jax.custom_vjp
+def global_max(features: jax.Array, items: Segments) -> jax.Array:
+    """Maximum over the voxels of every batch item, channel by channel; the derivative goes to the first of equals.
+
+    Args:
+      features: [voxel, channel].
+      items: from `batch_items`.
+
+    Returns:
+      [item, channel]; 0 for an item without voxels.
+    """
+    return _global_max_forward(features, items)[0]
+
+
+def _global_max_forward(features: jax.Array, items: Segments) -> tuple[jax.Array, tuple]:
+    # neither the maximum nor the minimum depends on the order of the writes
+    count, channels = features.shape
+    best = jnp.full((items.size, channels), -jnp.inf, features.dtype).at[items.group].max(features, mode="drop")
+    row = jnp.arange(count, dtype=jnp.int32)[:, None]
+    is_best = (items.group < items.size)[:, None] & (features == best.at[items.group].get(mode="clip"))
+    first = jnp.full((items.size, channels), count, jnp.int32)
+    first = first.at[items.group].min(jnp.where(is_best, row, count), mode="drop")
+    return jnp.where((items.count > 0)[:, None], best, 0), (first, items)
+
+
+def _global_max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    first, items = saved
+    row = jnp.arange(items.group.shape[0], dtype=jnp.int32)[:, None]
+    chosen = first.at[items.group].get(mode="fill", fill_value=-1) == row
+    return jnp.where(chosen, cotangent.at[items.group].get(mode="fill", fill_value=0), 0), None
+
+
+global_max.defvjp(_global_max_forward, _global_max_backward)
+
+
+def _add_rows(values: jax.Array, pairs: KernelMap) -> jax.Array:
+    def body(i: jax.Array, total: jax.Array) -> jax.Array:
+        a, b = pairs.rows_in[i], pairs.rows_out[i]
+        total = total.at[b].add(values.at[a].get(mode="clip"), **_UNIQUE)
+        if pairs.mirrored:
+            total = total.at[a].add(values.at[b].get(mode="clip"), **_UNIQUE)
+        return total
+
+    total = jnp.zeros((pairs.size_out, values.shape[1]), values.dtype)
+    total = jax.lax.fori_loop(0, pairs.blocks, body, total)
+    return total if pairs.centre is None else total + values
+
+
+def _check(features: jax.Array, pairs: KernelMap) -> None:
+    if features.ndim != 2 or features.shape[0] != pairs.size_in:
+        raise ValueError(f"features: got shape {features.shape}, expected [{pairs.size_in}, channels]")

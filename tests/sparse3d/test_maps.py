@@ -1,0 +1,184 @@
+"""Kernel maps against all pairs of sites, and the promises that the loops over blocks rest on."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+
+from dyn_jax.sparse3d import coarsen, kernel_map, offsets, sites_of
+
+CASES = [
+    *((size, 1, 1, "cube") for size in (1, 2, 3, 4, 5, (1, 3, 3))),
+    *((size, 1, 1, "cross") for size in (3, 5, (1, 3, 5))),
+    (3, 1, 1, "hybrid"),
+    *((3, 1, 2, region) for region in ("cube", "cross")),
+    *((size, 2, 1, "cube") for size in (1, 2, 3, 4)),
+    *((3, 3, 1, "cube"), (2, (2, 2, 1), 1, "cube"), ((1, 3, 3), (2, 2, 1), (1, 2, 1), "cube"), (3, 2, 2, "cross")),
+]
+
+
+jitted_sites = jax.jit(sites_of)
+
+
+def level(seed: int, count: int, capacity: int):
+    coordinates = np.zeros((capacity, 4), np.int32)
+    coordinates[:count] = twins.random_sites(seed, count, low=-4, high=4)
+    return jitted_sites(jnp.asarray(coordinates), jnp.arange(capacity) < count)
+
+
+def used(pairs):
+    """(rows_in, rows_out, slice) of every block in use, with padding, on the host."""
+    blocks = int(pairs.blocks)
+    return np.asarray(pairs.rows_in)[:blocks], np.asarray(pairs.rows_out)[:blocks], np.asarray(pairs.offset)[:blocks]
+
+
+def listed(pairs) -> list[tuple[int, int, int]]:
+    """Every (row in, row out, slice) that the map stands for, the mirrored ones and the centre included."""
+    found = []
+    for rows_in, rows_out, k in zip(*used(pairs)):
+        for i, j in zip(rows_in.tolist(), rows_out.tolist()):
+            assert (i < pairs.size_in) == (j < pairs.size_out)
+            if i < pairs.size_in:
+                found.append((i, j, int(k)))
+                if pairs.mirrored:
+                    found.append((j, i, pairs.volume - 1 - int(k)))
+    return found
+
+
+def test_three_voxels_by_hand():
+    """Voxels at x = 0, 1, 3 on a line: one pair of neighbours, seen from both."""
+    sites = sites_of(jnp.array([[0, 3, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]], jnp.int32), jnp.ones(3, bool))
+    pairs = kernel_map(sites, sites, (3, 1, 1))
+    assert (pairs.volume, pairs.centre, pairs.mirrored, int(pairs.blocks)) == (3, 1, True, 1)
+    assert sorted(listed(pairs)) == [(0, 1, 0), (1, 0, 2)]
+    assert pairs.neighbours.tolist() == [2, 2, 1]
+    two = kernel_map(sites, sites, (2, 1, 1))
+    assert (two.centre, two.mirrored) == (0, False) and listed(two) == [(1, 0, 1)]
+    assert two.neighbours.tolist() == [2, 1, 1]
+    far = kernel_map(sites, sites, (3, 1, 1), dilation=(2, 1, 1))
+    assert sorted(listed(far)) == [(1, 2, 0), (2, 1, 2)] and far.neighbours.tolist() == [1, 2, 2]
+    down = kernel_map(sites, coarsen(sites, 2), (2, 1, 1))  # coarse voxels 0 and 2
+    assert sorted(listed(down)) == [(0, 0, 0), (1, 0, 1), (2, 1, 1)] and down.neighbours.tolist() == [2, 1, 0]
+    assert (down.centre, down.mirrored, down.size_in, down.size_out) == (None, False, 3, 3)
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation", "region"), CASES)
+def test_equals_all_pairs(size, stride, dilation, region):
+    source = level(7, 90, 100)
+    target = source if stride == 1 else coarsen(source, stride)
+    pairs = kernel_map(source, target, size, dilation=dilation, region=region, block=16)
+    steps = twins.scaled(offsets(size, region).tolist(), dilation)
+    rows = np.asarray(source.coordinates)[: int(source.count)], np.asarray(target.coordinates)[: int(target.count)]
+    expected = twins.pairs(*rows, steps)
+    found = listed(pairs)
+    assert pairs.volume == len(steps)
+    if pairs.centre is not None:
+        assert steps[pairs.centre] == (0, 0, 0) and source is target
+        found += [(row, row, pairs.centre) for row in range(90)]
+    assert sorted(found) == sorted(expected)
+    counts = np.bincount([j for _, j, _ in expected], minlength=target.capacity)
+    np.testing.assert_array_equal(pairs.neighbours, counts)
+
+
+def test_offsets_count_in_strides_of_the_source():
+    fine = level(8, 60, 60)
+    half = coarsen(fine, 2)
+    found = listed(kernel_map(half, coarsen(half, 2), 3))
+    rows = [np.asarray(s.coordinates)[: int(s.count)] for s in (half, coarsen(half, 2))]
+    assert sorted(found) == sorted(twins.pairs(*rows, twins.scaled(offsets(3).tolist(), 2)))
+    assert sorted(found) != sorted(twins.pairs(*rows, offsets(3).tolist()))  # control
+
+
+def test_two_levels_with_the_same_sites_are_not_taken_for_one():
+    """Centre and mirror are left out of the list only where both levels are the same object."""
+    one, other = level(9, 40, 40), level(9, 40, 40)
+    apart, together = kernel_map(one, other, 3), kernel_map(one, one, 3)
+    assert (apart.centre, apart.mirrored, together.centre, together.mirrored) == (None, False, 13, True)
+    assert sorted(listed(apart)) == sorted(listed(together) + [(row, row, 13) for row in range(40)])
+    np.testing.assert_array_equal(apart.neighbours, together.neighbours)
+
+
+@pytest.mark.parametrize("block", [1, 3, 16, 64, None])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_the_loops_rest_on(block, stride):
+    """In a block: ascending and distinct rows, padding out of range; blocks in use first, padding short of a block."""
+    source = level(10, 120, 130)
+    target = source if stride == 1 else coarsen(source, stride)
+    pairs = kernel_map(source, target, 3, block=block)
+    assert pairs.rows_in.shape == pairs.rows_out.shape and int(pairs.blocks) <= pairs.rows_in.shape[0]
+    if block is not None:
+        assert pairs.rows_in.shape[1] == block
+    for rows_in, rows_out, _ in zip(*used(pairs)):
+        assert (np.diff(rows_in) > 0).all() and (np.diff(rows_out) > 0).all()
+        assert rows_in[0] < pairs.size_in and rows_out[0] < pairs.size_out
+    for k in set(used(pairs)[2].tolist()):
+        flat = np.concatenate([rows for rows, _, slot in zip(*used(pairs)) if slot == k])
+        real = flat < pairs.size_in
+        assert real[: real.sum()].all() and (~real).sum() < pairs.rows_in.shape[1]
+    behind = np.asarray(pairs.rows_in)[int(pairs.blocks) :]
+    assert (behind >= pairs.size_in).all()
+
+
+def test_a_kernel_of_one_lists_nothing():
+    sites = level(11, 10, 12)
+    pairs = kernel_map(sites, sites, 1)
+    assert (int(pairs.blocks), pairs.centre, pairs.volume) == (0, 0, 1)
+    assert pairs.neighbours.tolist() == [1] * 10 + [0, 0]
+
+
+def test_empty_levels():
+    sites = level(11, 0, 8)
+    for pairs in (kernel_map(sites, sites, 3), kernel_map(sites, coarsen(sites, 2), 2)):
+        assert int(pairs.blocks) == 0 and not pairs.neighbours.any()
+
+
+def test_swap():
+    source = level(12, 30, 32)
+    pairs = kernel_map(source, coarsen(source, 2, 20), 2)
+    back = pairs.swap()
+    assert (back.size_in, back.size_out) == (20, 32)
+    assert sorted((j, i, k) for i, j, k in listed(back)) == sorted(listed(pairs))
+    chex.assert_trees_all_equal(back.swap(), pairs)
+
+
+def test_a_batch_item_never_meets_another():
+    near = jnp.array([[0, 0, 0, 0], [1, 0, 0, 1]], jnp.int32)
+    pairs = kernel_map(*(sites_of(near, jnp.ones(2, bool)),) * 2, 5)
+    assert int(pairs.blocks) == 0 and pairs.neighbours.tolist() == [1, 1]
+    together = sites_of(near.at[:, 0].set(0), jnp.ones(2, bool))
+    assert kernel_map(together, together, 5).neighbours.tolist() == [2, 2]  # control
+
+
+def test_jit_and_vmap_equal_one_at_a_time():
+    scenes = [level(seed, count, 50) for seed, count in ((1, 50), (2, 20), (3, 0))]
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def run(sites):
+        return kernel_map(sites, sites, 3, block=8), kernel_map(sites, coarsen(sites, 2), 2, block=8)
+
+    loop = [run(sites) for sites in scenes]
+    assert len({int(pairs.blocks) for pairs, _ in loop}) == 3
+    together = jax.vmap(lambda s: (kernel_map(s, s, 3, block=8), kernel_map(s, coarsen(s, 2), 2, block=8)))(
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *scenes)
+    )
+    chex.assert_trees_all_equal(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"kernel_size": 0}, ValueError, "kernel_size: got 0"),
+        ({"kernel_size": 3, "dilation": 0}, ValueError, "dilation: got 0"),
+        ({"kernel_size": 2, "region": "cross"}, ValueError, "expected odd sizes"),
+        ({"kernel_size": 3, "region": "ball"}, ValueError, "region: got 'ball'"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    sites = level(1, 4, 4)
+    with pytest.raises(error, match=message):
+        kernel_map(sites, sites, **arguments)
