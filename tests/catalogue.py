@@ -14,6 +14,9 @@ import numpy as np
 from dyn_jax import attacks, occupancy
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.resnet import ResNet
+from dyn_jax.networks.sdn_mobilenet import SDNMobileNet
+from dyn_jax.networks.sdn_resnet import SDNResNet
+from dyn_jax.networks.sdn_vgg import SDNVgg
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.types import Output, Trace, UnitTrace
 
@@ -50,12 +53,26 @@ ALL_NETWORKS: dict[str, nn.Module] = {
     "dynconv imagenet": DynConv(**_IMAGENET_PLAIN),
     "dynconv imagenet bottleneck": DynConv(block="bottleneck", **_IMAGENET_PLAIN),
 }
-ADAPTIVE_NETWORKS = {name: net for name, net in ALL_NETWORKS.items() if not isinstance(net, ResNet)}
+ALL_NETWORKS |= {
+    "sdn vgg": SDNVgg(widths=(4,) * 13, dense_widths=(6, 5), num_classes=CLASSES, threshold=0.3),
+    "sdn resnet": SDNResNet(
+        depths=(2, 2), widths=(4, 8), exit_after=(0, 2), image_size=16, num_classes=CLASSES, threshold=0.4
+    ),
+    "sdn mobilenet": SDNMobileNet(
+        stem_width=4,
+        widths=(4, 8, 8),
+        strides=(1, 2, 1),
+        exit_after=(0, 1),
+        image_size=16,
+        num_classes=CLASSES,
+        threshold=0.4,
+    ),
+}
 
 
 def image_size(net: nn.Module) -> int:
     """Height and width that fit `net`."""
-    return 32 if net.stem == "imagenet" else 16
+    return getattr(net, "image_size", None) or (32 if net.stem == "imagenet" else 16)
 
 
 def some_images(size: int, batch: int = BATCH, seed: int = 0) -> jax.Array:
@@ -72,6 +89,8 @@ def variables_for(net: nn.Module, size: int, seed: int = 1):
         kind, noise = path[-1].key, rng.normal(size=leaf.shape)
         if kind in ("scale", "var"):
             values = 1 + 0.1 * np.abs(noise)
+        elif kind == "alpha":
+            values = rng.random(leaf.shape)
         elif kind in ("bias", "mean") or kind.startswith("bias_"):
             values = 0.1 * noise
         else:
@@ -134,6 +153,9 @@ ALL_ATTACKS = {
         lambda eps: attacks.carlini_wagner(steps=8, search_steps=2, initial_constant=10.0, learning_rate=0.05),
         bounded=False,
     ),
+    "early_attack": AttackCase(
+        lambda eps: attacks.early_attack(alpha=0.1, steps=80, learning_rate=0.1), targeted=False, bounded=False
+    ),
     "lgm_carlini_wagner": AttackCase(lambda eps: attacks.lgm_carlini_wagner(eps, 0.03, 3)),
     "lgm_carlini_wagner release": AttackCase(_release(attacks.lgm_carlini_wagner)),
     "lgm_auto_step": AttackCase(lambda eps: attacks.lgm_auto_step(eps, 0.03, 5), coupled=True),
@@ -145,14 +167,18 @@ SOFT = occupancy.sigmoid(5.0)
 
 
 def tiny_forward(x: jax.Array, how: Callable = SOFT) -> Output:
-    """A smooth network of one gated unit on images [batch, 4, 4, 3]; differentiable, quick to compile."""
+    """A smooth network of one gated unit and two exits on images [batch, 4, 4, 3]; quick to compile."""
     rng = np.random.default_rng(3)
-    into, gate, unit, out = (jnp.asarray(rng.normal(size=s), x.dtype) for s in ((48, 6), (6, 1), (6, 6), (6, CLASSES)))
+    shapes = ((48, 6), (6, 1), (6, 6), (6, CLASSES), (6, CLASSES))
+    into, gate, unit, out, early = (jnp.asarray(rng.normal(size=s), x.dtype) for s in shapes)
     hidden = jnp.tanh((x.reshape(-1, 48) - 0.5) @ into)
+    first = hidden @ early
     score = (hidden @ gate)[:, 0]
     o = how(score)
     hidden = o[:, None] * jnp.tanh(hidden @ unit) + (1 - o[:, None]) * hidden
-    return Output(2 * hidden @ out, Trace((UnitTrace(score, o, 36, name="unit"),), 48 * 6 + 6 + 6 * CLASSES))
+    logits = 2 * hidden @ out
+    units = (UnitTrace(score, o, 36, name="unit"),)
+    return Output(logits, Trace(units, 48 * 6 + 6 + 6 * CLASSES, exits=jnp.stack([first, logits])))
 
 
 tiny_victim = functools.partial(tiny_forward, how=occupancy.hard())

@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 import weights_convert
-from dyn_jax import exits, macs, metrics, networks, occupancy, testing
+from dyn_jax import exits, macs, metrics, networks, occupancy
 from dyn_jax.gates import early_exit
 from dyn_jax.networks import sdn
 from dyn_jax.networks.sdn_mobilenet import SDNMobileNet, depthwise_conv3x3
@@ -160,12 +160,6 @@ def test_depthwise_convolution_against_xla(size, stride):
 
 
 # --- networks
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_network_keeps_the_contract(name):
-    net = SMALL[name]
-    testing.check_network(net, variables_of(net), images_of(net))
 
 
 @pytest.mark.parametrize("name", SMALL)
