@@ -26,10 +26,12 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="attack the embedded networks with FGSM and BIM, FGM against LGM")
     demo.add_argument("--output", default="demo_output", metavar="FOLDER", help="where the pictures go")
     demo.add_argument("--examples", type=int, default=100, help="test images, at most 500")
+    demo.add_argument("--points", action="store_true", help="attack the embedded rooms (sparse 3D) instead")
+    demo.add_argument("--rooms", type=int, default=2, help="test rooms of --points, at most 16")
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train", help="train one of the embedded networks from scratch")
-    train.add_argument("network", help="skipnet-digits or dynconv-digits")
+    train.add_argument("network", help="skipnet-digits, dynconv-digits, minkunet-rooms or minkfcnn-objects")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--epochs", type=int, default=None)
     train.add_argument("--output", required=True, metavar="FILE", help="variables, flax msgpack")
@@ -46,19 +48,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from dyn_jax import _validate, demo
+    from dyn_jax import _validate, demo, demo_points
 
     _validate.positive_int("--examples", arguments.examples)
+    _validate.positive_int("--rooms", arguments.rooms)
+    if arguments.points:
+        demo_points.run(arguments.output, count=arguments.rooms)
+        return
     demo.run(arguments.output, examples=arguments.examples)
 
 
 def _train(arguments: argparse.Namespace) -> None:
     import json
 
-    from dyn_jax import networks
+    from dyn_jax import _validate, networks
     from dyn_jax.datasets import digits
+    from dyn_jax.training import digits as images
+    from dyn_jax.training import points
     from dyn_jax.training.checkpoint import save_variables
-    from dyn_jax.training.digits import train
     from dyn_jax.training.loop import evaluate
 
     began = time.perf_counter()
@@ -66,9 +73,15 @@ def _train(arguments: argparse.Namespace) -> None:
     def report(epoch: int, loss: float) -> None:
         print(f"epoch {epoch:3d}  loss {loss:8.4f}  {time.perf_counter() - began:6.1f} s", flush=True)
 
-    variables = train(arguments.network, seed=arguments.seed, epochs=arguments.epochs, report=report)
+    name = _validate.choice("network", arguments.network, [*images.RECIPES, *points.RECIPES])
+    recipes = points if name in points.RECIPES else images
+    variables = recipes.train(name, seed=arguments.seed, epochs=arguments.epochs, report=report)
     size = save_variables(arguments.output, variables)
-    print(json.dumps(evaluate(networks.create(arguments.network), variables, digits("test"))))
+    net = networks.create(name)
+    if recipes is points:
+        print(json.dumps(points.evaluate(name, net, variables)))
+    else:
+        print(json.dumps(evaluate(net, variables, digits("test"))))
     print(f"{arguments.output}: {size} bytes")
 
 

@@ -158,9 +158,16 @@ def iou(matrix: jax.Array) -> jax.Array:
 
     Source: ScanNet's benchmark; LGM's release adds 1e-10 to the union, which makes such a class count as 0.
     """
+    values, there = _iou(matrix)
+    return jnp.where(there, values, jnp.nan)
+
+
+def _iou(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(IoU [class], 0 where the class is absent; present [class] bool)."""
     intersection = jnp.diagonal(matrix)
     union = jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1) - intersection
-    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), jnp.nan)
+    there = union > 0
+    return jnp.where(there, intersection / jnp.where(there, union, 1), 0), there
 
 
 def mean_iou(matrix: jax.Array, *, absent: str = "zero") -> jax.Array:
@@ -175,7 +182,6 @@ def mean_iou(matrix: jax.Array, *, absent: str = "zero") -> jax.Array:
       ValueError: unknown `absent`.
     """
     _validate.choice("absent", absent, ("zero", "skip"))
-    values = iou(matrix)
-    there = ~jnp.isnan(values)
-    total = jnp.sum(jnp.where(there, values, 0))
+    values, there = _iou(matrix)
+    total = jnp.sum(values)
     return total / (matrix.shape[0] if absent == "zero" else jnp.maximum(jnp.sum(there), 1))

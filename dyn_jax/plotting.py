@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dyn_jax.attacks import AttackResult
+from dyn_jax.attacks import AttackResult, PointAttackResult
 from dyn_jax.types import UnitTrace
 
 ON, OFF, SWITCHED_ON, SWITCHED_OFF = (0.75, 0.75, 0.75), (1.0, 1.0, 1.0), (0.85, 0.25, 0.2), (0.2, 0.4, 0.8)
@@ -99,3 +100,58 @@ def _gate_strip(axis: Any, units: list[tuple[UnitTrace, UnitTrace]], n: int) -> 
     axis.grid(which="minor", color="black", linewidth=0.5)
     axis.tick_params(length=0, which="both")
     axis.set_title(f"blocks run: {int(hard[0].sum())} -> {int(hard[1].sum())} of {len(units)}", fontsize=6)
+
+
+def cloud_figure(
+    result: PointAttackResult, xyz: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: str
+) -> str:
+    """Labels, prediction before and after, and the points that became wrong, of one attacked cloud.
+
+    The cloud is looked at from above one corner; what hides the inside (the highest tenth of the points) is left out.
+
+    Args:
+      result: of a segmentation network, on the host.
+      xyz: [point, 3] clean coordinates, metres, z up.
+      labels: [point].
+      classes: names.
+      path: PNG file.
+
+    Returns:
+      `path`.
+    """
+    before, after = (np.argmax(z, axis=1) for z in (result.logits_clean, result.logits_adversarial))
+    moved = np.asarray(result.adversarial)
+    fresh = (before == labels) & (after != labels)
+    shown = xyz[:, 2] < np.quantile(xyz[:, 2], 0.9)
+    palette = np.array(_palette(len(classes)))
+    panels = [
+        ("labels", xyz, palette[np.minimum(labels, len(classes) - 1)]),
+        (f"before: mIoU {100 * float(result.mean_iou_clean):.1f} %", xyz, palette[before]),
+        (f"after: mIoU {100 * float(result.mean_iou):.1f} %", moved, palette[after]),
+        (f"red: {np.mean(fresh):.0%} of the points became wrong", moved, np.where(fresh[:, None], SWITCHED_ON, ON)),
+    ]
+    fig, axes = figure(2, 2, figsize=(10, 7.5), subplot_kw={"projection": "3d"})
+    for axis, (title, points, colours) in zip(axes.ravel(), panels):
+        axis.scatter(*points[shown].T, c=colours[shown], s=1.5, linewidths=0)
+        axis.set_title(title, fontsize=9)
+        axis.view_init(elev=45, azim=-60)
+        axis.set_box_aspect(np.ptp(xyz[shown], axis=0))
+        axis.set_axis_off()
+    handles = [_dot(colour, name) for colour, name in zip(palette, classes)]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(classes), fontsize=7, frameon=False)
+    fig.suptitle(f"largest move {100 * float(np.max(result.distance)):.1f} cm", fontsize=9)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    fig.savefig(path, dpi=110)
+    return path
+
+
+def _palette(count: int) -> list[tuple[float, ...]]:
+    import matplotlib
+
+    return [matplotlib.colormaps["tab20"](i % 20)[:3] for i in range(count)]
+
+
+def _dot(colour: np.ndarray, name: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], marker="o", linestyle="", color=colour, label=name)

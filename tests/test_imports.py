@@ -33,6 +33,7 @@ ALLOWED = {
     },
     "plotting": None,
     "demo": None,
+    "demo_points": None,
     "cli": None,
     "__main__": None,
     "__init__": None,

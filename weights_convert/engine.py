@@ -54,7 +54,7 @@ def convert(
     source: dict[Path, str] = {}
     problems = []
     for key, array in arrays.items():
-        path = _target(rename, key)
+        path = None if minkowski and not layout.is_minkowski(key) else _target(rename, key)
         if path is None or path not in expected:
             problems.append(f"unexpected key {key} {array.shape}")
             continue

@@ -7,6 +7,8 @@ import numpy as np
 BATCH_STATS = {"running_mean": "mean", "running_var": "var"}
 DROPPED = ("num_batches_tracked",)  # counts steps; no leaf here (files older than PyTorch 0.4 lack it)
 
+_MINKOWSKI = {"bn": ("weight", "bias", *BATCH_STATS), "linear": ("weight", "bias")}
+
 
 def transpose_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """`array` in Flax's order of axes if that gives `shape`, else None.
@@ -26,6 +28,12 @@ def transpose_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that `transpose_to` expects for a leaf of `shape`."""
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+
+
+def is_minkowski(key: str) -> bool:
+    """Whether MinkowskiEngine gives some tensor a name like `key`: ``*.bn.*``, ``*.linear.*``, else kernel or bias."""
+    layer, leaf = ["", *key.split(".")][-2:]
+    return leaf in _MINKOWSKI.get(layer, ("kernel", "bias"))
 
 
 def from_minkowski(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -76,6 +76,11 @@ class MinkowskiFCNN(nn.Module):
     coordinate_features: bool = True
     dropout: float = 0.5
 
+    @property
+    def levels(self) -> int:
+        """Levels of a capacity, from stride 1 to 128."""
+        return LEVELS
+
     def example_input(self) -> PointCloud:
         """The smallest input, for the shapes of the variables."""
         return PointCloud(jnp.zeros((1, 3)), jnp.zeros((1, self.in_features)), jnp.ones(1, bool))
@@ -93,12 +98,13 @@ class MinkowskiFCNN(nn.Module):
     ) -> Output:
         """Scores per cloud.
 
-        A soft occupancy has no equations for this network in the paper. Here: points become voxels by eq. 37-38, both
-        at the input and where the gathered features are averaged again; convolutions are multiplied as in every
-        network (`Passage`); pooling is not, and takes the maximum over what a convolution would read (``paper``:
-        existing voxels; ``release``: all); a point gathers the mean over the voxels near it, weighted by the output
-        relation (eq. 40; ``release``: the sum), of the values in which these lie on the coarser level; the global
-        maximum is over existing voxels, the global average is weighted by the occupancy.
+        The paper has no equations for a soft occupancy in this network. Chosen here: points become voxels by eq. 37-38,
+        both at the input and where the gathered features are averaged again. Convolutions (and norms) are multiplied
+        as in every network, see `Passage`. A max pooling takes existing voxels only (the 0 of a voxel that is off is
+        no neutral element of a maximum), and is multiplied where a norm is: in ``release``, whose convolutions read
+        all voxels. A point gathers the values of the coarser voxels in which the voxels near it lie, in a mean
+        weighted by the output relation (eq. 40; ``release``: a sum). The global maximum is over existing voxels, the
+        global average is weighted by the occupancy. With steep relations all this becomes the original network.
 
         Args:
           inputs: a `PointCloud`, of one or several clouds.
@@ -175,21 +181,23 @@ class MinkowskiFCNN(nn.Module):
             y = BatchNorm(name=f"{name}_1")(y, train, passage.exists[target])
             return nn.leaky_relu(passage.normed(y, target), LEAK)
 
-        all_read = passage.occupancy is None or passage.protocol == "release"
+        soft = passage.occupancy is not None
         x = points.gather(dense(cloud.features, self.channels[0], "mlp1_0", "mlp1_1", cloud.valid))
         pooled, level = [], 0
         for number, features in enumerate(self.channels[1:], start=1):
             target = level + (number > 1)
             x = layer(x, level, target, features, f"conv{number}")
             level = target + 1
-            x = pool_max(x, passage.pairs(target, level, 3), None if all_read else passage.exists[target])
+            x = pool_max(x, passage.pairs(target, level, 3), passage.exists[target] if soft else None)
+            x = passage.normed(x, level)
             pooled.append(_at_finest(x, passage.levels[0], passage.levels[level]))
         x = points.again(jnp.concatenate(pooled, axis=1))
         for number, features in enumerate((self.embedding // 4, self.embedding // 2, self.embedding)):
             x = layer(x, number, number + 1, features, f"conv5_{number}")
-        sites, weights = passage.levels[3], None if passage.occupancy is None else passage.occupancy[3]
-        highest = global_max(x, batch_items(sites, clouds, None if weights is None else passage.exists[3]))
-        x = jnp.concatenate([highest, global_average(x, batch_items(sites, clouds), weights)], axis=1)
+        sites = passage.levels[3]
+        highest = global_max(x, batch_items(sites, clouds, passage.exists[3] if soft else None))
+        average = global_average(x, batch_items(sites, clouds), passage.occupancy[3] if soft else None)
+        x = jnp.concatenate([highest, average], axis=1)
         x = dense(x, self.hidden, "final_0_0", "final_0_1")
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = dense(x, self.hidden, "final_2_0", "final_2_1")

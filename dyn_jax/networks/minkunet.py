@@ -177,6 +177,6 @@ def rooms(**fields: Any) -> MinkUNet:
         "layers": (1,) * 8,
         "num_classes": 10,
         "stem_features": 16,
-        "voxel_size": 0.05,
+        "voxel_size": 0.1,
     }
     return MinkUNet(**{**given, **fields})

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from dyn_jax import _validate
-from dyn_jax.networks import dynconv, minkunet, resnet, sdn_mobilenet, sdn_resnet, sdn_vgg, skipnet
+from dyn_jax.networks import dynconv, minkfcnn, minkunet, resnet, sdn_mobilenet, sdn_resnet, sdn_vgg, skipnet
 
 # ``cnn-*`` are the static twins of ``sdn-*``: the same trunk without internal classifiers.
 _SDN_VARIANTS = {"vgg16": sdn_vgg.vgg16, "resnet56": sdn_resnet.resnet56, "mobilenet": sdn_mobilenet.mobilenet}
@@ -40,6 +40,8 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"minkunet-{form}-scannet": partial(minkunet.scannet, form) for form in ("14a", "18a", "34c")},
     "minkunet-34-s3dis": minkunet.s3dis,
     "minkunet-rooms": minkunet.rooms,
+    "minkfcnn-modelnet40": minkfcnn.modelnet40,
+    "minkfcnn-objects": minkfcnn.objects,
     "skipnet-digits": skipnet.digits,
     "dynconv-digits": dynconv.digits,
 }

@@ -75,7 +75,7 @@ def kernel_map(
     else:
         listed = np.array([k for k in range(volume) if k != centre], int)
     if block is None:
-        block = int(np.clip(2 ** np.round(np.log2(max(target.capacity, 1) / 5)), 64, 2048))
+        block = int(np.clip(2 ** np.floor(np.log2(max(target.capacity, 1) / 8)), 64, 2048))
     shifts = np.concatenate([np.zeros((len(listed), 1), np.int32), steps[listed].astype(np.int32)], axis=1)
     row, there = source.find(target.coordinates[None] + shifts[:, None], target.valid)
     neighbours = jnp.sum(there, axis=0, dtype=jnp.int32)

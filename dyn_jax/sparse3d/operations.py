@@ -97,7 +97,7 @@ def transposed_convolution(
 
     Raises:
       TypeError: not sparse tensors; sizes that are not integers.
-      ValueError: the stride of `tensor` is not that of `like` times `stride`; a kernel or bias whose shape does not fit.
+      ValueError: the stride of `tensor` is not that of `like` times `stride`; a kernel or bias that does not fit.
 
     Source: MinkowskiEngine's MinkowskiConvolutionTranspose onto an existing coordinate map.
     """
@@ -105,7 +105,9 @@ def transposed_convolution(
     _check_tensor("like", like)
     expected = tuple(s * f for s, f in zip(like.stride, triple("stride", stride)))
     if tensor.stride != expected:
-        raise ValueError(f"tensor: got stride {tensor.stride}, expected {expected}: {like.stride} of like, times stride")
+        raise ValueError(
+            f"tensor: got stride {tensor.stride}, expected {expected}: {like.stride} of like, times stride"
+        )
     kernel = _checked_kernel(kernel, tensor, len(offsets(kernel_size, region)))
     _check_bias(bias, kernel)
     coarse, from_rows = _sorted(tensor)

@@ -115,6 +115,7 @@ def _max_forward(features: jax.Array, pairs: KernelMap, where: jax.Array | None)
 
 def _max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None, None]:
     chosen, pairs = saved
+    cotangent = jnp.asarray(cotangent)
 
     def give(to: jax.Array, source: jax.Array, target: jax.Array, number: jax.Array) -> jax.Array:
         value = cotangent.at[target].get(mode="clip")
@@ -199,6 +200,7 @@ def _global_max_forward(features: jax.Array, items: Segments) -> tuple[jax.Array
 
 def _global_max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None]:
     first, items = saved
+    cotangent = jnp.asarray(cotangent)
     row = jnp.arange(items.group.shape[0], dtype=jnp.int32)[:, None]
     chosen = first.at[items.group].get(mode="fill", fill_value=-1) == row
     return jnp.where(chosen, cotangent.at[items.group].get(mode="fill", fill_value=0), 0), None
@@ -208,6 +210,8 @@ global_max.defvjp(_global_max_forward, _global_max_backward)
 
 
 def _add_rows(values: jax.Array, pairs: KernelMap) -> jax.Array:
+    values = jnp.asarray(values)
+
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
         a, b = pairs.rows_in[i], pairs.rows_out[i]
         total = total.at[b].add(values.at[a].get(mode="clip"), **_UNIQUE)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
 from hypothesis import given
 from hypothesis import strategies as st
+from levels import below, rows_of, sites_at
 
 from dyn_jax.sparse3d import coarsen, sites_of
 from dyn_jax.sparse3d.sites import NO_KEY, floor_to
@@ -20,12 +19,8 @@ FOUR = jnp.array([[1, 0, 0, 5], [0, 2, -1, 3], [0, -2, 4, 3], [0, 2, -1, 3], [9,
 FOUR_VALID = jnp.array([True, True, True, True, False])
 
 
-def rows_of(sites) -> list[tuple[int, ...]]:
-    return [tuple(site) for site in np.asarray(sites.coordinates)[: int(sites.count)].tolist()]
-
-
 def test_by_hand():
-    sites = sites_of(FOUR, FOUR_VALID)
+    sites = sites_at(FOUR, FOUR_VALID)
     assert rows_of(sites) == [(0, -2, 4, 3), (0, 2, -1, 3), (1, 0, 0, 5)]
     assert (int(sites.count), sites.capacity, bool(sites.overflow), sites.stride) == (3, 5, False, (1, 1, 1))
     # a box of 2 x 5 x 6 x 3 cells from (0, -2, -1, 3)
@@ -35,7 +30,7 @@ def test_by_hand():
 
 
 def test_find_by_hand():
-    sites = sites_of(FOUR, FOUR_VALID)
+    sites = sites_at(FOUR, FOUR_VALID)
     wanted = jnp.array([[0, 2, -1, 3], [1, 0, 0, 5], [0, 2, -1, 4], [9, 9, 9, 9], [0, 0, 0, 5], [-1, 0, 0, 5]])
     row, there = sites.find(wanted)
     assert row.tolist() == [1, 2, 5, 5, 5, 5] and there.tolist() == [True, True, False, False, False, False]
@@ -48,7 +43,7 @@ def test_find_by_hand():
 def test_no_cell_outside_the_box_is_taken_for_one_inside():
     """Every cell of a box twice as wide is looked up: only the sites themselves are there."""
     coordinates = twins.random_sites(3, 20, low=-2, high=3, batches=2)
-    sites = sites_of(jnp.asarray(coordinates), jnp.ones(20, bool), capacity=32)
+    sites = sites_at(jnp.asarray(coordinates), jnp.ones(20, bool), 32)
     every = np.array(list(itertools.product(range(-1, 3), *(range(-5, 6),) * 3)), np.int32)
     row, there = sites.find(jnp.asarray(every))
     where = {site: number for number, site in enumerate(sorted(twins.table(coordinates)))}
@@ -57,37 +52,36 @@ def test_no_cell_outside_the_box_is_taken_for_one_inside():
 
 
 CELLS = st.lists(st.tuples(st.integers(0, 2), *(st.integers(-4, 4),) * 3), min_size=12, max_size=12)
-twelve = jax.jit(sites_of)
 
 
 @given(CELLS, st.lists(st.booleans(), min_size=12, max_size=12))
 def test_equals_a_set(cells, valid):
     expected = sorted({c for c, v in zip(cells, valid) if v})
-    sites = twelve(jnp.array(cells, jnp.int32), jnp.array(valid))
+    sites = sites_at(jnp.array(cells, jnp.int32), jnp.array(valid))
     assert rows_of(sites) == expected and not sites.overflow
     assert (np.diff(np.asarray(sites.keys).astype(np.int64)) >= 0).all()
 
 
 def test_no_valid_row():
-    sites = sites_of(FOUR, jnp.zeros(5, bool))
+    sites = sites_at(FOUR, jnp.zeros(5, bool))
     assert int(sites.count) == 0 and not sites.overflow and not sites.valid.any()
     assert not sites.find(FOUR)[1].any()
-    below = coarsen(sites, 2)
-    assert int(below.count) == 0 and not below.overflow
+    coarse = below(sites, 2)
+    assert int(coarse.count) == 0 and not coarse.overflow
 
 
 def test_a_capacity_one_too_small_is_flagged_and_an_exact_one_is_not():
     for capacity, flagged in ((2, True), (3, False), (4, False), (50, False)):
-        sites = sites_of(FOUR, FOUR_VALID, capacity)
+        sites = sites_at(FOUR, FOUR_VALID, capacity)
         assert (bool(sites.overflow), sites.capacity, int(sites.count)) == (flagged, capacity, min(capacity, 3))
         assert rows_of(sites) == [(0, -2, 4, 3), (0, 2, -1, 3), (1, 0, 0, 5)][:capacity]
 
 
 def test_a_coarser_level_one_too_small_is_flagged_and_the_flag_is_handed_down():
     line = jnp.stack([jnp.zeros(8, jnp.int32), jnp.arange(8), jnp.zeros(8, jnp.int32), jnp.zeros(8, jnp.int32)], 1)
-    sites = sites_of(line, jnp.ones(8, bool))
-    assert bool(coarsen(sites, 2, 3).overflow) and not coarsen(sites, 2, 4).overflow
-    assert bool(coarsen(coarsen(sites, 2, 3), 2).overflow)
+    sites = sites_at(line, jnp.ones(8, bool))
+    assert bool(below(sites, 2, 3).overflow) and not below(sites, 2, 4).overflow
+    assert bool(below(below(sites, 2, 3), 2).overflow)
 
 
 @pytest.mark.parametrize(
@@ -100,25 +94,25 @@ def test_a_coarser_level_one_too_small_is_flagged_and_the_flag_is_handed_down():
     ],
 )
 def test_a_box_of_2_32_cells_is_flagged(high):
-    sites = sites_of(jnp.array([[0, 0, 0, 0], high], jnp.int32), jnp.ones(2, bool))
+    sites = sites_at(jnp.array([[0, 0, 0, 0], high], jnp.int32), jnp.ones(2, bool))
     assert bool(sites.overflow)
 
 
 @pytest.mark.parametrize("low", [0, -(2**30) + 1])
 def test_a_large_box_below_2_32_cells_is_exact(low):
     corner = [[0, low, low, low], [0, low + 2000, low + 2000, low + 1000], [0, low + 2000, low + 1999, low + 1000]]
-    sites = sites_of(jnp.array(corner[::-1], jnp.int32), jnp.ones(3, bool))
+    sites = sites_at(jnp.array(corner[::-1], jnp.int32), jnp.ones(3, bool))
     assert not sites.overflow and rows_of(sites) == [tuple(corner[i]) for i in (0, 2, 1)]
     assert sites.find(jnp.array(corner, jnp.int32))[0].tolist() == [0, 2, 1]
     line = jnp.array([[0, -(2**30) + 1, 0, 0], [0, 2**30 - 1, 0, 0]], jnp.int32)
-    sites = sites_of(line, jnp.ones(2, bool))
+    sites = sites_at(line, jnp.ones(2, bool))
     assert not sites.overflow and sites.find(line)[0].tolist() == [0, 1]
 
 
 def test_an_axis_too_long_for_int32_is_flagged():
     """Its box holds less than 2^32 cells, but the distance from its low end does not fit an int32."""
     far = jnp.array([[0, -(2 * 10**9), 0, 0], [0, 2 * 10**9, 0, 0]], jnp.int32)
-    sites = sites_of(far, jnp.ones(2, bool))
+    sites = sites_at(far, jnp.ones(2, bool))
     assert bool(sites.overflow) or rows_of(sites) == [(0, -(2 * 10**9), 0, 0), (0, 2 * 10**9, 0, 0)]
 
 
@@ -131,10 +125,10 @@ def test_floor_to_is_a_floor_and_leaves_the_batch():
 @pytest.mark.parametrize("factor", [1, 2, 3, (2, 2, 1), (1, 4, 2)])
 def test_coarsen_equals_a_set(factor):
     coordinates = twins.random_sites(4, 60)
-    sites = sites_of(jnp.asarray(coordinates), jnp.ones(60, bool), capacity=70)
-    once = coarsen(sites, factor)
+    sites = sites_at(jnp.asarray(coordinates), jnp.ones(60, bool), 70)
+    once = below(sites, factor)
     assert once.stride == twins.three(factor) and rows_of(once) == twins.coarse(coordinates, factor)
-    twice = coarsen(once, 2, 64)
+    twice = below(once, 2, 64)
     stride = tuple(2 * f for f in twins.three(factor))
     assert twice.stride == stride and twice.capacity == 64 and rows_of(twice) == twins.coarse(coordinates, stride)
 
@@ -142,24 +136,9 @@ def test_coarsen_equals_a_set(factor):
 @pytest.mark.parametrize("stride", [2, 3])
 def test_golden_coarse_sites(golden, stride):
     arrays = golden("mink_layers")
-    sites = sites_of(jnp.asarray(arrays["coords"]), jnp.ones(len(arrays["coords"]), bool))
+    sites = sites_at(jnp.asarray(arrays["coords"]), jnp.ones(len(arrays["coords"]), bool))
     expected = arrays[f"conv_k3s{stride}/out_coords"]
-    assert rows_of(coarsen(sites, stride)) == sorted(twins.table(expected))
-
-
-def test_jit_and_vmap_equal_one_at_a_time():
-    scenes = jnp.stack([jnp.asarray(twins.random_sites(seed, 30)) for seed in range(3)])
-    valid = jnp.arange(30)[None] < jnp.array([[30], [17], [0]])
-
-    def run(coordinates, valid):
-        sites = sites_of(coordinates, valid)
-        return sites, coarsen(sites, 2), sites.find(coordinates, valid)
-
-    once = jax.jit(chex.assert_max_traces(run, 1))
-    loop = [once(c, v) for c, v in zip(scenes, valid)]
-    chex.assert_trees_all_equal(jax.vmap(run)(scenes, valid), jax.tree.map(lambda *a: jnp.stack(a), *loop))
-    eager = sites_of(scenes[1], valid[1])
-    chex.assert_trees_all_equal(eager, loop[1][0])
+    assert rows_of(below(sites, stride)) == sorted(twins.table(expected))
 
 
 def test_bad_stride():

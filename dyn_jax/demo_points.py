@@ -1,0 +1,185 @@
+"""Point-BIM on the embedded rooms under FGM and LGM: ``dyn-jax demo --points``, and what the experiments share."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import attacks, metrics, networks, plotting
+from dyn_jax.datasets import ROOM_CLASSES, Scene, rooms
+from dyn_jax.occupancy import voxel
+from dyn_jax.sparse3d import Capacity, bucket, point_cloud
+from dyn_jax.sparse3d.allocate import capacity_for
+from dyn_jax.training.points import ROOM_POINTS
+from dyn_jax.types import PointCloud, Reach, Variables
+
+STEP = {0.005: 0.0025, 0.01: 0.005, 0.02: 0.01, 0.05: 0.01}
+"""eps -> step size, metres, the same for FGM and LGM."""
+GRADIENTS: dict[str, voxel.VoxelOccupancy] = {"FGM": voxel.fgm(), "LGM": voxel.lgm()}
+SLACK = 1.6
+
+
+@dataclasses.dataclass(frozen=True)
+class RoomRow:
+    """One line of the table.
+
+    Attributes:
+      gradient: FGM or LGM.
+      eps: metres.
+      clean, after: confusion matrices of the deployed network over all rooms.
+      clean_rooms, after_rooms: [room] mean IoU.
+      voxels: sites in the gradient's forward pass, mean over steps and rooms.
+      gflops: twice the multiply-adds of that pass, in billions, mean over steps and rooms.
+      overflow: some pass did not fit.
+      seconds: the fastest room's, times the rooms.
+    """
+
+    gradient: str
+    eps: float
+    clean: np.ndarray
+    after: np.ndarray
+    clean_rooms: np.ndarray
+    after_rooms: np.ndarray
+    voxels: float
+    gflops: float
+    overflow: bool
+    seconds: float
+
+
+def clouds_of(scenes: Sequence[Scene]) -> list[PointCloud]:
+    """Clouds with colours minus 1/2 as features."""
+    return [point_cloud(scene.xyz, scene.colours - np.float32(0.5)) for scene in scenes]
+
+
+def capacities(
+    net: nn.Module, clouds: Sequence[PointCloud], step: float, slack: float = SLACK
+) -> tuple[Capacity, Capacity]:
+    """(of the existing voxels, of those within `step` as well) that all clouds share, with room for moving points."""
+    shared = []
+    for reach in (None, Reach(step)):
+        needs = [capacity_for(cloud.replace(reach=reach), net.voxel_size, net.levels, slack=slack) for cloud in clouds]
+        pairs = None if reach is None else max(need.pairs for need in needs)
+        levels = [max(column) for column in zip(*(need.levels for need in needs))]
+        if reach is None:
+            levels[0] = bucket(max(cloud.xyz.shape[0] for cloud in clouds))  # never more voxels than points
+        shared.append(Capacity(tuple(levels), pairs))
+    return shared[0], shared[1]
+
+
+def attack_function(
+    net: nn.Module, small: Capacity, large: Capacity, *, steps: int, protocol: str = "paper", **options: Any
+) -> Callable[..., attacks.PointAttackResult]:
+    """Jitted ``(variables, cloud, labels, eps, step, occupancy) -> result``: eps, step and slopes do not recompile."""
+
+    @jax.jit
+    def run(
+        variables: Variables,
+        cloud: PointCloud,
+        labels: jax.Array,
+        eps: jax.Array,
+        step: jax.Array,
+        occupancy: voxel.VoxelOccupancy,
+    ) -> attacks.PointAttackResult:
+        capacity = large if occupancy.extends else small
+        forward = partial(net.apply, variables, occupancy=occupancy, capacity=capacity, protocol=protocol)
+        victim = partial(net.apply, variables, capacity=small)
+        attack = attacks.point_bim(eps, step, steps, protocol=protocol, **options)
+        return attack(forward, cloud, labels, victim=victim)
+
+    return run
+
+
+def attack_rooms(
+    run: Callable[..., attacks.PointAttackResult],
+    variables: Variables,
+    clouds: Sequence[PointCloud],
+    labels: Sequence[np.ndarray],
+    gradient: str,
+    occupancy: voxel.VoxelOccupancy,
+    eps: float,
+    step: float,
+) -> tuple[RoomRow, list[attacks.PointAttackResult]]:
+    """Attacks every room with one setting."""
+    arguments = (jnp.float32(eps), jnp.float32(step), occupancy)
+    results, times = [], []
+    for cloud, y in zip(clouds, labels):
+        began = time.perf_counter()
+        results.append(jax.tree.map(np.asarray, run(variables, cloud, y, *arguments)))
+        times.append(time.perf_counter() - began)
+    seconds = min(times) * len(times)  # the first may hold the compilation
+
+    def total(logits: str) -> np.ndarray:
+        pairs = [(getattr(result, logits), y) for result, y in zip(results, labels)]
+        return np.asarray(sum(metrics.confusion(np.argmax(z, axis=1), y, z.shape[1]) for z, y in pairs))
+
+    row = RoomRow(
+        gradient=gradient,
+        eps=eps,
+        clean=total("logits_clean"),
+        after=total("logits_adversarial"),
+        clean_rooms=np.array([float(result.mean_iou_clean) for result in results]),
+        after_rooms=np.array([float(result.mean_iou) for result in results]),
+        voxels=float(np.mean([result.steps.voxels.mean() for result in results])),
+        gflops=float(np.mean([2e-9 * result.steps.macs.mean() for result in results])),
+        overflow=any(bool(result.overflow) for result in results),
+        seconds=seconds,
+    )
+    return row, results
+
+
+HEADER = f"{'gradient':8} {'eps (m)':>8} {'mIoU before %':>14} {'after %':>8} {'voxels':>8} {'GFLOPs':>7} {'s':>6}"
+
+
+def format_row(row: RoomRow) -> str:
+    """One line of the printed table."""
+    flag = "  (did not fit)" if row.overflow else ""
+    return (
+        f"{row.gradient:8} {row.eps:8.3f} {100 * float(metrics.mean_iou(row.clean)):14.1f} "
+        f"{100 * float(metrics.mean_iou(row.after)):8.1f} {row.voxels:8.0f} {row.gflops:7.2f} {row.seconds:6.1f}{flag}"
+    )
+
+
+def run(
+    output: str,
+    *,
+    count: int = 2,
+    steps: int = 10,
+    eps: Sequence[float] = tuple(STEP),
+    gradients: Mapping[str, voxel.VoxelOccupancy] = GRADIENTS,
+) -> list[RoomRow]:
+    """Prints the table for `count` test rooms and draws the first one for every eps into the folder `output`.
+
+    Args:
+      output: folder, made if it is missing.
+      count: rooms.
+      steps: of Point-BIM.
+      eps: among the keys of `STEP`.
+      gradients: {name: occupancies}.
+    """
+    net, variables = networks.pretrained("minkunet-rooms")
+    scenes = rooms("test", count, points=ROOM_POINTS)
+    clouds, labels = clouds_of(scenes), [scene.labels for scene in scenes]
+    small, large = capacities(net, clouds, max(STEP[e] for e in eps))
+    function = attack_function(net, small, large, steps=steps)
+    print(f"{count} test rooms of {ROOM_POINTS} points, {steps} steps of Point-BIM")
+    print(HEADER)
+    rows = []
+    for radius in eps:
+        for name, occupancy in gradients.items():
+            row, results = attack_rooms(function, variables, clouds, labels, name, occupancy, radius, STEP[radius])
+            print(format_row(row), flush=True)
+            rows.append(row)
+            if name == "LGM":
+                path = os.path.join(output, f"room_eps_{radius:g}.png")
+                plotting.cloud_figure(results[0], scenes[0].xyz, scenes[0].labels, ROOM_CLASSES, path)
+                print(f"picture: {path}")
+    return rows
