@@ -25,7 +25,9 @@ from dyn_jax.types import PointCloud, Reach, Variables
 STEP = {0.005: 0.0025, 0.01: 0.005, 0.02: 0.01, 0.05: 0.01}
 """eps -> step size, metres, the same for FGM and LGM."""
 GRADIENTS: dict[str, voxel.VoxelOccupancy] = {"FGM": voxel.fgm(), "LGM": voxel.lgm()}
-SLACK = 1.6
+SLACK = 2.5
+"""Room for points that move: an attack scatters the points of a surface over more voxels, on every level."""
+PAIR_SLACK = 1.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +66,14 @@ def capacities(
     net: nn.Module, clouds: Sequence[PointCloud], step: float, slack: float = SLACK
 ) -> tuple[Capacity, Capacity]:
     """(of the existing voxels, of those within `step` as well) that all clouds share, with room for moving points."""
+    points = max(cloud.xyz.shape[0] for cloud in clouds)
     shared = []
     for reach in (None, Reach(step)):
-        needs = [capacity_for(cloud.replace(reach=reach), net.voxel_size, net.levels, slack=slack) for cloud in clouds]
-        pairs = None if reach is None else max(need.pairs for need in needs)
-        levels = [max(column) for column in zip(*(need.levels for need in needs))]
-        if reach is None:
-            levels[0] = bucket(max(cloud.xyz.shape[0] for cloud in clouds))  # never more voxels than points
-        shared.append(Capacity(tuple(levels), pairs))
+        needs = [capacity_for(cloud.replace(reach=reach), net.voxel_size, net.levels) for cloud in clouds]
+        pairs = None if reach is None else bucket(int(PAIR_SLACK * max(need.pairs for need in needs)))
+        most = bucket(points) if pairs is None else pairs  # no more voxels than pairs
+        levels = (max(column) for column in zip(*(need.levels for need in needs)))
+        shared.append(Capacity(tuple(min(bucket(int(slack * level)), most) for level in levels), pairs))
     return shared[0], shared[1]
 
 

@@ -15,7 +15,7 @@ from dyn_jax.nn.norm import BatchNorm
 from dyn_jax.occupancy import voxel
 from dyn_jax.segments import any_of, segments, spread
 from dyn_jax.sparse3d.allocate import Capacity, capacity_for
-from dyn_jax.sparse3d.entry import _flag, check_cloud
+from dyn_jax.sparse3d.entry import check_cloud, flag_overflow
 from dyn_jax.sparse3d.layers import Convolution
 from dyn_jax.sparse3d.passage import PROTOCOLS, Passage, coarser_values, pyramid
 from dyn_jax.sparse3d.pooling import batch_items, global_average, global_max, pool_max
@@ -142,7 +142,7 @@ class MinkowskiFCNN(nn.Module):
         macs = cloud.features.shape[1] * self.channels[0]
         units = (UnitTrace(counted - 0.5, counted, macs, name="points"), *passage.units())
         head = 2 * self.embedding * self.hidden + self.hidden * (self.hidden + self.num_classes)
-        overflow = _flag(points.overflow | passage.overflow | strays)
+        overflow = flag_overflow(points.overflow | passage.overflow | strays)
         return Output(logits, Trace(units, clouds * head, overflow=overflow))
 
     def _checked(self, cloud: PointCloud, clouds: int) -> tuple[PointCloud, jax.Array]:

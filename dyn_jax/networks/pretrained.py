@@ -10,7 +10,7 @@ from dyn_jax import _validate
 from dyn_jax.networks.registry import create
 from dyn_jax.types import Variables
 
-PRETRAINED = ("dynconv-digits", "minkunet-rooms", "skipnet-digits")
+PRETRAINED = ("dynconv-digits", "minkfcnn-objects", "minkunet-rooms", "skipnet-digits")
 
 
 def pretrained(name: str) -> tuple[nn.Module, Variables]:
@@ -18,7 +18,8 @@ def pretrained(name: str) -> tuple[nn.Module, Variables]:
 
     Args:
       name: ``skipnet-digits`` or ``dynconv-digits``, trained on the train split of `dyn_jax.datasets.digits`;
-        ``minkunet-rooms``, on that of `dyn_jax.datasets.rooms`.
+        ``minkunet-rooms`` on that of `dyn_jax.datasets.rooms`, ``minkfcnn-objects`` on that of
+        `dyn_jax.datasets.objects`.
 
     Returns:
       (module, variables of numpy arrays).

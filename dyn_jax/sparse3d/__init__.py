@@ -4,6 +4,7 @@ Sizes are static and counted on the host (`capacity_for`, `allocate`); which row
 fit is flagged. Coordinates are (batch, x, y, z) and never divided by the stride.
 """
 
+from dyn_jax.sparse3d import operations as operations
 from dyn_jax.sparse3d.allocate import Capacity as Capacity
 from dyn_jax.sparse3d.allocate import allocate as allocate
 from dyn_jax.sparse3d.allocate import bucket as bucket
@@ -13,6 +14,12 @@ from dyn_jax.sparse3d.convolution import convolve as convolve
 from dyn_jax.sparse3d.kernel import offsets as offsets
 from dyn_jax.sparse3d.maps import KernelMap as KernelMap
 from dyn_jax.sparse3d.maps import kernel_map as kernel_map
+from dyn_jax.sparse3d.pooling import global_average as global_average
+from dyn_jax.sparse3d.pooling import global_max as global_max
+from dyn_jax.sparse3d.pooling import global_sum as global_sum
+from dyn_jax.sparse3d.pooling import pool_average as pool_average
+from dyn_jax.sparse3d.pooling import pool_max as pool_max
+from dyn_jax.sparse3d.pooling import pool_sum as pool_sum
 from dyn_jax.sparse3d.sites import Sites as Sites
 from dyn_jax.sparse3d.sites import coarsen as coarsen
 from dyn_jax.sparse3d.sites import sites_of as sites_of

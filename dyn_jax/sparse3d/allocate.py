@@ -172,6 +172,8 @@ def allocate(
       For every cloud, in order: itself with more invalid points, and its capacity.
     """
     _validate.positive_int("shapes", shapes)
+    if not clouds:
+        return []
     needs = [capacity_for(cloud, voxel_size, levels, extends=extends, slack=slack) for cloud in clouds]
     sizes = np.array([cloud.xyz.shape[0] for cloud in clouds])
     order = np.argsort(sizes, kind="stable")

@@ -51,7 +51,7 @@ def gather_multiply_add(size_out: int) -> Callable:
         )
         example = jnp.arange(size, dtype=jnp.int32)[:, None, None]
         slices = slices + example * number_of_slices
-        used = jnp.arange(rows_in.shape[1]) < blocks[:, None]
+        used = jnp.arange(rows_in.shape[1])[None] < blocks[:, None]
         first_used = jnp.argsort(~used.reshape(-1), stable=True)
         flat = [
             _shift(rows_in, x.shape[1]), _shift(rows_out, size_out), slices.reshape(-1, slices.shape[-1])

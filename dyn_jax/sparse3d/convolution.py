@@ -63,7 +63,7 @@ convolve.defvjp(_forward, _backward)
 def _check(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> None:
     if features.ndim != 2 or features.shape[0] != pairs.size_in:
         raise ValueError(f"features: got shape {features.shape}, expected [{pairs.size_in}, channels]")
-    if kernel.shape[:2] != (pairs.volume, features.shape[1]):
+    if kernel.ndim != 3 or kernel.shape[:2] != (pairs.volume, features.shape[1]):
         raise ValueError(
             f"kernel: got shape {kernel.shape}, expected [{pairs.volume}, {features.shape[1]}, out] "
             "(slices, channels in, channels out)"

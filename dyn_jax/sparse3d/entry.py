@@ -105,7 +105,7 @@ def _check_features(name: str, features: jax.Array, expected: int) -> None:
         raise ValueError(f"{name}: got shape {features.shape}, expected [rows, {expected}]")
 
 
-def _flag(overflow: jax.Array) -> jax.Array:
+def flag_overflow(overflow: jax.Array) -> jax.Array:
     """Outside jit, an overflow is an error; inside it is data."""
     if _validate.is_concrete(overflow) and bool(overflow):
         raise ValueError(
@@ -125,7 +125,7 @@ def _enter_tensor(tensor: SparseTensor, capacity: Capacity | None, levels: int) 
         capacity = capacity_for(tensor, None, levels)
 
     def leave(scores: jax.Array, overflow: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return spread(scores, groups), _flag(overflow)
+        return spread(scores, groups), flag_overflow(overflow)
 
     capacities = None if capacity is None else (sites.capacity, *capacity.levels[1:])
     return Entry(sites, sum_over(tensor.features, groups), sites.valid, None, capacities, leave)
@@ -138,10 +138,10 @@ def _enter_hard(cloud: PointCloud, capacity: Capacity | None, voxel_size: float,
     if coordinates:
         position = sites.coordinates[:, 1:].astype(features.dtype)
         mean = jnp.sum(position * sites.valid[:, None], axis=0) / jnp.maximum(sites.count, 1)
-        features = jnp.concatenate([features, position - mean.at[2].set(0)], axis=1)
+        features = jnp.concatenate([features, position - mean.at[2].set(0)[None]], axis=1)
 
     def leave(scores: jax.Array, overflow: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return spread(scores, groups), _flag(overflow | lost)
+        return spread(scores, groups), flag_overflow(overflow | lost)
 
     return Entry(sites, features, sites.valid, None, capacity.levels, leave)
 
@@ -165,7 +165,9 @@ def _enter_soft(
     features = soft_voxel_features(cloud, to_input, pairs, voxel_size, coordinates, protocol)
 
     def leave(scores: jax.Array, overflow: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return point_scores(scores, to_output, pairs, normalise=protocol == "paper"), _flag(overflow | pairs.overflow)
+        return point_scores(scores, to_output, pairs, normalise=protocol == "paper"), flag_overflow(
+            overflow | pairs.overflow
+        )
 
     return Entry(pairs.sites, features, pairs.exists, network, capacity.levels, leave)
 
@@ -182,7 +184,7 @@ def soft_voxel_features(
         position = cloud.xyz / voxel_size
         count = jnp.maximum(jnp.sum(cloud.valid), 1)
         mean = jnp.sum(jnp.where(cloud.valid[:, None], position, 0), axis=0) / count
-        features = jnp.concatenate([features, position - mean.at[2].set(0)], axis=1)
+        features = jnp.concatenate([features, position - mean.at[2].set(0)[None]], axis=1)
     soft = soft_features(features, relation, pairs)
     if coordinates and protocol == "release":
         soft = soft.at[:, -3:].set(soft_floor(soft[:, -3:]))

@@ -19,13 +19,12 @@ def triple(name: str, value: Size, minimum: int = 1) -> tuple[int, int, int]:
     Raises:
       TypeError, ValueError: not integers of at least `minimum`, or not three.
     """
-    values = (value,) * 3 if isinstance(value, (int, np.integer)) else tuple(value)
+    values = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) and np.ndim(value) else (value,) * 3
     if len(values) != 3:
         raise ValueError(f"{name}: got {value}, expected one integer or three")
     return tuple(_validate.positive_int(name, v, minimum) for v in values)
 
 
-@functools.lru_cache(maxsize=256)
 def offsets(kernel_size: Size, region: str = "cube") -> np.ndarray:
     """The kernel's offsets [volume, 3] (x, y, z), in units of the tensor stride, in weight order.
 
@@ -39,19 +38,22 @@ def offsets(kernel_size: Size, region: str = "cube") -> np.ndarray:
 
     Source: measured from MinkowskiEngine 0.5.4 (cube, cross) and 0.4.3 (hybrid).
     """
-    size = triple("kernel_size", kernel_size)
-    _validate.choice("region", region, REGIONS)
+    return _offsets(triple("kernel_size", kernel_size), _validate.choice("region", region, REGIONS))
+
+
+@functools.lru_cache(maxsize=256)
+def _offsets(size: tuple[int, int, int], region: str) -> np.ndarray:
     if region == "cube":
         axes = [np.arange(s) - (s // 2 if s % 2 else 0) for s in size]
         z, y, x = np.meshgrid(axes[2], axes[1], axes[0], indexing="ij")
         result = np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1)
     elif region == "cross":
         if any(s % 2 == 0 for s in size):
-            raise ValueError(f"kernel_size: got {kernel_size}, expected odd sizes for a cross")
+            raise ValueError(f"kernel_size: got {size}, expected odd sizes for a cross")
         result = np.array([(0, 0, 0), *_cross_arms(size)])
     else:
         if size != (3, 3, 3):
-            raise ValueError(f"kernel_size: got {kernel_size}, expected 3 for the hybrid region")
+            raise ValueError(f"kernel_size: got {size}, expected 3 for the hybrid region")
         sites = [np.zeros(3, int)]
         for axis in range(3):  # every axis appends both neighbours of what is there; the centre's come first
             unit = np.eye(3, dtype=int)[axis]

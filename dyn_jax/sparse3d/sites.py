@@ -27,8 +27,9 @@ class Frame:
 
     def keys(self, coordinates: jax.Array, valid: jax.Array) -> jax.Array:
         """Keys of coordinates [..., 4]; `NO_KEY` where not valid or outside the box."""
-        shifted = coordinates - self.low
-        inside = valid & jnp.all((shifted >= 0) & (shifted < self.extent.astype(jnp.int32)), axis=-1)
+        axes = (1,) * (coordinates.ndim - 1)
+        shifted = coordinates - self.low.reshape(*axes, 4)
+        inside = valid & jnp.all((shifted >= 0) & (shifted < self.extent.astype(jnp.int32).reshape(*axes, 4)), axis=-1)
         b, x, y, z = jnp.moveaxis(shifted.astype(jnp.uint32), -1, 0)
         _, width, depth, height = self.extent
         return jnp.where(inside, ((b * width + x) * depth + y) * height + z, NO_KEY)
@@ -39,7 +40,7 @@ class Frame:
         rest, z = jnp.divmod(keys, height)
         rest, y = jnp.divmod(rest, depth)
         b, x = jnp.divmod(rest, width)
-        return jnp.stack([b, x, y, z], axis=-1).astype(jnp.int32) + self.low
+        return jnp.stack([b, x, y, z], axis=-1).astype(jnp.int32) + self.low.reshape(*(1,) * keys.ndim, 4)
 
 
 def frame_of(coordinates: jax.Array, valid: jax.Array) -> Frame:
@@ -51,7 +52,7 @@ def frame_of(coordinates: jax.Array, valid: jax.Array) -> Frame:
     low, high = jnp.where(some, low, 0), jnp.where(some, high, 0)
     size = high.astype(jnp.float32) - low.astype(jnp.float32) + 1
     extent = (high.astype(jnp.uint32) - low.astype(jnp.uint32)) + jnp.uint32(1)
-    return Frame(low, extent, jnp.prod(size) < 4.29e9)
+    return Frame(low, extent, (jnp.prod(size) < 4.29e9) & jnp.all(extent < jnp.uint32(2**31)))
 
 
 @flax.struct.dataclass
@@ -117,7 +118,7 @@ def sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int | None = No
 
 def floor_to(coordinates: jax.Array, stride: tuple[int, int, int]) -> jax.Array:
     """``floor(c / stride) * stride`` on x, y, z; the batch column stays."""
-    steps = jnp.array((1, *stride), coordinates.dtype)
+    steps = jnp.broadcast_to(jnp.array((1, *stride), coordinates.dtype), coordinates.shape)
     return jnp.floor_divide(coordinates, steps) * steps
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dyn_jax import _validate
 from dyn_jax.sparse3d.kernel import Size, triple
 from dyn_jax.sparse3d.sites import Sites, sites_of
 
@@ -68,6 +69,8 @@ def from_numpy(
         raise ValueError("coordinates: got no voxels, expected at least one")
     if not np.isfinite(features).all():
         raise ValueError("features: got NaN or infinite values, expected finite ones")
+    if coordinates.dtype.kind == "u" and coordinates.max() >= 2**30:  # before a uint64 wraps
+        raise ValueError(f"coordinates: got {coordinates.max()}, expected magnitudes below 2^30")
     coordinates = coordinates.astype(np.int64)
     if coordinates[:, 0].min() < 0:
         raise ValueError(f"coordinates: got batch {coordinates[:, 0].min()}, expected at least 0 in the first column")
@@ -80,7 +83,7 @@ def from_numpy(
         raise ValueError(f"coordinates: got values that are no multiples of the stride {steps}")
     _, first = np.unique(coordinates, axis=0, return_index=True)
     rows = np.sort(first)
-    capacity = len(rows) if capacity is None else capacity
+    capacity = len(rows) if capacity is None else _validate.positive_int("capacity", capacity)
     if capacity < len(rows):
         raise ValueError(f"capacity: got {capacity}, expected at least {len(rows)}, the number of distinct sites")
     filled = np.zeros((capacity, 4), np.int32)

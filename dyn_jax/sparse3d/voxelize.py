@@ -46,9 +46,15 @@ class Voxels:
 def own_voxel(cloud: PointCloud, voxel_size: float) -> tuple[jax.Array, jax.Array]:
     """(``floor(p / L)`` [point, 3] int32, finite [point] bool): eq. 21. The floor of a float32 quotient, not its
     truncation; coordinates that are not finite or beyond 2^30 voxels give 0 and False."""
-    quotient = jnp.floor(jax.lax.stop_gradient(cloud.xyz) / jnp.asarray(voxel_size, cloud.xyz.dtype))
+    quotient = jnp.floor(_quotient(jax.lax.stop_gradient(cloud.xyz), voxel_size))
     finite = jnp.all(jnp.isfinite(quotient) & (jnp.abs(quotient) < 2.0**30), axis=1)
     return jnp.where(finite[:, None], quotient, 0).astype(jnp.int32), finite
+
+
+def _quotient(values: jax.Array, size: jax.typing.ArrayLike) -> jax.Array:
+    """``values / size``, rounded once. The divisor depends on the values, or XLA would multiply by its reciprocal, and
+    points on a face of the grid would change their voxel."""
+    return values / (jnp.asarray(size, values.dtype) + 0 * values)
 
 
 def with_batch(cloud: PointCloud, voxel: jax.Array) -> jax.Array:
@@ -140,14 +146,15 @@ def _allowed(cloud: PointCloud, own: jax.Array, voxel_size: float) -> jax.Array:
         raise ValueError(f"reach.step: got {float(reach.step)}, expected at most one voxel ({voxel_size} m)")
     size = jnp.asarray(voxel_size, xyz.dtype)
     signs = jnp.array((0, -1, 1), xyz.dtype)
-    corner = jnp.floor((xyz[:, :, None] + signs * jnp.asarray(reach.step, xyz.dtype)) / size)  # [point, axis, move]
-    moves = (corner != own[:, :, None]) | (signs == 0)
+    moved = xyz[:, :, None] + signs[None, None] * jnp.asarray(reach.step, xyz.dtype)  # [point, axis, move]
+    corner = jnp.floor(_quotient(moved, size))
+    moves = (corner != own[:, :, None]) | (signs == 0)[None, None]
     allowed = moves[:, 0, :, None, None] & moves[:, 1, None, :, None] & moves[:, 2, None, None, :]
     if reach.rule != "none":
         if reach.origin is None or reach.budget is None:
             raise ValueError(f"reach: got no origin and budget, expected both for the rule {reach.rule!r}")
-        low = (own[:, :, None] + jnp.array((0, -1, 1), jnp.int32)).astype(xyz.dtype) * size
-        high = (own[:, :, None] + jnp.array((1, 0, 2), jnp.int32)).astype(xyz.dtype) * size
+        low = (own[:, :, None] + jnp.array((0, -1, 1), jnp.int32)[None, None]).astype(xyz.dtype) * size
+        high = (own[:, :, None] + jnp.array((1, 0, 2), jnp.int32)[None, None]).astype(xyz.dtype) * size
         origin, budget = reach.origin[:, :, None], jnp.asarray(reach.budget, xyz.dtype)
         if reach.rule == "any":
             near = (jnp.abs(low - origin) < budget) | (jnp.abs(high - origin) < budget)
@@ -156,7 +163,7 @@ def _allowed(cloud: PointCloud, own: jax.Array, voxel_size: float) -> jax.Array:
             near = (low - origin < budget) & (origin - high < budget)
             fits = near[:, 0, :, None, None] & near[:, 1, None, :, None] & near[:, 2, None, None, :]
         stay = jnp.zeros((3, 3, 3), bool).at[0, 0, 0].set(True)
-        allowed = allowed & (fits | stay)
+        allowed = allowed & (fits | stay[None])
     return allowed.reshape(-1, 27)
 
 
@@ -165,7 +172,7 @@ def weighted_mean(values: jax.Array, weights: jax.Array, groups: Segments) -> ja
 
     The weights of a group are divided by their largest first, so that a quotient of tiny sums stays exact.
     """
-    largest = jax.lax.stop_gradient(_largest(weights, groups))
+    largest = _largest(jax.lax.stop_gradient(weights), groups)
     scaled = weights / jnp.where(largest > 0, largest, 1).at[groups.group].get(mode="fill", fill_value=1)
     both = sum_over(jnp.concatenate([values * scaled[:, None], scaled[:, None]], axis=1), groups)
     total = both[:, -1:]

@@ -155,23 +155,22 @@ def test_fgm_is_lgm_with_the_constant_relation_in_the_network(scene):
     one = lambda distance, inside: inside.astype(distance.dtype)  # not `hard`, so that the pipeline is LGM's
     soft = voxel.sigmoid(10.0)
     kinds = {"fgm": voxel.fgm(soft), "lgm": voxel.lgm(one, input=soft, output=soft)}
-    for protocol in ("paper",):
 
-        @quick
-        def through(cloud, protocol=protocol):
-            entries = {
-                kind: enter(cloud, given, capacity, protocol=protocol, levels=5, in_features=3, voxel_size=L)
-                for kind, given in kinds.items()
-            }
-            scores = {k: e.leave(jnp.sin(9 * e.features), jnp.zeros((), bool))[0] for k, e in entries.items()}
-            return {k: (e.sites, e.features, e.exists, scores[k]) for k, e in entries.items()}, entries["lgm"].occupancy
+    @quick
+    def through(cloud):
+        entries = {
+            kind: enter(cloud, given, capacity, protocol="paper", levels=5, in_features=3, voxel_size=L)
+            for kind, given in kinds.items()
+        }
+        scores = {k: e.leave(jnp.sin(9 * e.features), jnp.zeros((), bool))[0] for k, e in entries.items()}
+        return {k: (e.sites, e.features, e.exists, scores[k]) for k, e in entries.items()}, entries["lgm"].occupancy
 
-        results, occupied = through(still)
-        for fgm, lgm in zip(jax.tree.leaves(results["fgm"]), jax.tree.leaves(results["lgm"])):
-            np.testing.assert_allclose(fgm, lgm, atol=1e-5)
-        np.testing.assert_array_equal(occupied, results["lgm"][2])
-        extended, _ = through(cloud)
-        assert int(extended["lgm"][0].count) > int(extended["fgm"][0].count)  # control: there the voxels differ
+    results, occupied = through(still)
+    for fgm, lgm in zip(jax.tree.leaves(results["fgm"]), jax.tree.leaves(results["lgm"])):
+        np.testing.assert_allclose(fgm, lgm, atol=1e-5)
+    np.testing.assert_array_equal(occupied, results["lgm"][2])
+    extended, _ = through(cloud)
+    assert int(extended["lgm"][0].count) > int(extended["fgm"][0].count)  # control: there the voxels differ
 
 
 def test_coordinate_features_by_hand():
