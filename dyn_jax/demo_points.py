@@ -27,7 +27,7 @@ STEP = {0.005: 0.0025, 0.01: 0.005, 0.02: 0.01, 0.05: 0.01}
 GRADIENTS: dict[str, voxel.VoxelOccupancy] = {"FGM": voxel.fgm(), "LGM": voxel.lgm()}
 SLACK = 2.5
 """Room for points that move: an attack scatters the points of a surface over more voxels, on every level."""
-PAIR_SLACK = 1.3
+PAIR_SLACK = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
