@@ -1,6 +1,6 @@
 """Early Attack on ResNet-56 SDN: 100 images at once against the released loop's one image at a time, in one run.
 
-    python -m benchmarks.early_attack [--images 100] [--steps 10] [--loop-images 3] [--rounds 3]
+    python -m benchmarks.early_attack [--images 100] [--steps 10] [--loop-images 3] [--rounds 3] [--output FILE]
 
 The peer is the released loop written down again in PyTorch from its description: per image and iteration one forward
 pass with its gradient, one Adam step and one more forward pass that looks at the exits. Ours takes the exits from the
@@ -30,18 +30,22 @@ NETWORK, ALPHA, CONSTANT, RATE = "sdn-resnet56-cifar10", 1.0, 50.0, 0.01
 
 def jax_contenders(images: np.ndarray, steps: int, loop_images: int) -> dict[str, tuple[int, Callable]]:
     """{name: (images, run)}, compiled; the seconds of compilation are printed."""
-    net = dyn_jax.networks.create(NETWORK)
-    variables = jax.jit(net.init)(jax.random.key(0), images[:1])
+    nets = {flag: dyn_jax.networks.create(NETWORK, winograd=flag) for flag in (False, True)}
+    variables = jax.jit(nets[False].init)(jax.random.key(0), images[:1])
     attack = attacks.early_attack(alpha=ALPHA, constant=CONSTANT, steps=steps, learning_rate=RATE, protocol="release")
 
-    def run(variables, x):
+    def run(winograd, variables, x):
         labels = jnp.zeros(x.shape[0], jnp.int32)
-        return attack(partial(net.apply, variables), x, labels, key=jax.random.key(1)).adversarial
+        return attack(partial(nets[winograd].apply, variables), x, labels, key=jax.random.key(1)).adversarial
 
     contenders = {}
-    for name, count, repeats in (("dyn_jax, all at once", len(images), 1), ("dyn_jax, one at a time", 1, loop_images)):
+    for name, count, repeats, winograd in (
+        ("dyn_jax, all at once", len(images), 1, False),
+        ("dyn_jax, all at once, winograd", len(images), 1, True),
+        ("dyn_jax, one at a time", 1, loop_images, False),
+    ):
         began = time.perf_counter()
-        compiled = jax.jit(run).lower(variables, images[:count]).compile()
+        compiled = jax.jit(partial(run, winograd)).lower(variables, images[:count]).compile()
         print(f"{name}: compiled in {time.perf_counter() - began:.1f} s")
 
         def call(compiled=compiled, count=count, repeats=repeats):
@@ -85,6 +89,7 @@ def main() -> None:
     parser.add_argument("--loop-images", type=int, default=3, help="images that the one-at-a-time loops attack")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default=None, help="JSON file")
     arguments = parser.parse_args()
     images = np.random.default_rng(0).random((arguments.images, 32, 32, 3), np.float32)
     contenders = jax_contenders(images, arguments.steps, arguments.loop_images)
@@ -105,7 +110,11 @@ def main() -> None:
             row["times the best released loop"] = median / peer
         rows.append(row)
         print(json.dumps(row))
-    print(f"{arguments.steps} iterations, {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    facts = {"iterations": arguments.steps, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    print(json.dumps(facts))
+    if arguments.output:
+        with open(arguments.output, "w") as file:
+            file.write(json.dumps({**facts, "images": arguments.images, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dyn_jax.sparse3d import Capacity, capacity_for
 
 TINY = MinkUNet(planes=(4,) * 8, layers=(1,) * 8, num_classes=10, stem_features=4, stem_size=3, voxel_size=0.2)
 POINTS = 600
+QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +33,14 @@ def attacked():
 
 def test_rows(attacked):
     _, clouds, labels, variables, small, found = attacked
+    forward = jax.jit(lambda variables, cloud: TINY.apply(variables, cloud, capacity=small).logits, **QUICK)
     for name, (row, results) in found.items():
         assert not row.overflow and row.seconds > 0
         assert demo_points.format_row(row).startswith(name)
         for result, cloud, y in zip(results, clouds, labels):
             moved = np.abs(result.adversarial - np.asarray(cloud.xyz))
             assert moved.max() <= 0.1 + 1e-6 and moved.max() > 0.04
-            logits = jax.jit(lambda v, c: TINY.apply(v, c, capacity=small).logits)(
-                variables, cloud.replace(xyz=jnp.asarray(result.adversarial))
-            )
+            logits = forward(variables, cloud.replace(xyz=jnp.asarray(result.adversarial)))
             np.testing.assert_allclose(logits, result.logits_adversarial, atol=1e-4)
             matrix = metrics.confusion(np.argmax(result.logits_adversarial, 1), y, 10)
             np.testing.assert_allclose(metrics.mean_iou(matrix), result.mean_iou, rtol=1e-5)
@@ -76,7 +76,7 @@ def test_shipped_weights_segment_rooms():
     scene = rooms("test", 1, points=12288)[0]
     cloud = demo_points.clouds_of([scene])[0]
     capacity = capacity_for(cloud, net.voxel_size, net.levels)
-    logits = jax.jit(lambda v, c: net.apply(v, c, capacity=capacity).logits)(variables, cloud)
+    logits = jax.jit(lambda v, c: net.apply(v, c, capacity=capacity).logits, **QUICK)(variables, cloud)
     assert np.mean(np.argmax(logits, axis=1) == scene.labels) > 0.9
 
 
