@@ -39,17 +39,17 @@ class UnitTrace:
       score: [batch, *elements], the number the unit decided by: on where it is >= 0.
       occupancy: [batch, *elements], what the occupancy function made of the score.
       macs: multiply-adds of one element when it is on (a static integer).
-      repeats: [batch, *elements], how many times `macs` an element costs (a voxel's neighbours), or None: once.
       dilated: further work on a dilated mask, or None.
       name: where the unit sits in the network, e.g. ``group2_layer0``.
+      repeats: [batch, *elements], how many times `macs` an element costs (a voxel's neighbours), or None: once.
     """
 
     score: jax.Array
     occupancy: jax.Array
     macs: int = flax.struct.field(pytree_node=False)
     dilated: Dilated | None = None
-    repeats: jax.Array | None = None
     name: str = flax.struct.field(pytree_node=False, default="")
+    repeats: jax.Array | None = None
 
 
 @flax.struct.dataclass
