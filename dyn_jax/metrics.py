@@ -108,16 +108,85 @@ def executed_macs(trace: Trace) -> jax.Array:
 
 def dense_macs(trace: Trace) -> int:
     """Multiply-adds of one example with every unit on (a static integer)."""
-    return trace.static_macs + sum(_dense_unit_macs(unit) for unit in trace.units)
+    return trace.static_macs + sum(dense_unit_macs(unit) for unit in trace.units)
 
 
-def _dense_unit_macs(unit: UnitTrace) -> int:
-    if unit.repeats is not None:
+def dense_unit_macs(unit: UnitTrace) -> int:
+    """Multiply-adds of one example's unit with every element on, dilated ones too (a static integer).
+
+    Raises:
+      ValueError: a voxel unit, whose cost depends on the input.
+    """
+    if unit.repeats is not None and unit.most_repeats is None:
         raise ValueError(f"dense_macs: got the voxel unit {unit.name!r}, whose cost depends on the input")
-    macs = unit.macs * (unit.score.size // unit.score.shape[0])
+    macs = unit.macs * (unit.most_repeats or 1) * (unit.score.size // unit.score.shape[0])
     if unit.dilated is not None:
         macs += unit.dilated.macs * (unit.dilated.occupancy.size // unit.dilated.occupancy.shape[0])
     return macs
+
+
+def recovery(
+    before: Trace, after: Trace, *, count: str = "macs", average: str = "images", where: jax.Array | None = None
+) -> jax.Array:
+    """Share of the saved computation that an attack brought back, ``(after - before) / (dense - before)``.
+
+    Args:
+      before, after: traces of the clean and the adversarial batch.
+      count: ``macs``: executed multiply-adds; ``units``: every unit counts the same, by its share of elements that are
+        on (GradAuto's release, where a unit is a block).
+      average: ``images``: mean over the images of each one's share (the paper's metric); images that save nothing to
+        begin with are left out, NaN where all do. ``ratio``: sum of what came back over sum of what was saved (the
+        release).
+      where: [batch] bool, the examples to count; default all.
+
+    Returns:
+      A scalar, 1 where everything came back; negative where the attack saved computation.
+
+    Raises:
+      ValueError: unknown `count` or `average`; traces of different networks, or without units; voxel units, which have
+        no dense cost (see `increase`).
+
+    Source: GradAuto section 5 ("Metric"); its released code for ``units`` with ``ratio``.
+    """
+    _check_pair(before, after)
+    _validate.choice("count", count, ("macs", "units"))
+    _validate.choice("average", average, ("images", "ratio"))
+    if count == "macs":
+        first, last, dense = executed_macs(before), executed_macs(after), float(dense_macs(before))
+    else:
+        first, last, dense = _units_on(before), _units_on(after), float(len(before.units))
+    saved, back = dense - first, last - first
+    rows = saved > 1e-6 * dense
+    if where is not None:
+        rows, saved, back = rows & where, jnp.where(where, saved, 0), jnp.where(where, back, 0)
+    if average == "ratio":
+        total = jnp.sum(saved)
+        return jnp.where(total > 0, jnp.sum(back) / jnp.where(total > 0, total, 1), jnp.nan)
+    shares = jnp.where(rows, back / jnp.where(rows, saved, 1), 0)
+    number = jnp.sum(rows)
+    return jnp.where(number > 0, jnp.sum(shares) / jnp.maximum(number, 1), jnp.nan)
+
+
+def _units_on(trace: Trace) -> jax.Array:
+    """[batch], sum over units of the share of elements that are on."""
+    return sum(jnp.mean(_per_example(_hard(unit.occupancy)).astype(jnp.float32), axis=1) for unit in trace.units)
+
+
+def increase(before: Trace, after: Trace) -> jax.Array:
+    """[batch], ``executed after / executed before - 1`` in multiply-adds; for voxels too."""
+    first = executed_macs(before)
+    return executed_macs(after) / first - 1
+
+
+def accuracy_kept(clean: jax.Array, adversarial: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of the correctly classified examples that still are, from logits [batch, class]; NaN where there are none.
+
+    An attack on the energy that shall stay unnoticed keeps it at 1.
+    """
+    right = jnp.argmax(clean, axis=-1) == labels
+    still = right & (jnp.argmax(adversarial, axis=-1) == labels) & jnp.all(jnp.isfinite(adversarial), axis=-1)
+    number = jnp.sum(right)
+    return jnp.where(number > 0, jnp.sum(still) / jnp.maximum(number, 1), jnp.nan)
 
 
 def psnr(images: jax.Array, reference: jax.Array, *, peak: float = 1.0) -> jax.Array:

@@ -2,6 +2,8 @@
 
 Every objective is ``objective(output, labels, targets) -> [batch]``, larger is more adversarial. ``targets`` is None in
 an untargeted attack. Write your own with the same three arguments; it may read the trace as well as the logits.
+
+`complexity_loss` and `finished_loss` are what the energy attacks descend: functions of the trace alone.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dyn_jax import _validate
-from dyn_jax.types import Output
+from dyn_jax import _validate, metrics
+from dyn_jax.types import Output, Trace, UnitTrace
 
 Objective = Callable[[Output, jax.Array, jax.Array | None], jax.Array]
 
@@ -97,6 +100,111 @@ def dlr(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> 
         return (_largest_other(output.logits, labels) - own) / (ranked[:, 0] - ranked[:, 2] + 1e-12)
     third = 0.5 * (ranked[:, 2] + ranked[:, 3])
     return (_at(output.logits, targets) - own) / (ranked[:, 0] - third + 1e-12)
+
+
+def gating_excess(unit: UnitTrace, tau: jax.typing.ArrayLike = 0.5) -> jax.Array:
+    """``G - tau``, how far the gating values lie above the threshold: [batch, *elements].
+
+    Where the score is a logit (SkipNet, DynConv) ``G = sigmoid(score)``. Elsewhere the score already is gating value
+    minus the unit's own threshold (ManiDP: saliency; SACT: 1 - eps - halting so far; early exits: threshold -
+    confidence; voxels: occupancy - 1/2) and `tau` is not used.
+
+    Source: GradAuto section 3.1, "Gate Generation".
+    """
+    return jax.nn.sigmoid(unit.score) - jnp.asarray(tau, unit.score.dtype) if unit.logit else unit.score
+
+
+def complexity_weights(trace: Trace, kind: str = "macs") -> list[jax.Array]:
+    """lambda of every unit's elements, broadcastable to its scores.
+
+    Args:
+      trace: of any adaptive network.
+      kind: ``macs``: ``C / sum C``, an element's share of the multiply-adds of all units (for a voxel by its
+        neighbours of now, without gradient); ``equal``: 1 (the release).
+
+    Raises:
+      ValueError: unknown `kind`; a trace without units.
+
+    Source: GradAuto section 3.3, after eq. 6 and 8.
+    """
+    _validate.choice("weights", kind, ("macs", "equal"))
+    if not trace.units:
+        raise ValueError("forward: got a network without adaptive units (trace.units is empty), expected some")
+    if kind == "equal":
+        return [jnp.ones((1,) * unit.score.ndim, unit.score.dtype) for unit in trace.units]
+    costs = [_element_costs(unit) for unit in trace.units]
+    totals = [jnp.sum(jnp.broadcast_to(c, (c.shape[0], *u.score.shape[1:])), axis=tuple(range(1, c.ndim)))
+              for c, u in zip(costs, trace.units)]  # fmt: skip
+    whole = sum(totals[1:], start=totals[0])
+    return [c / whole.reshape(-1, *(1,) * (c.ndim - 1)) for c in costs]
+
+
+def _element_costs(unit: UnitTrace) -> jax.Array:
+    """Multiply-adds of an element that is on, [1 or batch, *1 or elements]."""
+    if unit.repeats is not None and unit.most_repeats is None:
+        return unit.macs * jax.lax.stop_gradient(unit.repeats)
+    elements = unit.score.size // unit.score.shape[0]
+    return jnp.full((1,) * unit.score.ndim, metrics.dense_unit_macs(unit) / elements, unit.score.dtype)
+
+
+def complexity_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: str = "macs") -> jax.Array:
+    """``sum_l lambda_l max(tau - G_l, 0)`` over the elements of all units, [batch]: 0 where everything is on.
+
+    Args:
+      trace: of any adaptive network.
+      tau: threshold of gates whose value is a probability, see `gating_excess`.
+      weights: ``macs`` or ``equal``, see `complexity_weights`.
+
+    Source: GradAuto eq. 6 (layers) and 8 (channels).
+    """
+    return _weighted(trace, lambda excess: jax.nn.relu(-excess), tau, weights)
+
+
+def finished_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: str = "macs") -> jax.Array:
+    """``-sum_l lambda_l max(G_l - tau, 0)``, [batch]: its gradient keeps on what is on.
+
+    Arguments as of `complexity_loss`. Source: GradAuto eq. 20.
+    """
+    return -_weighted(trace, jax.nn.relu, tau, weights)
+
+
+def _weighted(trace: Trace, part: Callable, tau: jax.typing.ArrayLike, weights: str) -> jax.Array:
+    pairs = zip(trace.units, complexity_weights(trace, weights))
+    sums = [jnp.sum(w * part(gating_excess(u, tau)), axis=tuple(range(1, u.score.ndim))) for u, w in pairs]
+    return sum(sums[1:], start=sums[0])
+
+
+def energy(*, tau: jax.typing.ArrayLike = 0.5, weights: str = "macs") -> Objective:
+    """``-complexity_loss`` as an objective for any attack: `bim` with it is a slowdown inside a ball.
+
+    Raises:
+      ValueError: tau outside (0, 1); unknown `weights`; when called, a network without units, or targets.
+    """
+    check_tau(tau)
+    _validate.choice("weights", weights, ("macs", "equal"))
+
+    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+        if targets is not None:
+            raise ValueError("targets: got some, expected None: an attack on the energy has no target class")
+        return -complexity_loss(output.trace, tau=tau, weights=weights)
+
+    return objective
+
+
+def check_tau(tau: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """Returns tau; ValueError unless it lies in (0, 1)."""
+    tau = _validate.number("tau", tau)
+    if _validate.is_concrete(tau) and not bool(((np.asarray(tau) > 0) & (np.asarray(tau) < 1)).all()):
+        raise ValueError(f"tau: got {tau}, expected a number in (0, 1): the threshold of a gate's probability")
+    return tau
+
+
+def logit_drift(output: Output, clean: jax.Array) -> jax.Array:
+    """``sum (logits - clean logits)^2``, [batch]: the penalty that keeps an energy attack's prediction.
+
+    Source: GradAuto's released code (its option to maintain accuracy).
+    """
+    return jnp.sum((output.logits - clean) ** 2, axis=-1)
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

@@ -41,7 +41,16 @@ class UnitTrace:
       macs: multiply-adds of one element when it is on (a static integer).
       dilated: further work on a dilated mask, or None.
       name: where the unit sits in the network, e.g. ``group2_layer0``.
-      repeats: [batch, *elements], how many times `macs` an element costs (a voxel's neighbours), or None: once.
+      repeats: [batch, *elements], how many times `macs` an element costs (a voxel's neighbours, the input channels of
+        a convolution that are on), or None: once.
+      most_repeats: the largest `repeats` of an element, where the network fixes one; None: `repeats` depends on the
+        input alone (voxels), or is None.
+      logit: the score is a logit: the gating value of the energy attacks is its sigmoid, the threshold 1/2. Otherwise
+        the score itself is "gating value minus threshold".
+      value: [batch, *elements], what the unit's output is multiplied by where it is on, or None: 1. The output becomes
+        ``occupancy * value * unit(x)`` (ManiDP, whose mask is the saliency).
+      gate_input: [batch, feature], the pooled features that the score was computed from, where a training loss needs
+        them (ManiDP), or None.
     """
 
     score: jax.Array
@@ -50,6 +59,10 @@ class UnitTrace:
     dilated: Dilated | None = None
     name: str = flax.struct.field(pytree_node=False, default="")
     repeats: jax.Array | None = None
+    most_repeats: int | None = flax.struct.field(pytree_node=False, default=None)
+    logit: bool = flax.struct.field(pytree_node=False, default=False)
+    value: jax.Array | None = None
+    gate_input: jax.Array | None = None
 
 
 @flax.struct.dataclass

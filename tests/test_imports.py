@@ -19,7 +19,7 @@ ALLOWED = {
     "occupancy": {"segments"},
     "macs": set(),
     "metrics": {"types"},
-    "objectives": {"types"},
+    "objectives": {"types", "metrics"},
     "exits": {"types", "metrics", "objectives", "gates"},
     "nn": {"macs", "types"},
     "sparse3d": {"types", "occupancy", "segments"},

@@ -13,7 +13,10 @@ from dyn_jax.attacks.bim import release_eps as release_eps
 from dyn_jax.attacks.carlini_wagner import carlini_wagner as carlini_wagner
 from dyn_jax.attacks.early_attack import early_attack as early_attack
 from dyn_jax.attacks.early_attack import early_objective as early_objective
+from dyn_jax.attacks.energy import EnergySteps as EnergySteps
 from dyn_jax.attacks.fgsm import fgsm as fgsm
+from dyn_jax.attacks.grad_auto import grad_auto as grad_auto
+from dyn_jax.attacks.ilfo import ilfo as ilfo
 from dyn_jax.attacks.lgm_auto_step import lgm_auto_step as lgm_auto_step
 from dyn_jax.attacks.lgm_carlini_wagner import lgm_carlini_wagner as lgm_carlini_wagner
 from dyn_jax.attacks.mi_fgsm import mi_fgsm as mi_fgsm

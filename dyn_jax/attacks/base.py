@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -35,6 +36,7 @@ class AttackResult:
       distance: [batch], the threat set's norm of the perturbation.
       logits_clean, logits_adversarial: [batch, class] of the victim.
       trace_clean, trace_adversarial: the victim's traces.
+      record: what else the search recorded, see the attack; None for most.
     """
 
     adversarial: jax.Array
@@ -48,11 +50,15 @@ class AttackResult:
     logits_adversarial: jax.Array
     trace_clean: Trace
     trace_adversarial: Trace
+    record: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a search sees: networks as functions, the images, and which of them to attack ([batch] bool)."""
+    """What a search sees: networks as functions, the images, and which of them to attack ([batch] bool).
+
+    `clean` is what the victim says about the images.
+    """
 
     forward: Callable[[jax.Array], Output]
     victim: Callable[[jax.Array], Output]
@@ -63,6 +69,7 @@ class Problem:
     attacked: jax.Array
     threat: Threat
     objective: Objective
+    clean: Output
 
     def succeeds(self, logits: jax.Array) -> jax.Array:
         """[batch] bool: finite logits that are adversarial."""
@@ -94,11 +101,12 @@ class Problem:
 
 @flax.struct.dataclass
 class Found:
-    """What a search returns: the candidate x, the loss history [step, batch], non-finite steps [batch]."""
+    """What a search returns: the candidate x, the loss history [step, batch], non-finite steps [batch], a record."""
 
     x: jax.Array
     loss_history: jax.Array
     nonfinite_gradients: jax.Array
+    record: Any = None
 
 
 Search = Callable[[Problem, jax.Array | None, jax.Array | None], Found]
@@ -131,7 +139,7 @@ class Attack:
         self,
         forward: Callable[[jax.Array], Output | jax.Array],
         images: jax.Array,
-        labels: jax.Array,
+        labels: jax.Array | None = None,
         *,
         key: jax.Array | None = None,
         victim: Callable[[jax.Array], Output | jax.Array] | None = None,
@@ -146,7 +154,7 @@ class Attack:
           forward: images -> `Output` (or bare logits), differentiated at every step, e.g.
             ``functools.partial(net.apply, variables, occupancy=occupancy.sigmoid(10.0))``.
           images: [batch, height, width, channel], float, inside the threat set's bounds.
-          labels: [batch] integer, the true classes.
+          labels: [batch] integer, the true classes; None: what the victim says about the clean images.
           key: typed PRNG key, for attacks with a random start; example i uses ``fold_in(key, index[i])``.
           victim: images -> `Output`, the network that success is judged on; default `forward`.
           targets: [batch] integer classes to reach: a targeted attack.
@@ -168,6 +176,7 @@ class Attack:
         _validate.within("images", images, self.threat.bounds)
         clean = victim(images)
         batch, classes = clean.logits.shape
+        labels = jnp.argmax(clean.logits, axis=-1) if labels is None else labels
         labels = _validate.labels("labels", labels, batch, classes)
         if targets is not None:
             targets = _validate.labels("targets", targets, batch, classes)
@@ -179,7 +188,7 @@ class Attack:
 
         clean_success = is_adversarial(clean.logits, labels, targets)
         attacked = jnp.ones_like(clean_success) if self.attack_all else ~clean_success
-        problem = Problem(forward, victim, images, labels, targets, mask, attacked, self.threat, self.objective)
+        problem = Problem(forward, victim, images, labels, targets, mask, attacked, self.threat, self.objective, clean)
         found = self.search(problem, keys, start)
 
         x = problem.project(jnp.where(jnp.isfinite(found.x), found.x, images))
@@ -199,6 +208,7 @@ class Attack:
             logits_adversarial=adversarial.logits,
             trace_clean=clean.trace,
             trace_adversarial=adversarial.trace,
+            record=found.record,
         )
 
     def _keys(self, key: jax.Array | None, index: jax.Array | None, batch: int) -> jax.Array | None:

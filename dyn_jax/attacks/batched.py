@@ -71,11 +71,12 @@ def run_batched(
     return jax.tree_util.tree_map_with_path(partial(_join, count), *results)
 
 
-_BATCH_SECOND = ("loss_history", "exits")  # leaves [step or exit, batch, ...]; all others have the batch first
+# Below these names the leaves are [step or exit, batch, ...]; all others have the batch first.
+_BATCH_SECOND = ("loss_history", "exits", "record")
 
 
 def _join(count: int, path: tuple, *leaves: np.ndarray) -> np.ndarray:
     """The leaves of all batches in one, without the filling of the last."""
-    axis = 1 if path[-1].name in _BATCH_SECOND else 0
+    axis = 1 if any(part.name in _BATCH_SECOND for part in path if hasattr(part, "name")) else 0
     joined = np.concatenate(leaves, axis=axis)
     return joined[:, :count] if axis else joined[:count]

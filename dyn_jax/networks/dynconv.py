@@ -94,7 +94,7 @@ class DynConv(nn.Module):
         count = dilate(o, branch.first_stride())
         dilated = Dilated(stochastic.deterministic(occupancy)(count - 0.5), branch.macs_first(spec.in_features))
         x = add_relu(identity, o[..., None] * branch(x, train))
-        return x, UnitTrace(score, o, branch.macs_rest(), dilated, name), static_macs
+        return x, UnitTrace(score, o, branch.macs_rest(), dilated, name, logit=True), static_macs
 
 
 def cifar(depth: int, **fields: Any) -> DynConv:

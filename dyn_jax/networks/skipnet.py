@@ -85,7 +85,7 @@ class SkipNet(nn.Module):
             if score is None:
                 static_macs += cost
             else:
-                units.append(UnitTrace(score, o, cost, name=name))
+                units.append(UnitTrace(score, o, cost, name=name, logit=True))
             static_macs += shortcut_macs
             last = spec is plan[-1]
             carry, score, gate_macs = self._gate(x, control, carry, spec, last, train)

@@ -9,7 +9,7 @@ import jax
 from dyn_jax import _validate, networks
 from dyn_jax.datasets import digits
 from dyn_jax.occupancy import gumbel_sigmoid, straight_through
-from dyn_jax.training.loop import Loss, Recipe, fit, mean_cross_entropy
+from dyn_jax.training.loop import Loss, Progress, Recipe, fit, mean_cross_entropy
 from dyn_jax.training.sparsity import sparsity_loss
 from dyn_jax.types import Output, Variables
 
@@ -17,9 +17,9 @@ from dyn_jax.types import Output, Variables
 def with_budget(target: float, epochs: int, weight: float) -> Loss:
     """Mean cross-entropy plus `weight` times `sparsity_loss`."""
 
-    def loss(output: Output, labels: jax.Array, epoch: jax.Array) -> jax.Array:
-        budget, _ = sparsity_loss(output.trace, target=target, epoch=epoch, epochs=epochs)
-        return mean_cross_entropy(output, labels, epoch) + weight * budget
+    def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
+        budget, _ = sparsity_loss(output.trace, target=target, epoch=progress.epoch, epochs=epochs)
+        return mean_cross_entropy(output, labels) + weight * budget
 
     return loss
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,15 +13,26 @@ import numpy as np
 import optax
 
 from dyn_jax import metrics
-from dyn_jax.datasets import ImageData, augment_crop_flip, batches, to_float
+from dyn_jax.datasets import Batch, ImageData, augment_crop_flip, batches, to_float
 from dyn_jax.types import Occupancy, Output, Variables
 
-Loss = Callable[[Output, jax.Array, jax.Array], jax.Array]
+
+class Progress(NamedTuple):
+    """Where training is: the epoch (from 0), and the mean cross-entropy of the epoch before.
+
+    Before the first epoch it is that of the untrained network on the training images, in evaluation mode.
+    """
+
+    epoch: jax.Array
+    cross_entropy: jax.Array
 
 
-def mean_cross_entropy(output: Output, labels: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Mean over the batch; the epoch has no part in it."""
-    del epoch
+Loss = Callable[[Output, jax.Array, Progress], jax.Array]
+
+
+def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
+    """Mean over the batch; the progress has no part in it."""
+    del progress
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(output.logits, labels))
 
 
@@ -33,11 +44,13 @@ class Recipe:
       epochs, batch_size: of the whole run.
       learning_rate: at the start; falls to 0 as a cosine.
       decay_gates: whether weight decay acts on the gates' parameters too.
-      loss: ``loss(output, labels, epoch) -> scalar``.
+      loss: ``loss(output, labels, progress) -> scalar``.
       occupancy: epoch -> the occupancy of that epoch's training steps, None for the network's own. Return equal
         objects for epochs that shall share a compiled step.
       shift: pixels of random translation of the training images.
       flip: whether half of the training images are mirrored.
+      after_epoch: ``(batch statistics, epoch, training images in the epoch) -> batch statistics``, between epochs
+        (ManiDP sets its thresholds there).
     """
 
     epochs: int
@@ -50,6 +63,7 @@ class Recipe:
     occupancy: Callable[[int], Occupancy | None] = lambda epoch: None
     shift: int = 4
     flip: bool = False
+    after_epoch: Callable[[Any, int, int], Any] = lambda batch_stats, epoch, count: batch_stats
 
 
 def fit(
@@ -88,10 +102,10 @@ def fit(
     )
 
     @jax.jit
-    def step(state: tuple, x: jax.Array, y: jax.Array, key: jax.Array, epoch: jax.Array, occupancy: Any) -> tuple:
+    def step(state: tuple, x: jax.Array, y: jax.Array, key: jax.Array, progress: Progress, occupancy: Any) -> tuple:
         params, batch_stats, opt_state = state
 
-        def loss(params: Any) -> tuple[jax.Array, Any]:
+        def loss(params: Any) -> tuple[jax.Array, tuple]:
             output, updated = net.apply(
                 {"params": params, "batch_stats": batch_stats},
                 x,
@@ -100,23 +114,27 @@ def fit(
                 rngs={"gate": key},
                 mutable=["batch_stats"],
             )
-            return recipe.loss(output, y, epoch), updated["batch_stats"]
+            return recipe.loss(output, y, progress), (updated["batch_stats"], mean_cross_entropy(output, y))
 
-        (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, (batch_stats, entropy)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), batch_stats, opt_state), value
+        return (optax.apply_updates(params, updates), batch_stats, opt_state), value, entropy
 
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    evaluated = jax.jit(lambda v, x, y: mean_cross_entropy(net.apply(v, x), y))
+    entropy = np.mean([evaluated(variables, b.images, b.labels) for b in _whole(data, images, recipe, (seed, 0))])
     for epoch in range(recipe.epochs):
         rng = np.random.default_rng((seed, epoch, 1))
-        values = []
-        for number, batch in enumerate(batches(data._replace(images=images), recipe.batch_size, seed=(seed, epoch))):
-            if len(batch.images) < recipe.batch_size:
-                break  # one shape; the left-over examples come in another epoch's order
+        values, entropies = [], []
+        for number, batch in enumerate(_whole(data, images, recipe, (seed, epoch))):
             x = augment_crop_flip(batch.images, rng, pad=recipe.shift, flip=recipe.flip)
             key = jax.random.fold_in(gate_key, epoch * per_epoch + number)
-            state, value = step(state, x, batch.labels, key, jnp.float32(epoch), recipe.occupancy(epoch))
+            progress = Progress(jnp.float32(epoch), jnp.float32(entropy))
+            state, value, own = step(state, x, batch.labels, key, progress, recipe.occupancy(epoch))
             values.append(value)
+            entropies.append(own)
+        entropy = np.mean(jax.device_get(entropies))
+        state = (state[0], recipe.after_epoch(state[1], epoch, per_epoch * recipe.batch_size), state[2])
         mean = float(np.mean(jax.device_get(values)))
         if not np.isfinite(mean):
             raise FloatingPointError(f"fit: the loss of epoch {epoch} is {mean}; lower the learning rate")
@@ -125,13 +143,19 @@ def fit(
     return jax.tree.map(np.asarray, {"params": state[0], "batch_stats": state[1]})
 
 
-GATE_LAYERS = ("gate", "control", "masker")
+def _whole(data: ImageData, images: np.ndarray, recipe: Recipe, seed: tuple[int, int]) -> Iterator[Batch]:
+    """Batches of one shape; the left-over examples come in another epoch's order."""
+    every = batches(data._replace(images=images), recipe.batch_size, seed=seed)
+    return (batch for batch in every if len(batch.images) == recipe.batch_size)
+
+
+GATE_LAYERS = ("gate", "control", "masker", "mb1", "mb2")
 
 
 def _decayed(params: Any, decay_gates: bool) -> Any:
     """True for the leaves that weight decay acts on."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: decay_gates or not any(name in path[0].key for name in GATE_LAYERS), params
+        lambda path, _: decay_gates or not any(name in part.key for name in GATE_LAYERS for part in path), params
     )
 
 

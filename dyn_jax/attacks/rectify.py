@@ -1,0 +1,68 @@
+"""GradAuto's two corrections of a gradient, as functions of arrays [batch, ...]: its length and its direction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_RELEASE_GUARD = 1e-20
+
+
+def norm(x: jax.Array) -> jax.Array:
+    """L2 norm per example, [batch, 1, ...]: exact also where squares would underflow (gradients of saturated gates)."""
+    axes = tuple(range(1, x.ndim))
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+    scaled = x / jnp.where(largest > 0, largest, 1)
+    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """``x / ||x||`` per example, 0 where x is 0."""
+    length = norm(x)
+    return x / jnp.where(length > 0, length, 1)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Cosine of the angle between a and b per example, [batch]; 0 where either is 0."""
+    return jnp.sum(unit(a) * unit(b), axis=tuple(range(1, a.ndim)))
+
+
+def magnitude(complexity: jax.Array, constant: jax.typing.ArrayLike) -> jax.Array:
+    """``K g / ||g||``: the gradient of the rectified complexity loss.
+
+    Source: GradAuto eq. 17, the norm held constant; a K-Lipschitz loss (eq. 16).
+    """
+    return jnp.asarray(constant, complexity.dtype) * unit(complexity)
+
+
+class Rectified(NamedTuple):
+    """The gradient [batch, ...], and [batch] bool whether a component was taken off."""
+
+    gradient: jax.Array
+    projected: jax.Array
+
+
+def direction(complexity: jax.Array, finished: jax.Array) -> Rectified:
+    """Takes off the component of the complexity gradient that runs against the finished gradient.
+
+    ``g - min(<g, u>, 0) u`` with ``u = g_F / ||g_F||``; unchanged where they agree, or where g_F is 0.
+
+    Args:
+      complexity: g_C, [batch, ...].
+      finished: g_F, like it.
+
+    Source: GradAuto eq. 23 to 25.
+    """
+    u = unit(finished)
+    along = jnp.sum(complexity * u, axis=tuple(range(1, u.ndim)), keepdims=True)
+    against = jnp.minimum(along, 0)
+    return Rectified(complexity - against * u, along.reshape(-1) < 0)
+
+
+def released(complexity: jax.Array, finished: jax.Array, constant: jax.typing.ArrayLike) -> Rectified:
+    """The released order: direction first, then ``K g / (||g|| + 1e-20)``: the length is K whatever was lost."""
+    turned = direction(complexity, finished)
+    length = norm(turned.gradient) + _RELEASE_GUARD
+    return Rectified(jnp.asarray(constant, complexity.dtype) * turned.gradient / length, turned.projected)
