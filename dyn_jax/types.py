@@ -11,6 +11,10 @@ import jax
 Occupancy = Callable[[jax.Array], jax.Array]
 """Score -> value in [0, 1], elementwise. See `dyn_jax.occupancy`."""
 
+Tap = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
+"""(features before gate i, i) -> (features for the trunk, features for the gate): both the features themselves, with a
+derivative of one's own. For attacks that treat the two gradients differently."""
+
 Variables = Any
 """Flax variables, ``{'params': ..., 'batch_stats': ...}``."""
 

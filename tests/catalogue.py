@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax import attacks, occupancy
+from dyn_jax import attacks, objectives, occupancy
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.resnet import ResNet
 from dyn_jax.networks.sdn_mobilenet import SDNMobileNet
@@ -155,6 +155,14 @@ ALL_ATTACKS = {
     ),
     "early_attack": AttackCase(
         lambda eps: attacks.early_attack(alpha=0.1, steps=80, learning_rate=0.1), targeted=False, bounded=False
+    ),
+    "grad_auto": AttackCase(lambda eps: attacks.grad_auto(steps=8, learning_rate=0.2), targeted=False, bounded=False),
+    "ilfo": AttackCase(lambda eps: attacks.ilfo(steps=8, learning_rate=0.2), targeted=False, bounded=False),
+    "grad_mdm": AttackCase(
+        lambda eps: attacks.grad_mdm(steps=12, learning_rate=0.2, even=False), targeted=False, bounded=False
+    ),
+    "bim energy": AttackCase(
+        lambda eps: attacks.bim(eps, 0.03, 3, objective=objectives.energy(), attack_all=True), targeted=False
     ),
     "lgm_carlini_wagner": AttackCase(lambda eps: attacks.lgm_carlini_wagner(eps, 0.03, 3)),
     "lgm_carlini_wagner release": AttackCase(_release(attacks.lgm_carlini_wagner)),

@@ -16,6 +16,7 @@ from dyn_jax.attacks.early_attack import early_objective as early_objective
 from dyn_jax.attacks.energy import EnergySteps as EnergySteps
 from dyn_jax.attacks.fgsm import fgsm as fgsm
 from dyn_jax.attacks.grad_auto import grad_auto as grad_auto
+from dyn_jax.attacks.grad_mdm import grad_mdm as grad_mdm
 from dyn_jax.attacks.ilfo import ilfo as ilfo
 from dyn_jax.attacks.lgm_auto_step import lgm_auto_step as lgm_auto_step
 from dyn_jax.attacks.lgm_carlini_wagner import lgm_carlini_wagner as lgm_carlini_wagner
@@ -26,6 +27,8 @@ from dyn_jax.attacks.points import PointAttack as PointAttack
 from dyn_jax.attacks.points import PointAttackResult as PointAttackResult
 from dyn_jax.attacks.points import knn_pert as knn_pert
 from dyn_jax.attacks.points import point_bim as point_bim
+from dyn_jax.attacks.points import point_grad_auto as point_grad_auto
+from dyn_jax.attacks.points import point_ilfo as point_ilfo
 from dyn_jax.attacks.points import point_noise as point_noise
 from dyn_jax.attacks.points import point_pert as point_pert
 from dyn_jax.attacks.surrogate import query as query

@@ -227,8 +227,8 @@ def as_forward(fun: Callable[[jax.Array], Output | jax.Array]) -> Callable[[jax.
     if not callable(fun):
         raise TypeError(f"forward: got {type(fun).__name__}, expected a callable images -> Output")
 
-    def forward(x: jax.Array) -> Output:
-        result = fun(x)
+    def forward(x: jax.Array, **options: Any) -> Output:
+        result = fun(x, **options)
         if isinstance(result, tuple):
             raise TypeError(
                 f"forward: returned a tuple of {len(result)}, expected an Output or logits; evaluate with train=False "

@@ -98,6 +98,8 @@ class EnergySearch:
         ``least_loss``: least ``weight * complexity + distortion``; ``last``.
       update_last: whether the last step's update still counts (the release reports what it saw before it).
       tau: for the record.
+      prepare: (problem, image, step number) -> the forward pass that is differentiated at that image; None: the
+        problem's own.
     """
 
     combine: Combine
@@ -112,6 +114,7 @@ class EnergySearch:
     keep: str = "most"
     update_last: bool = True
     tau: jax.typing.ArrayLike = 0.5
+    prepare: Callable[[Problem, jax.Array, jax.Array], Callable] | None = None
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         if problem.targets is not None:
@@ -140,10 +143,11 @@ class EnergySearch:
 
         def step(state: tuple, number: jax.Array) -> tuple[tuple, tuple]:
             delta, adam_state, best, before = state
+            forward = problem.forward if self.prepare is None else self.prepare(problem, to_image(delta), number)
 
             def evaluate(delta: jax.Array) -> tuple[tuple, tuple]:
                 x = to_image(delta)
-                output = problem.forward(x)
+                output = forward(x)
                 complexity, finished = self.losses(output.trace, number)
                 drift = objectives.logit_drift(output, problem.clean.logits) if keeps_logits else zeros
                 return (complexity, finished, drift), (x, output)
@@ -171,10 +175,13 @@ class EnergySearch:
             record = _record(
                 output.trace, gradients, rectified, (complexity, finished), self.distance(x, images), self.tau
             )
+            anything_off = sum(_count(~a) for a in on) > 0
             changed = [_count(a & ~b) for a, b in zip(on, before)], [_count(b & ~a) for a, b in zip(on, before)]
             moved = number > 0
             record = record.replace(
-                switched_on=jnp.where(moved, sum(changed[0]), 0), switched_off=jnp.where(moved, sum(changed[1]), 0)
+                zero_gradient=anything_off & (record.complexity_norm == 0),
+                switched_on=jnp.where(moved, sum(changed[0]), 0),
+                switched_off=jnp.where(moved, sum(changed[1]), 0),
             )
             return (delta + update, adam_state, best, on), (record, bad)
 
@@ -222,7 +229,7 @@ def _record(
         finished_norm=rectify.norm(gradients.finished).reshape(-1),
         cosine=rectify.cosine(gradients.complexity, gradients.finished),
         projected=rectified.projected,
-        zero_gradient=(losses[0] > 0) & (length == 0),
+        zero_gradient=jnp.zeros(length.shape, bool),
         gating=jnp.stack([mean(objectives.gating_excess(unit, tau)) for unit in trace.units], axis=1),
         on=jnp.stack([mean(_is_on(unit).astype(jnp.float32)) for unit in trace.units], axis=1),
         switched_on=jnp.zeros_like(length, jnp.int32),

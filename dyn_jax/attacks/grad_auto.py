@@ -9,10 +9,34 @@ import numpy as np
 from dyn_jax import _validate, objectives
 from dyn_jax.attacks import rectify, tanh_space
 from dyn_jax.attacks.base import Attack
-from dyn_jax.attacks.energy import KEEP, EnergySearch, Gradients, gate_losses
+from dyn_jax.attacks.energy import KEEP, Combine, EnergySearch, Gradients, gate_losses
 from dyn_jax.attacks.threat import Box
 
 PROTOCOLS = ("paper", "release")
+
+
+def combined(
+    lipschitz: jax.typing.ArrayLike, magnitude: bool = True, direction: bool = True, released: bool = False
+) -> Combine:
+    """``n * rectified(g_C) + g_D`` with n the number of values of an example: the gradient of eq. 7.
+
+    Args:
+      lipschitz: K.
+      magnitude, direction: eq. 17 and eq. 25.
+      released: projection first, then the length (only where both are on).
+    """
+
+    def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
+        complexity = gradients.complexity
+        if released and magnitude and direction:
+            turned = rectify.released(complexity, gradients.finished, lipschitz)
+        else:
+            scaled = rectify.magnitude(complexity, lipschitz) if magnitude else complexity
+            none = jnp.zeros(complexity.shape[0], bool)
+            turned = rectify.direction(scaled, gradients.finished) if direction else rectify.Rectified(scaled, none)
+        return rectify.Rectified(complexity[0].size * turned.gradient + gradients.distortion, turned.projected)
+
+    return combine
 
 
 def grad_auto(
@@ -78,19 +102,8 @@ def grad_auto(
         direction_from = 0 if released else steps // 2
     _validate.positive_int("direction_from", direction_from, 0)
 
-    def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
-        complexity = gradients.complexity
-        size = complexity[0].size
-        none = jnp.zeros(complexity.shape[0], bool)
-        if released and magnitude and direction:
-            turned = rectify.released(complexity, gradients.finished, lipschitz)
-        else:
-            scaled = rectify.magnitude(complexity, lipschitz) if magnitude else complexity
-            turned = rectify.direction(scaled, gradients.finished) if direction else rectify.Rectified(scaled, none)
-        return rectify.Rectified(size * turned.gradient + gradients.distortion, turned.projected)
-
     search = EnergySearch(
-        combine,
+        combined(lipschitz, magnitude, direction, released),
         gate_losses(tau, weights),
         changed,
         changed.distance,

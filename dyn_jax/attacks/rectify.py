@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 _RELEASE_GUARD = 1e-20
+_ROUNDING = 2e-6  # what a projection leaves of a vector that it should remove, relative
 
 
 def norm(x: jax.Array) -> jax.Array:
@@ -47,7 +48,8 @@ class Rectified(NamedTuple):
 def direction(complexity: jax.Array, finished: jax.Array) -> Rectified:
     """Takes off the component of the complexity gradient that runs against the finished gradient.
 
-    ``g - min(<g, u>, 0) u`` with ``u = g_F / ||g_F||``; unchanged where they agree, or where g_F is 0.
+    ``g - min(<g, u>, 0) u`` with ``u = g_F / ||g_F||``; unchanged where they agree, or where g_F is 0. Where the two
+    are opposite nothing is left: rounding errors are taken as 0, since Adam would scale them up to a full step.
 
     Args:
       complexity: g_C, [batch, ...].
@@ -57,8 +59,9 @@ def direction(complexity: jax.Array, finished: jax.Array) -> Rectified:
     """
     u = unit(finished)
     along = jnp.sum(complexity * u, axis=tuple(range(1, u.ndim)), keepdims=True)
-    against = jnp.minimum(along, 0)
-    return Rectified(complexity - against * u, along.reshape(-1) < 0)
+    left = complexity - jnp.minimum(along, 0) * u
+    left = jnp.where(norm(left) > _ROUNDING * norm(complexity), left, 0)
+    return Rectified(left, along.reshape(-1) < 0)
 
 
 def released(complexity: jax.Array, finished: jax.Array, constant: jax.typing.ArrayLike) -> Rectified:

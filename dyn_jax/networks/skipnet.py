@@ -24,7 +24,7 @@ from dyn_jax.nn import (
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.residual import BRANCHES, branch_macs
 from dyn_jax.occupancy import bernoulli, hard, stochastic, straight_through
-from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
+from dyn_jax.types import Occupancy, Output, Tap, Trace, UnitTrace
 
 GATES = ("rnn", "ff1", "ff2")
 
@@ -57,13 +57,16 @@ class SkipNet(nn.Module):
     winograd: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
+    def __call__(
+        self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False, tap: Tap | None = None
+    ) -> Output:
         """Images [batch, size, size, 3] in [0, 1] -> `Output` whose trace has one unit for each gated block.
 
         Args:
           images: float NHWC.
           occupancy: score [batch] -> value [batch]; see the class for the default.
           train: batch statistics instead of running ones (make ``batch_stats`` mutable).
+          tap: what stands between the trunk and every gate, see `dyn_jax.types.Tap`.
 
         Raises:
           ValueError, TypeError: wrong rank, channels, dtype or size of the images; an occupancy that changes shape.
@@ -88,7 +91,8 @@ class SkipNet(nn.Module):
                 units.append(UnitTrace(score, o, cost, name=name, logit=True))
             static_macs += shortcut_macs
             last = spec is plan[-1]
-            carry, score, gate_macs = self._gate(x, control, carry, spec, last, train)
+            x, gate_input = (x, x) if tap is None or last else tap(x, len(units))
+            carry, score, gate_macs = self._gate(gate_input, control, carry, spec, last, train)
             static_macs += 0 if last else gate_macs
         pooled = window_mean(x, self._window(len(self.depths) - 1))
         logits = Dense(self.num_classes, name="fc")(pooled)

@@ -1,0 +1,206 @@
+"""GradMDM (Pan et al., TPAMI 2023), GradAuto's successor, as its released code has it.
+
+Losses by power norms, and gradients evened out where the gates branch off the trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate, objectives
+from dyn_jax.attacks import rectify, tanh_space
+from dyn_jax.attacks.base import Attack, Problem
+from dyn_jax.attacks.energy import KEEP, EnergySearch, Gradients
+from dyn_jax.attacks.grad_auto import check_rate
+from dyn_jax.attacks.threat import Box
+from dyn_jax.types import Output, Trace
+
+WARM_UP = 10  # steps with plain sums and without the nodes
+COMPLEXITY_WEIGHT = 1.5e5
+_GUARD = 1e-20
+
+
+def probabilities(trace: Trace) -> jax.Array:
+    """[batch, element], gating values with their threshold moved to 1/2, in [0, 1], of all units side by side."""
+    parts = [jnp.clip(0.5 + objectives.gating_excess(unit), 0, 1) for unit in trace.units]
+    return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
+
+
+def power_norm(x: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
+    """``(sum_i x_i^p)^(1/p)`` of x >= 0 [batch, element] -> [batch]; derivative 0 at elements that are 0.
+
+    Powers of x over its largest element, so that large exponents do not underflow.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(x, axis=1, keepdims=True))
+    there = (x > 0) & (largest > 0)
+    ratio = jnp.where(there, x, 1) / jnp.where(largest > 0, largest, 1)
+    total = jnp.sum(jnp.where(there, ratio**exponent, 0), axis=1)
+    return largest[:, 0] * jnp.where(total > 0, total, 1) ** (1 / exponent) * (total > 0)
+
+
+def power_losses(trace: Trace, active: jax.typing.ArrayLike, inactive: jax.typing.ArrayLike):
+    """(Q, P), both [batch]: ``Q = -||min(p, 1/2)||_b`` over the gates that are off, ``P = ||1 - max(p, 1/2)||_a``.
+
+    Source: GradMDM's released code (read); p are the gates' probabilities.
+    """
+    p = probabilities(trace)
+    return -power_norm(jnp.minimum(p, 0.5), inactive), power_norm(1 - jnp.maximum(p, 0.5), active)
+
+
+@jax.custom_vjp
+def node(x: jax.Array, token: jax.Array, count: jax.Array, against: jax.Array, working: jax.Array) -> tuple:
+    """x twice: for the trunk and for the gate. Backward, both gradients get unit length and the trunk's times `count`.
+
+    Args:
+      x: [batch, ...].
+      token: zeros like x; its cotangent is the gradient that the node passed on.
+      count: [batch], how many gates from here on are to be served.
+      against: like x; a component of the gradient against it is taken off; 0: nothing is.
+      working: scalar, 1, or 0: an ordinary branching, the gradients are added.
+    """
+    del token, count, against, working
+    return x, x
+
+
+def _node_fwd(x, token, count, against, working):
+    return (x, x), (count, against, working)
+
+
+def _node_bwd(residuals, cotangents):
+    count, against, working = residuals
+    trunk, gate = cotangents
+    scale = lambda g: g / (rectify.norm(g) + _GUARD)
+    weighted = scale(trunk) * count.reshape(-1, *(1,) * (trunk.ndim - 1)) + scale(gate)
+    evened = rectify.direction(weighted, against).gradient
+    gradient = jnp.where(working > 0, evened, trunk + gate)
+    return gradient, gradient, jnp.zeros_like(count), jnp.zeros_like(against), jnp.zeros_like(working)
+
+
+node.defvjp(_node_fwd, _node_bwd)
+
+
+def _served(on: list[jax.Array]) -> list[jax.Array]:
+    """[batch] for every node: how many of the gates from its own to the last are in `on`."""
+    return [sum(on[i].astype(jnp.float32) for i in range(first, len(on))) for first in range(len(on))]
+
+
+def evened_forward(active: float, inactive: float) -> Callable:
+    """(problem, x, step number) -> the network with nodes before its gates, ready for the backward pass of Q at x.
+
+    The pass of P comes first: its nodes count the gates that are off, and what they pass on is kept. The pass of Q
+    counts the gates that are on and takes off what runs against the kept gradient.
+    """
+
+    def prepare(problem: Problem, x: jax.Array, number: jax.Array) -> Callable[[jax.Array], Output]:
+        forward = problem.forward
+        if any(unit.score.ndim != 1 for unit in problem.clean.trace.units):
+            raise ValueError("forward: got units of several elements, expected one gate a unit; use even=False")
+        zeros = [jnp.zeros(shape, dtype) for shape, dtype in _tapped_shapes(forward, x)]
+        on = [unit.occupancy >= 0.5 for unit in forward(x).trace.units]
+        on_from, off_from = _from_each(on), _from_each([~gate for gate in on])
+        working = jnp.asarray(number >= WARM_UP, x.dtype)
+        exponents = _exponents(number, active, inactive)
+
+        def total(tokens: list[jax.Array]) -> jax.Array:
+            tapped = forward(x, tap=lambda h, i: node(h, tokens[i], off_from[i], zeros[i], working))
+            return jnp.sum(power_losses(tapped.trace, *exponents)[1])
+
+        kept = jax.grad(total)(zeros)
+        return lambda x: forward(x, tap=lambda h, i: node(h, zeros[i], on_from[i], kept[i], working))
+
+    return prepare
+
+
+def _tapped_shapes(forward: Callable, x: jax.Array) -> list[tuple]:
+    """Shape and dtype of what the network hands to its tap, in order."""
+    shapes: list[tuple] = []
+
+    def note(h: jax.Array, index: int) -> tuple[jax.Array, jax.Array]:
+        shapes.append((h.shape, h.dtype))
+        return h, h
+
+    try:
+        jax.eval_shape(lambda x: forward(x, tap=note), x)
+    except TypeError as error:
+        if "tap" not in str(error):
+            raise
+        raise TypeError("forward: does not take tap=, expected a network that does (SkipNet), or even=False") from error
+    return shapes
+
+
+def _from_each(flags: list[jax.Array]) -> list[jax.Array]:
+    """[batch] for every gate: how many flags from its own to the last are set."""
+    return [sum(flag.astype(jnp.float32) for flag in flags[first:]) for first in range(len(flags))]
+
+
+def _exponents(number: jax.Array, active: float, inactive: float) -> tuple[jax.Array, jax.Array]:
+    early = number < WARM_UP
+    return jnp.where(early, 1.0, active), jnp.where(early, 1.0, inactive)
+
+
+def grad_mdm(
+    gamma: jax.typing.ArrayLike = 100.0,
+    *,
+    steps: int = 100,
+    learning_rate: jax.typing.ArrayLike = 0.01,
+    active: float = 50.0,
+    inactive: float = 3.5,
+    even: bool = True,
+    change: str = "exact",
+    keep: str = "most",
+    normalization: tanh_space.MeanStd | None = tanh_space.IMAGENET_MEAN_STD,
+) -> Attack:
+    """Adam on delta with the gradient ``1.5e5 g_Q + gamma g_D``, where g_Q went through the nodes.
+
+    ``Q = -||min(p, 1/2)||_b`` over the gates, D the squared distance. From the tenth step on a node before every gate
+    gives the trunk's and the gate's gradient unit length, counts the gates they serve, and takes off what runs against
+    the gates that are on. Before it the norms are plain sums and there are no nodes. Its paper is not among those this
+    library follows: this is its code, on the exact change of variable by default.
+
+    Args:
+      gamma: weight of the distortion, at least 0: the larger, the smaller the perturbation (GradAuto's K is the other
+        way round). May be traced.
+      steps, learning_rate: of Adam.
+      active, inactive: a and b, exponents of the norms: 50 and 3.5 for SkipNet RL; the code has a = 0.35 for SP.
+      even: the nodes; needs a forward that takes ``tap=`` (SkipNet: ``partial(net.apply, variables, occupancy=...)``).
+        False: the losses alone, for any network.
+      change, keep, normalization: see `grad_auto`; ``release`` and ``last`` are the code's.
+
+    Raises:
+      ValueError, TypeError: a number out of range, an unknown name; when called, a network without adaptive units, or
+        with ``even`` one whose units have several elements or that does not take ``tap=``.
+
+    Source: GradMDM's released code (read). Without its option to keep the accuracy, in which the order of the backward
+    passes mixes up the nodes' counts.
+    """
+    gamma = _validate.number("gamma", gamma, minimum=0)
+    _validate.positive_int("steps", steps)
+    check_rate(learning_rate)
+    for name, value in (("active", active), ("inactive", inactive)):
+        if not _validate.number(name, value) > 0:
+            raise ValueError(f"{name}: got {value}, expected a positive exponent")
+    _validate.choice("keep", keep, KEEP)
+    changed = tanh_space.change_of(change, normalization)
+    squares = changed.distance if change == "release" else tanh_space.squares
+
+    def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
+        none = jnp.zeros(gradients.complexity.shape[0], bool)
+        scale = jnp.asarray(gamma, gradients.complexity.dtype)
+        return rectify.Rectified(COMPLEXITY_WEIGHT * gradients.complexity + scale * gradients.distortion, none)
+
+    search = EnergySearch(
+        combine,
+        lambda trace, number: power_losses(trace, *_exponents(number, active, inactive)),
+        changed,
+        squares,
+        steps,
+        learning_rate,
+        COMPLEXITY_WEIGHT,
+        keep=keep,
+        update_last=keep != "last",
+        prepare=evened_forward(active, inactive) if even else None,
+    )
+    return Attack(search, Box(changed.bounds), objectives.energy(weights="equal"), attack_all=True)
