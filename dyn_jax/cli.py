@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train", help="train one of the embedded networks from scratch")
-    train.add_argument("network", help="skipnet-digits, dynconv-digits, minkunet-rooms or minkfcnn-objects")
+    train.add_argument("network", help="{skipnet,skipnet-rl,dynconv,sact,manidp}-digits, minkunet-rooms, ...")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--epochs", type=int, default=None)
     train.add_argument("--output", required=True, metavar="FILE", help="variables, flax msgpack")
@@ -73,7 +73,7 @@ def _train(arguments: argparse.Namespace) -> None:
     def report(epoch: int, loss: float) -> None:
         print(f"epoch {epoch:3d}  loss {loss:8.4f}  {time.perf_counter() - began:6.1f} s", flush=True)
 
-    name = _validate.choice("network", arguments.network, [*images.RECIPES, *points.RECIPES])
+    name = _validate.choice("network", arguments.network, [*images.RECIPES, *images.STAGED, *points.RECIPES])
     recipes = points if name in points.RECIPES else images
     variables = recipes.train(name, seed=arguments.seed, epochs=arguments.epochs, report=report)
     size = save_variables(arguments.output, variables)

@@ -53,8 +53,8 @@ class UnitTrace:
         the score itself is "gating value minus threshold".
       value: [batch, *elements], what the unit's output is multiplied by where it is on, or None: 1. The output becomes
         ``occupancy * value * unit(x)`` (ManiDP, whose mask is the saliency).
-      gate_input: [batch, feature], the pooled features that the score was computed from, where a training loss needs
-        them (ManiDP), or None.
+      pooled: [batch, feature], pooled features of the map that the gate masks, before it does, where a training
+        loss needs them (ManiDP), or None.
     """
 
     score: jax.Array
@@ -66,7 +66,7 @@ class UnitTrace:
     most_repeats: int | None = flax.struct.field(pytree_node=False, default=None)
     logit: bool = flax.struct.field(pytree_node=False, default=False)
     value: jax.Array | None = None
-    gate_input: jax.Array | None = None
+    pooled: jax.Array | None = None
 
 
 @flax.struct.dataclass

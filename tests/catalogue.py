@@ -13,6 +13,7 @@ import numpy as np
 
 from dyn_jax import attacks, objectives, occupancy
 from dyn_jax.networks.dynconv import DynConv
+from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.resnet import ResNet
 from dyn_jax.networks.sdn_mobilenet import SDNMobileNet
 from dyn_jax.networks.sdn_resnet import SDNResNet
@@ -54,6 +55,8 @@ ALL_NETWORKS: dict[str, nn.Module] = {
     "dynconv imagenet bottleneck": DynConv(block="bottleneck", **_IMAGENET_PLAIN),
 }
 ALL_NETWORKS |= {
+    "manidp": ManiDP(**_SMALL),
+    "manidp imagenet": ManiDP(shortcut_norm=True, **_IMAGENET_PLAIN),
     "sdn vgg": SDNVgg(widths=(4,) * 13, dense_widths=(6, 5), num_classes=CLASSES, threshold=0.3),
     "sdn resnet": SDNResNet(
         depths=(2, 2), widths=(4, 8), exit_after=(0, 2), image_size=16, num_classes=CLASSES, threshold=0.4
@@ -89,6 +92,8 @@ def variables_for(net: nn.Module, size: int, seed: int = 1):
         kind, noise = path[-1].key, rng.normal(size=leaf.shape)
         if kind in ("scale", "var"):
             values = 1 + 0.1 * np.abs(noise)
+        elif kind == "thre":
+            values = 0.1 * np.abs(noise)
         elif kind == "alpha":
             values = rng.random(leaf.shape)
         elif kind in ("bias", "mean") or kind.startswith("bias_"):

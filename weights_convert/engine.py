@@ -114,6 +114,8 @@ def _target(rename: Any, key: str) -> Path | None:
     if path is None:
         return None
     is_norm = path[-1].startswith("bn") or layer.endswith(".bn")  # the second: MinkowskiEngine
+    if leaf in layout.BUFFERS:
+        return None if is_norm else ("batch_stats", *path, leaf)
     if leaf in layout.BATCH_STATS:
         return ("batch_stats", *path, layout.BATCH_STATS[leaf]) if is_norm else None
     if leaf == "weight":

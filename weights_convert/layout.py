@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 BATCH_STATS = {"running_mean": "mean", "running_var": "var"}
+BUFFERS = ("mask_sum", "thre")  # of layers that are no norms (ManiDP's gates); same names here
 DROPPED = ("num_batches_tracked",)  # counts steps; no leaf here (files older than PyTorch 0.4 lack it)
 
 _MINKOWSKI = {"bn": ("weight", "bias", *BATCH_STATS), "linear": ("weight", "bias")}

@@ -1,5 +1,6 @@
 """Gates: features -> scores. A unit is on where its score is >= 0."""
 
+from dyn_jax.gates.channel import ChannelGate as ChannelGate
 from dyn_jax.gates.early_exit import exit_scores as exit_scores
 from dyn_jax.gates.early_exit import exit_weights as exit_weights
 from dyn_jax.gates.feed_forward import FeedForwardGate as FeedForwardGate

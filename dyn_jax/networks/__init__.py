@@ -1,7 +1,9 @@
 """Networks, one family a file, and their names."""
 
 from dyn_jax.networks import dynconv as dynconv
+from dyn_jax.networks import manidp as manidp
 from dyn_jax.networks import resnet as resnet
+from dyn_jax.networks import sact as sact
 from dyn_jax.networks import sdn as sdn
 from dyn_jax.networks import sdn_mobilenet as sdn_mobilenet
 from dyn_jax.networks import sdn_resnet as sdn_resnet

@@ -10,14 +10,23 @@ from dyn_jax import _validate
 from dyn_jax.networks.registry import create
 from dyn_jax.types import Variables
 
-PRETRAINED = ("dynconv-digits", "minkfcnn-objects", "minkunet-rooms", "skipnet-digits")
+PRETRAINED = (
+    "dynconv-digits",
+    "manidp-digits",
+    "minkfcnn-objects",
+    "minkunet-rooms",
+    "sact-digits",
+    "skipnet-digits",
+    "skipnet-rl-digits",
+)
 
 
 def pretrained(name: str) -> tuple[nn.Module, Variables]:
     """A network with its weights, made by ``dyn-jax train NAME --seed 0``.
 
     Args:
-      name: ``skipnet-digits`` or ``dynconv-digits``, trained on the train split of `dyn_jax.datasets.digits`;
+      name: ``skipnet-digits``, ``skipnet-rl-digits``, ``dynconv-digits``, ``sact-digits`` or ``manidp-digits``, trained
+        on the train split of `dyn_jax.datasets.digits`;
         ``minkunet-rooms`` on that of `dyn_jax.datasets.rooms`, ``minkfcnn-objects`` on that of
         `dyn_jax.datasets.objects`.
 

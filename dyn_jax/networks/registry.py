@@ -10,7 +10,18 @@ from typing import Any
 import flax.linen as nn
 
 from dyn_jax import _validate
-from dyn_jax.networks import dynconv, minkfcnn, minkunet, resnet, sdn_mobilenet, sdn_resnet, sdn_vgg, skipnet
+from dyn_jax.networks import (
+    dynconv,
+    manidp,
+    minkfcnn,
+    minkunet,
+    resnet,
+    sact,
+    sdn_mobilenet,
+    sdn_resnet,
+    sdn_vgg,
+    skipnet,
+)
 
 # ``cnn-*`` are the static twins of ``sdn-*``: the same trunk without internal classifiers.
 _SDN_VARIANTS = {"vgg16": sdn_vgg.vgg16, "resnet56": sdn_resnet.resnet56, "mobilenet": sdn_mobilenet.mobilenet}
@@ -37,13 +48,20 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
         for variant, build in _SDN_VARIANTS.items()
         for dataset in ("cifar10", "cifar100", "tinyimagenet", "digits")
     },
+    **{f"manidp-{d}-cifar10": partial(manidp.cifar, d) for d in (20, 32, 44, 56, 110)},
+    **{f"manidp-{d}-imagenet": partial(manidp.imagenet, d) for d in (18, 34)},
+    **{f"{mode}-{d}-cifar10": partial(sact.cifar, d, mode=mode) for mode in ("sact", "act") for d in (32, 56, 110)},
+    **{f"{mode}-{d}-imagenet": partial(sact.imagenet, d, mode=mode) for mode in ("sact", "act") for d in (50, 101)},
     **{f"minkunet-{form}-scannet": partial(minkunet.scannet, form) for form in ("14a", "18a", "34c")},
     "minkunet-34-s3dis": minkunet.s3dis,
     "minkunet-rooms": minkunet.rooms,
     "minkfcnn-modelnet40": minkfcnn.modelnet40,
     "minkfcnn-objects": minkfcnn.objects,
     "skipnet-digits": skipnet.digits,
+    "skipnet-rl-digits": partial(skipnet.digits, policy="rl"),
     "dynconv-digits": dynconv.digits,
+    "sact-digits": sact.digits,
+    "manidp-digits": manidp.digits,
 }
 
 

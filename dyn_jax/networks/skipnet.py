@@ -187,6 +187,6 @@ def imagenet(depth: int, policy: str = "rl", **fields: Any) -> SkipNet:
 
 
 def digits(**fields: Any) -> SkipNet:
-    """The small network of the embedded demo: 12 blocks, 11 recurrent gates, trained by the SP recipe."""
+    """The small network of the embedded demo: 12 blocks, 11 recurrent gates."""
     defaults = {"depths": (4, 4, 4), "widths": (8, 16, 32), "policy": "sp", "normalization": DIGITS_MEAN_STD}
     return SkipNet(**{**defaults, **fields})

@@ -1,4 +1,4 @@
-"""Recipes of the two small networks that ship with the package, on scikit-learn's handwritten digits."""
+"""Recipes of the small image networks that ship with the package, on scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import jax
 from dyn_jax import _validate, networks
 from dyn_jax.datasets import digits
 from dyn_jax.occupancy import gumbel_sigmoid, straight_through
+from dyn_jax.training.hrl import hrl_recipe, train_hrl
 from dyn_jax.training.loop import Loss, Progress, Recipe, fit, mean_cross_entropy
+from dyn_jax.training.manidp import manidp_recipe
+from dyn_jax.training.ponder import sact_recipe
 from dyn_jax.training.sparsity import sparsity_loss
 from dyn_jax.types import Output, Variables
 
@@ -48,23 +51,37 @@ def dynconv_recipe(epochs: int = 40, target: float = 0.5) -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {"skipnet-digits": skipnet_recipe, "dynconv-digits": dynconv_recipe}
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "skipnet-digits": skipnet_recipe,
+    "dynconv-digits": dynconv_recipe,
+    "sact-digits": sact_recipe,
+    "manidp-digits": manidp_recipe,
+}
+# Two stages, see `train_hrl`.
+STAGED: dict[str, tuple[Callable[..., Recipe], Callable[..., Recipe]]] = {
+    "skipnet-rl-digits": (skipnet_recipe, hrl_recipe)
+}
 
 
 def train(
     name: str, *, seed: int = 0, epochs: int | None = None, report: Callable[[int, float], None] | None = None
 ) -> Variables:
-    """Trains one of the embedded networks from scratch; about a minute on two cores.
+    """Trains one of the embedded networks from scratch; about a minute on two cores, ``skipnet-rl-digits`` two.
 
     Args:
-      name: ``skipnet-digits`` or ``dynconv-digits``.
-      seed: of everything random.
-      epochs: instead of the recipe's own number.
+      name: a key of `RECIPES` or `STAGED`.
+      seed: of everything random. Weights differ between machines all the same: rounding differs, and training
+        amplifies it.
+      epochs: instead of the recipe's own number (of each of its stages).
       report: called with (epoch, mean loss).
 
     Raises:
       ValueError: unknown name.
     """
-    _validate.choice("network", name, RECIPES)
-    recipe = RECIPES[name]() if epochs is None else RECIPES[name](_validate.positive_int("epochs", epochs))
-    return fit(networks.create(name), digits("train"), recipe, seed=seed, report=report)
+    _validate.choice("network", name, [*RECIPES, *STAGED])
+    own = () if epochs is None else (_validate.positive_int("epochs", epochs),)
+    net, data = networks.create(name), digits("train")
+    if name in STAGED:
+        first, second = (recipe(*own) for recipe in STAGED[name])
+        return train_hrl(net, data, first, second, seed=seed, report=report)
+    return fit(net, data, RECIPES[name](*own), seed=seed, report=report)

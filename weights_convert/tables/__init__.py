@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 from dyn_jax import _validate
-from weights_convert.tables import dynconv, minkowski, resnet, sdn, skipnet
+from weights_convert.tables import dynconv, manidp, minkowski, resnet, sdn, skipnet
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
@@ -20,6 +20,7 @@ _TABLES = {
     "SDNVgg": sdn.VGG_RULES,
     "SDNResNet": sdn.RESNET_RULES,
     "SDNMobileNet": sdn.MOBILENET_RULES,
+    "ManiDP": manidp.RULES,
     "MinkUNet": minkowski.UNET_RULES,
     "MinkowskiFCNN": minkowski.FCNN_RULES,
 }

@@ -1,0 +1,303 @@
+"""SACT and ACT (Figurnov et al., CVPR 2017): the units of a block run until the position, or the image, has halted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate, macs
+from dyn_jax.gates import dilate
+from dyn_jax.gates.halting import GlobalHalting, SpatialHalting, halting_score, halting_weights, leaky_relu
+from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
+from dyn_jax.nn import BatchNorm, Conv, Dense, global_mean, normalize, relu
+from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.occupancy import hard, stochastic
+from dyn_jax.types import Dilated, Occupancy, Output, Trace, UnitTrace
+
+MODES = ("sact", "act", "none")
+PER_IMAGE = "per_image"
+MINUS_ONE_TO_ONE: MeanStd = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class SACT(nn.Module):
+    """Unit: ``state_u = shortcut + o_u * branch(state_{u-1})``; block: ``sum_l w_l state_l``, see `gates.halting`.
+
+    ``o_u = occupancy(score_u)`` with the score ``1 - epsilon - (h_1 + .. + h_{u-1})``, h read off the units' own
+    states; the first unit of a block always runs. Branches are evaluated densely, as in the released code; the dilated
+    mask (where a branch's first convolution must run) counts multiply-adds and never changes the logits. Units: every
+    unit but the first of each block, one element for each position (``sact``) or for the image (``act``).
+
+    In training the released ACT lets the states of finished images run on, which the batch statistics see; here they
+    stay as in SACT. Outputs are the same.
+
+    Attributes:
+      depths, widths: units and channels (before expansion) of each block; blocks after the first halve the size.
+      stem: which released network: ``cifar`` (leaky ReLUs, two 3x3 convolutions a unit, shortcuts without parameters)
+        or ``imagenet`` (ResNet-v2 bottlenecks).
+      mode: ``sact`` (a position halts), ``act`` (an image halts) or ``none`` (the static network).
+      normalization: ``per_image`` (zero mean, unit variance over all pixels and channels of an image), a (mean, std)
+        pair per channel, or None where the images come normalised.
+      winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
+    """
+
+    depths: tuple[int, ...] = (5, 5, 5)
+    widths: tuple[int, ...] = (16, 32, 64)
+    stem: str = "cifar"
+    mode: str = "sact"
+    num_classes: int = 10
+    normalization: MeanStd | str | None = PER_IMAGE
+    winograd: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
+        """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has every unit that can halt.
+
+        Args:
+          images: float NHWC, any size that the strides divide.
+          occupancy: scores [batch, height, width] or [batch] -> values; default ``hard()``, in training too.
+          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
+
+        Raises:
+          ValueError, TypeError: wrong rank, channels or dtype of the images; an occupancy that changes shape; unknown
+            mode, stem or normalization.
+        """
+        images = _validate.images("images", images, 3)
+        _validate.choice("mode", self.mode, MODES)
+        form = FORMS[_validate.choice("stem", self.stem, FORMS)]
+        occupancy = hard() if occupancy is None else occupancy
+        x, static_macs = _stem(_normalized(images, self.normalization), self.widths[0], self.stem)
+        units: list[UnitTrace] = []
+        plan = block_plan(self.depths, self.widths, form.block, self.widths[0])
+        for _, specs in itertools.groupby(plan, lambda spec: spec.stage):
+            x, new, cost = self._block(x, list(specs), form, occupancy, train)
+            units += new
+            static_macs += cost
+        norm = BatchNorm(form.momentum, form.stabiliser, name="bn")
+        pooled = global_mean(x) if self.stem == "cifar" else x
+        pooled = leaky_relu(norm(pooled, train), form.slope)
+        pooled = pooled if self.stem == "cifar" else global_mean(pooled)
+        logits = Dense(self.num_classes, name="fc")(pooled)
+        static_macs += macs.dense(pooled.shape[-1], self.num_classes)
+        return Output(logits, Trace(tuple(units), static_macs))
+
+    def _block(
+        self, state: jax.Array, specs: Sequence[BlockSpec], form: Form, occupancy: Occupancy, train: bool
+    ) -> tuple[jax.Array, list[UnitTrace], int]:
+        """Returns the block's output, its traces, and the multiply-adds that always run."""
+        states, halting, occupancies, units = [], [], [], []
+        halted, static_macs = None, 0
+        for spec in specs:
+            name = f"block{spec.stage + 1}_unit{spec.index + 1}"
+            unit = form.unit(spec, form, self.winograd, name=name)
+            size = state.shape[1] * state.shape[2]
+            shortcut, branch = unit(state, train)
+            positions = branch.shape[1] * branch.shape[2]
+            first, rest, score = unit.macs_first(), unit.macs_rest(), None
+            if halted is None:
+                static_macs += unit.macs_shortcut() * positions + first * unit.first_positions(size, positions)
+                static_macs += rest * positions
+            else:
+                score = halting_score(halted)
+                o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
+                occupancies.append(o)
+                branch = o.reshape(o.shape + (1,) * (branch.ndim - o.ndim)) * branch
+            state = shortcut + branch
+            states.append(state)
+            local = image_wide = 0
+            if self.mode != "none" and spec is not specs[-1]:
+                gate, local, image_wide = self._halting(form, spec.out_features, f"{name}_halting")
+                halting.append(gate(state, train))
+                halted = halting[-1] if halted is None else halted + halting[-1]
+            if score is None:
+                static_macs += local * positions + image_wide
+            elif self.mode == "act":
+                units.append(UnitTrace(score, o, (first + rest) * positions + image_wide, name=name))
+            else:
+                dilated = Dilated(stochastic.deterministic(occupancy)(dilate(o) - 0.5), first)
+                units.append(UnitTrace(score, o, rest + local, dilated, name))
+                static_macs += image_wide
+        if not halting:
+            return state, units, static_macs
+        weights = halting_weights(halting, occupancies)
+        spread = [w.reshape(w.shape + (1,) * (state.ndim - w.ndim)) for w in weights]
+        return sum(w * s for w, s in zip(spread, states)), units, static_macs
+
+    def _halting(self, form: Form, features: int, name: str) -> tuple[nn.Module, int, int]:
+        """The gate of a unit, its multiply-adds at a position, and those of the whole image."""
+        fields = {"slope": form.halting_slope, "momentum": form.momentum, "stabiliser": form.stabiliser}
+        if self.mode == "act":
+            gate = GlobalHalting(**fields, name=name)
+            return gate, 0, gate.macs(features)
+        gate = SpatialHalting(**fields, name=name)
+        return gate, gate.local_macs(features), gate.global_macs(features)
+
+
+class BasicUnit(nn.Module):
+    """Shortcut and branch of a CIFAR unit: BN - leaky - conv3x3(stride) - BN - leaky twice - conv3x3 with bias.
+
+    The released arguments apply the first convolution's activation twice, which is one of the squared slope. The very
+    first unit's shortcut is the activated input, the others' the input; where the width grows it is averaged over
+    stride x stride windows and gets zero channels on both sides.
+    """
+
+    spec: BlockSpec
+    form: Form
+    winograd: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        spec, slope = self.spec, self.form.slope
+        norm = lambda name: BatchNorm(self.form.momentum, self.form.stabiliser, name=name)
+        active = leaky_relu(norm("bn1")(x, train), slope)
+        shortcut = active if spec.stage == spec.index == 0 else x
+        padded, padding = pad_same(active, 3, spec.stride)
+        y = Conv(spec.width, 3, spec.stride, padding, winograd=self.winograd, name="conv1")(padded)
+        y = leaky_relu(norm("bn2")(y, train), slope * slope)
+        y = Conv(spec.width, 3, 1, 1, use_bias=True, winograd=self.winograd, name="conv2")(y)
+        if spec.in_features != spec.out_features:
+            shortcut = nn.avg_pool(shortcut, (spec.stride,) * 2, (spec.stride,) * 2)
+            extra = spec.out_features - spec.in_features
+            shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+        return shortcut, y
+
+    def first_positions(self, before: int, after: int) -> int:
+        """Where conv1 runs: the output's positions."""
+        del before
+        return after
+
+    def macs_first(self) -> int:
+        """Multiply-adds of conv1 at one position."""
+        return macs.conv2d(3, self.spec.in_features, self.spec.width)
+
+    def macs_rest(self) -> int:
+        """Multiply-adds of conv2 at one position."""
+        return macs.conv2d(3, self.spec.width, self.spec.width)
+
+    def macs_shortcut(self) -> int:
+        """None."""
+        return 0
+
+
+class BottleneckUnit(nn.Module):
+    """Shortcut and branch of a ResNet-v2 bottleneck: BN - ReLU - conv1x1 - BN - ReLU - conv3x3(stride) - BN - ReLU -
+    conv1x1 with bias. Where the shape changes the shortcut is a conv1x1(stride) with bias of the activated input.
+    """
+
+    spec: BlockSpec
+    form: Form
+    winograd: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        spec = self.spec
+        norm = lambda name: BatchNorm(self.form.momentum, self.form.stabiliser, name=name)
+        active = relu(norm("bn1")(x, train))
+        shortcut = x[:, :: spec.stride, :: spec.stride]
+        if spec.in_features != spec.out_features:
+            shortcut = Conv(spec.out_features, 1, spec.stride, use_bias=True, name="shortcut")(active)
+        y = Conv(spec.width, 1, name="conv1")(active)
+        y = relu(norm("bn2")(y, train))
+        y = Conv(spec.width, 3, spec.stride, 1, winograd=self.winograd, name="conv2")(y)
+        y = relu(norm("bn3")(y, train))
+        return shortcut, Conv(spec.out_features, 1, use_bias=True, name="conv3")(y)
+
+    def first_positions(self, before: int, after: int) -> int:
+        """Where conv1 runs: the input's positions."""
+        del after
+        return before
+
+    def macs_first(self) -> int:
+        """Multiply-adds of conv1 at one position."""
+        return macs.conv2d(1, self.spec.in_features, self.spec.width)
+
+    def macs_rest(self) -> int:
+        """Multiply-adds of conv2 and conv3 at one position."""
+        last = macs.conv2d(1, self.spec.width, self.spec.out_features)
+        return macs.conv2d(3, self.spec.width, self.spec.width) + last
+
+    def macs_shortcut(self) -> int:
+        """Multiply-adds of the shortcut at one position."""
+        changes = self.spec.in_features != self.spec.out_features
+        return macs.conv2d(1, self.spec.in_features, self.spec.out_features) if changes else 0
+
+
+class Form(NamedTuple):
+    """What the two released networks differ in: unit, slopes of the leaky ReLUs (0: ReLU, 1: none), normalisation."""
+
+    unit: type[nn.Module]
+    block: str
+    slope: float
+    halting_slope: float
+    momentum: float
+    stabiliser: float
+
+
+FORMS = {
+    "cifar": Form(BasicUnit, "basic", 0.1, 0.1, 0.1, 1e-3),
+    "imagenet": Form(BottleneckUnit, "bottleneck", 0.0, 1.0, 0.003, 1e-5),
+}
+
+
+def pad_same(x: jax.Array, kernel_size: int, stride: int) -> tuple[jax.Array, int]:
+    """`x` and the symmetric padding that a convolution must add, so that both make TensorFlow's ``SAME``.
+
+    ``SAME`` has ``ceil(n / stride)`` outputs and puts the odd row of zeros last: stride 2 on an even size pads (0, 1).
+    """
+    total = [max((-(-n // stride) - 1) * stride + kernel_size - n, 0) for n in x.shape[1:3]]
+    if total[0] == total[1] and total[0] % 2 == 0:
+        return x, total[0] // 2
+    edges = [(t // 2, t - t // 2) for t in total]
+    return jnp.pad(x, ((0, 0), *edges, (0, 0))), 0
+
+
+def standardize(images: jax.Array) -> jax.Array:
+    """``(v - mean) / max(std, 1 / sqrt(n))`` over the n values v in 0..255 of each image, given v / 255."""
+    axes = tuple(range(1, images.ndim))
+    count = images[0].size
+    centred = images - jnp.mean(images, axes, keepdims=True)
+    variance = jnp.mean(centred * centred, axes, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.maximum(variance, 1 / (255.0**2 * count)))
+
+
+def _normalized(images: jax.Array, normalization: MeanStd | str | None) -> jax.Array:
+    if isinstance(normalization, str):
+        _validate.choice("normalization", normalization, (PER_IMAGE,))
+        return standardize(images)
+    return normalize(images, normalization)
+
+
+def _stem(x: jax.Array, width: int, kind: str) -> tuple[jax.Array, int]:
+    """A convolution with bias; ``imagenet`` strides it and pools. Returns the features and the multiply-adds."""
+    size, stride = (3, 1) if kind == "cifar" else (7, 2)
+    conv = Conv(width, size, stride, size // 2, use_bias=True, name="conv1")
+    y = conv(x)
+    cost = conv.macs(x.shape[-1], y.shape[1] * y.shape[2])
+    return (y if kind == "cifar" else nn.max_pool(y, (3, 3), (2, 2), "SAME")), cost
+
+
+def cifar(depth: int = 32, **fields: Any) -> SACT:
+    """SACT ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` with n units a block (32 is the released "model 5")."""
+    return SACT(**{"depths": (blocks_per_stage(depth, 2),) * 3, **fields})
+
+
+def imagenet(depth: int, **fields: Any) -> SACT:
+    """SACT ResNet-50, 101 or 152 for 224x224 images; 1001 classes, of which the first is "background".
+
+    Raises:
+      ValueError: a depth without bottlenecks.
+    """
+    depths, block = imagenet_form(depth)
+    if block != FORMS["imagenet"].block:
+        raise ValueError(f"depth: got {depth}, expected 50, 101 or 152")
+    defaults = {"depths": depths, "widths": (64, 128, 256, 512), "stem": "imagenet", "num_classes": 1001}
+    return SACT(**{**defaults, "normalization": MINUS_ONE_TO_ONE, **fields})
+
+
+def digits(**fields: Any) -> SACT:
+    """The small network of the embedded demo: 3 blocks of 3 units."""
+    return SACT(**{"depths": (3, 3, 3), "widths": (8, 16, 32), **fields})

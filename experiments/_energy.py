@@ -1,0 +1,123 @@
+"""What the experiments on energy attacks share: victims, one attack on a batch, and its row of numbers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import attacks, metrics, networks, occupancy
+from dyn_jax.datasets import digits
+from dyn_jax.training import sdn
+from dyn_jax.training.checkpoint import load_variables, save_variables
+from dyn_jax.types import Occupancy, Variables
+
+STEPS, RATE = 300, 0.01
+HARD, LEADED = "hard", "straight-through"
+OCCUPANCIES: dict[str, Occupancy] = {HARD: occupancy.hard(), LEADED: occupancy.straight_through(1.0)}
+LABELS = {
+    "skipnet-digits": "SkipNet (SP)",
+    "skipnet-rl-digits": "SkipNet+HRL",
+    "sact-digits": "SACT",
+    "manidp-digits": "ManiDP",
+    "dynconv-digits": "DynConv",
+    "sdn-vgg16-digits": "SDN VGG-16",
+    "sdn-resnet56-digits": "SDN ResNet-56",
+}
+
+
+def parser(description: str, images: int) -> argparse.ArgumentParser:
+    """The options that the experiments share."""
+    result = argparse.ArgumentParser(description=description.splitlines()[0])
+    result.add_argument("--images", type=int, default=images, help="test images of the digits, at most 500")
+    result.add_argument("--steps", type=int, default=STEPS)
+    result.add_argument("--results", default=None, help="folder for the JSON; default: experiments/results")
+    result.add_argument(
+        "--weights", default=None, help="folder of sdn-*-digits.msgpack, made there if they are missing (early exits)"
+    )
+    return result
+
+
+def methods(steps: int) -> dict[str, attacks.Attack]:
+    """ILFO, GradAuto and the losses of GradMDM, with one budget: `steps` of Adam at 0.01."""
+    budget = {"steps": steps, "learning_rate": RATE}
+    return {
+        "ILFO": attacks.ilfo(**budget),
+        "GradAuto": attacks.grad_auto(**budget),
+        "GradMDM": attacks.grad_mdm(even=False, **budget),
+    }
+
+
+def load(name: str, weights: str | None = None) -> tuple[nn.Module, Variables]:
+    """A network of the package, or an early-exit network from `weights`, trained there first if it is missing."""
+    if not name.startswith("sdn-"):
+        return networks.pretrained(name)
+    if weights is None:
+        raise ValueError(f"--weights: got none, expected a folder for {name}.msgpack: early-exit weights do not ship")
+    path = os.path.join(weights, f"{name}.msgpack")
+    if not os.path.isfile(path):
+        os.makedirs(weights, exist_ok=True)
+        save_variables(path, sdn.train_digits(name, seed=0))
+    return networks.create(name), load_variables(path)
+
+
+def data(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first test images and their labels."""
+    test = digits("test")
+    return test.images[:count], test.labels[:count]
+
+
+def runner(
+    net: nn.Module, attack: attacks.Attack | Callable[[jax.Array], attacks.Attack], how: Occupancy
+) -> Callable[..., attacks.AttackResult]:
+    """Jitted ``run(variables, images, labels[, K])``: gradients under `how`, judged on the deployed network."""
+
+    def run(variables: Variables, x: jax.Array, y: jax.Array, constant: jax.Array | None = None):
+        made = attack if constant is None else attack(constant)
+        forward = partial(net.apply, variables, occupancy=how)
+        victim = forward if how is OCCUPANCIES[HARD] else partial(net.apply, variables, occupancy=OCCUPANCIES[HARD])
+        return made(forward, x, y, victim=victim)
+
+    return jax.jit(run)
+
+
+def numbers(result: attacks.AttackResult, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The measures of one attack on a batch; percentages, and the standard error over images of the recovery."""
+    clean, after = result.trace_clean, result.trace_adversarial
+    before = np.asarray(metrics.executed_macs(clean))
+    dense = metrics.dense_macs(clean)
+    saved = dense - before
+    rows = saved > 1e-6 * dense
+    shares = (np.asarray(metrics.executed_macs(after)) - before)[rows] / saved[rows]
+    moved = np.asarray(jnp.abs(result.adversarial - images).max((1, 2, 3))) > 0
+    quality = np.asarray(metrics.psnr(result.adversarial, jnp.asarray(images)))[moved]
+    off = np.asarray(metrics.occupancy_rate(after)) < 1
+    return {
+        "saved before %": 100 * float(saved.mean() / dense),
+        "recovery %": 100 * float(shares.mean()),
+        "standard error": 100 * float(shares.std(ddof=1) / np.sqrt(len(shares))),
+        "recovery, ratio %": 100 * float(metrics.recovery(clean, after, average="ratio")),
+        "recovery, units, ratio %": 100 * float(metrics.recovery(clean, after, count="units", average="ratio")),
+        "fully recovered %": 100 * float((shares > 0.999).mean()),
+        "PSNR dB": float(quality.mean()) if len(quality) else float("inf"),
+        "accuracy kept %": 100 * float(metrics.accuracy_kept(result.logits_clean, result.logits_adversarial, labels)),
+        "switched off per image": float(np.asarray(result.record.switched_off).sum(0).mean()),
+        "zero gradient %": 100 * float(np.asarray(result.record.zero_gradient).mean()),
+        "projected %": 100 * float(np.asarray(result.record.projected).mean()),
+        "units never all on": int(off.sum()),
+    }
+
+
+def timed(run: Callable[..., attacks.AttackResult], *arguments: Any) -> tuple[attacks.AttackResult, float]:
+    """The result on the host, and the seconds with compilation."""
+    began = time.perf_counter()
+    result = jax.tree.map(np.asarray, run(*arguments))
+    return result, time.perf_counter() - began

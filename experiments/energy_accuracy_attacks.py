@@ -1,0 +1,57 @@
+"""FGM against LGM, attacks on the accuracy, where the papers did not look: SACT and ManiDP (embedded digits networks).
+
+    python -m experiments.energy_accuracy_attacks [--images 100]
+
+Accuracy after BIM under the hard occupancy (FGM), soft ones and straight-through ones (LGM), judged on the deployed
+network; the clean accuracy of the soft network says whether it still is the same network.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dyn_jax import demo, networks, occupancy
+from experiments import _energy, _record
+
+NETWORKS = ("sact-digits", "manidp-digits")
+EPS = ("8/255", "16/255")
+LAMBDAS = (1.0, 3.0, 10.0, 30.0)
+GRADIENTS = {"FGM": occupancy.hard()}
+GRADIENTS |= {f"LGM soft {lam:g}": occupancy.sigmoid(lam) for lam in LAMBDAS}
+GRADIENTS |= {f"LGM straight-through {lam:g}": occupancy.straight_through(lam) for lam in LAMBDAS}
+COLUMNS = ("network", "attack", "gradient", "clean %", "after %", "standard error", "architecture change %")
+
+
+def main() -> None:
+    arguments = _energy.parser(__doc__, images=100).parse_args()
+    images, labels = _energy.data(arguments.images)
+    rows = []
+    for name in NETWORKS:
+        net, variables = networks.pretrained(name)
+        for row, result in demo.compare(name, net, variables, images, labels, GRADIENTS, eps=EPS):
+            right = ~np.asarray(result.success)
+            rows.append(
+                {
+                    "network": _energy.LABELS[name],
+                    "attack": f"{row.attack} {row.eps}",
+                    "gradient": row.gradient,
+                    "clean %": 100 * row.clean_accuracy,
+                    "after %": 100 * row.accuracy,
+                    "standard error": 100 * float(right.std(ddof=1) / np.sqrt(len(right))),
+                    "architecture change %": 100 * row.architecture_change,
+                }
+            )
+            print(_record.table(rows[-1:], list(COLUMNS)).splitlines()[-1], flush=True)
+    print(_record.table(rows, list(COLUMNS)))
+    _record.save(
+        "energy_accuracy_attacks",
+        rows,
+        folder=arguments.results,
+        data="handwritten digits, test",
+        images=arguments.images,
+        seed=0,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""SACT and ACT: TensorFlow variable names (scope ``resnet_residual`` or ``resnet_v2``), CIFAR and ImageNet."""
+
+CIFAR_RULES = (
+    (r"resnet_residual/Conv", "conv1"),
+    (r"resnet_residual/BatchNorm", "bn"),
+    (r"resnet_residual/logits", "fc"),
+    (r"resnet_residual/block_(\d+)/unit_(\d+)/residual/preact", r"block\1_unit\2/bn1"),
+    (r"resnet_residual/block_(\d+)/unit_(\d+)/residual/conv1/BatchNorm", r"block\1_unit\2/bn2"),
+    (r"resnet_residual/block_(\d+)/unit_(\d+)/residual/(conv[12])", r"block\1_unit\2/\3"),
+    (r"resnet_residual/block_(\d+)/unit_(\d+)/halting_proba/(\w+)", r"block\1_unit\2_halting/\3"),
+)
+
+_UNIT = r"resnet_v2/block(\d+)/unit_(\d+)/bottleneck_v2"
+
+IMAGENET_RULES = (
+    (r"resnet_v2/conv1", "conv1"),
+    (r"resnet_v2/postnorm", "bn"),
+    (r"resnet_v2/logits", "fc"),
+    (rf"{_UNIT}/preact", r"block\1_unit\2/bn1"),
+    (rf"{_UNIT}/conv1/BatchNorm", r"block\1_unit\2/bn2"),
+    (rf"{_UNIT}/conv2/BatchNorm", r"block\1_unit\2/bn3"),
+    (rf"{_UNIT}/(shortcut|conv[123])", r"block\1_unit\2/\3"),
+    (r"resnet_v2/block(\d+)/unit_(\d+)/halting_proba/(\w+)", r"block\1_unit\2_halting/\3"),
+)
+
+RULES = CIFAR_RULES + IMAGENET_RULES
+
+# Leaf of a variable -> collection and leaf here; kernels keep their order of axes (HWIO), but a pointwise kernel
+# [1, 1, in, out] that stands for a dense layer (``logits``) becomes [in, out].
+LEAVES = {
+    "weights": ("params", "kernel"),
+    "biases": ("params", "bias"),
+    "gamma": ("params", "scale"),
+    "beta": ("params", "bias"),
+    "moving_mean": ("batch_stats", "mean"),
+    "moving_variance": ("batch_stats", "var"),
+}
