@@ -114,22 +114,31 @@ def gating_excess(unit: UnitTrace, tau: jax.typing.ArrayLike = 0.5) -> jax.Array
     return jax.nn.sigmoid(unit.score) - jnp.asarray(tau, unit.score.dtype) if unit.logit else unit.score
 
 
-def complexity_weights(trace: Trace, kind: str = "macs") -> list[jax.Array]:
+Weights = str | jax.Array
+"""lambda of the units: ``macs``, ``equal``, or numbers [unit]; see `complexity_weights`."""
+
+
+def complexity_weights(trace: Trace, kind: Weights = "macs") -> list[jax.Array]:
     """lambda of every unit's elements, broadcastable to its scores.
 
     Args:
       trace: of any adaptive network.
       kind: ``macs``: ``C / sum C``, an element's share of the multiply-adds of all units (for a voxel by its
-        neighbours of now, without gradient); ``equal``: 1 (the release).
+        neighbours of now, without gradient); ``equal``: 1 (the release); or numbers [unit], e.g. one-hot to attack a
+        single unit. Numbers may be traced.
 
     Raises:
-      ValueError: unknown `kind`; a trace without units.
+      ValueError: unknown `kind`, or another number of numbers than units; a trace without units.
 
     Source: GradAuto section 3.3, after eq. 6 and 8.
     """
-    _validate.choice("weights", kind, ("macs", "equal"))
+    check_weights(kind)
     if not trace.units:
         raise ValueError("forward: got a network without adaptive units (trace.units is empty), expected some")
+    if not isinstance(kind, str):
+        if jnp.shape(kind) != (len(trace.units),):
+            raise ValueError(f"weights: got shape {jnp.shape(kind)}, expected ({len(trace.units)},), one for each unit")
+        return [jnp.asarray(k).reshape((1,) * unit.score.ndim) for k, unit in zip(kind, trace.units)]
     if kind == "equal":
         return [jnp.ones((1,) * unit.score.ndim, unit.score.dtype) for unit in trace.units]
     costs = [_element_costs(unit) for unit in trace.units]
@@ -147,20 +156,20 @@ def _element_costs(unit: UnitTrace) -> jax.Array:
     return jnp.full((1,) * unit.score.ndim, metrics.dense_unit_macs(unit) / elements, unit.score.dtype)
 
 
-def complexity_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: str = "macs") -> jax.Array:
+def complexity_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: Weights = "macs") -> jax.Array:
     """``sum_l lambda_l max(tau - G_l, 0)`` over the elements of all units, [batch]: 0 where everything is on.
 
     Args:
       trace: of any adaptive network.
       tau: threshold of gates whose value is a probability, see `gating_excess`.
-      weights: ``macs`` or ``equal``, see `complexity_weights`.
+      weights: see `complexity_weights`.
 
     Source: GradAuto eq. 6 (layers) and 8 (channels).
     """
     return _weighted(trace, lambda excess: jax.nn.relu(-excess), tau, weights)
 
 
-def finished_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: str = "macs") -> jax.Array:
+def finished_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: Weights = "macs") -> jax.Array:
     """``-sum_l lambda_l max(G_l - tau, 0)``, [batch]: its gradient keeps on what is on.
 
     Arguments as of `complexity_loss`. Source: GradAuto eq. 20.
@@ -168,20 +177,20 @@ def finished_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: str
     return -_weighted(trace, jax.nn.relu, tau, weights)
 
 
-def _weighted(trace: Trace, part: Callable, tau: jax.typing.ArrayLike, weights: str) -> jax.Array:
+def _weighted(trace: Trace, part: Callable, tau: jax.typing.ArrayLike, weights: Weights) -> jax.Array:
     pairs = zip(trace.units, complexity_weights(trace, weights))
     sums = [jnp.sum(w * part(gating_excess(u, tau)), axis=tuple(range(1, u.score.ndim))) for u, w in pairs]
     return sum(sums[1:], start=sums[0])
 
 
-def energy(*, tau: jax.typing.ArrayLike = 0.5, weights: str = "macs") -> Objective:
+def energy(*, tau: jax.typing.ArrayLike = 0.5, weights: Weights = "macs") -> Objective:
     """``-complexity_loss`` as an objective for any attack: `bim` with it is a slowdown inside a ball.
 
     Raises:
       ValueError: tau outside (0, 1); unknown `weights`; when called, a network without units, or targets.
     """
     check_tau(tau)
-    _validate.choice("weights", weights, ("macs", "equal"))
+    check_weights(weights)
 
     def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
         if targets is not None:
@@ -189,6 +198,11 @@ def energy(*, tau: jax.typing.ArrayLike = 0.5, weights: str = "macs") -> Objecti
         return -complexity_loss(output.trace, tau=tau, weights=weights)
 
     return objective
+
+
+def check_weights(weights: Weights) -> Weights:
+    """Returns `weights`; ValueError unless they are a known name or an array."""
+    return _validate.choice("weights", weights, ("macs", "equal")) if isinstance(weights, str) else weights
 
 
 def check_tau(tau: jax.typing.ArrayLike) -> jax.typing.ArrayLike:

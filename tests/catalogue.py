@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks, objectives, occupancy
+from dyn_jax.networks import sact
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.resnet import ResNet
+from dyn_jax.networks.sact import SACT
 from dyn_jax.networks.sdn_mobilenet import SDNMobileNet
 from dyn_jax.networks.sdn_resnet import SDNResNet
 from dyn_jax.networks.sdn_vgg import SDNVgg
@@ -57,6 +59,9 @@ ALL_NETWORKS: dict[str, nn.Module] = {
 ALL_NETWORKS |= {
     "manidp": ManiDP(**_SMALL),
     "manidp imagenet": ManiDP(shortcut_norm=True, **_IMAGENET_PLAIN),
+    "sact": SACT(depths=(2, 1), widths=(4, 8), num_classes=CLASSES),
+    "act": SACT(mode="act", depths=(2, 1), widths=(4, 8), num_classes=CLASSES),
+    "sact imagenet": sact.imagenet(50, depths=(2, 1), widths=(2, 4), num_classes=CLASSES),
     "sdn vgg": SDNVgg(widths=(4,) * 13, dense_widths=(6, 5), num_classes=CLASSES, threshold=0.3),
     "sdn resnet": SDNResNet(
         depths=(2, 2), widths=(4, 8), exit_after=(0, 2), image_size=16, num_classes=CLASSES, threshold=0.4

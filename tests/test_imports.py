@@ -29,7 +29,8 @@ ALLOWED = {
     "testing": {"types", "occupancy", "metrics", "macs", "attacks"},
     "datasets": {"types"},
     "training": {
-        *("types", "occupancy", "metrics", "macs", "objectives", "exits", "nn", "sparse3d", "networks", "datasets"),
+        *("types", "occupancy", "metrics", "macs", "objectives", "exits", "nn", "sparse3d", "gates", "networks"),
+        "datasets",
     },
     "plotting": None,
     "demo": None,

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 import dyn_jax
 from weights_convert import layout
-from weights_convert.tables import is_minkowski, reorder, table_for
+from weights_convert.tables import is_minkowski, is_tensorflow, reorder, table_for
 
 Path = tuple[str, ...]
 
@@ -29,7 +29,8 @@ def convert(
     Args:
       network: a name of `dyn_jax.networks.names`, or a module (a reduced or changed network).
       state_dict: {torch key: array}, as `weights_convert.torch_io.read_state_dict` returns it. A ``module.`` prefix
-        that all keys carry is taken off; ``num_batches_tracked`` is ignored.
+        that all keys carry is taken off; ``num_batches_tracked`` is ignored. SACT's are TensorFlow variables,
+        {name: array} as TensorFlow's ``load_checkpoint`` lists them; optimiser slots and averages are ignored.
       kernel_order: of MinkUNet's 3x3x3 block kernels: ``cube`` (MinkowskiEngine 0.5), or ``hybrid`` (0.4 with STS's
         networks, among them the published ScanNet and S3DIS checkpoints). The shapes are the same: a wrong order
         cannot be noticed here, and the network is then useless.
@@ -49,19 +50,28 @@ def convert(
     expected = {path: leaf.shape for path, leaf in target_shapes(module).items()}
     rename = table_for(module)
     arrays = reorder(module, arrays, kernel_order)
-    minkowski = is_minkowski(module)
+    minkowski, tensorflow = is_minkowski(module), is_tensorflow(module)
     filled: dict[Path, np.ndarray] = {}
     source: dict[Path, str] = {}
     problems = []
     for key, array in arrays.items():
-        path = None if minkowski and not layout.is_minkowski(key) else _target(rename, key)
+        if tensorflow and key.endswith(layout.DROPPED_TENSORFLOW):
+            continue
+        if tensorflow:
+            path = _tensorflow_target(rename, key)
+        else:
+            path = None if minkowski and not layout.is_minkowski(key) else _target(rename, key)
         if path is None or path not in expected:
             problems.append(f"unexpected key {key} {array.shape}")
             continue
         shape = expected[path]
-        value = layout.from_minkowski(key, array, shape) if minkowski else layout.transpose_to(array, shape)
+        if tensorflow:
+            value, wanted = layout.from_tensorflow(array, shape), shape
+        elif minkowski:
+            value, wanted = layout.from_minkowski(key, array, shape), layout.minkowski_shape(key, shape)
+        else:
+            value, wanted = layout.transpose_to(array, shape), layout.torch_shape(shape)
         if value is None:
-            wanted = layout.minkowski_shape(key, shape) if minkowski else layout.torch_shape(shape)
             problems.append(f"wrong shape {key}: got {array.shape}, expected {wanted}")
         elif not np.isfinite(value).all():
             problems.append(f"not finite {key}: got NaN or infinite values")
@@ -123,3 +133,13 @@ def _target(rename: Any, key: str) -> Path | None:
     elif leaf.endswith("_l0"):
         leaf = leaf.removesuffix("_l0")
     return ("params", *path, leaf)
+
+
+def _tensorflow_target(rename: Any, key: str) -> Path | None:
+    """TensorFlow variable name -> (collection, layer, ..., leaf), or None where the table does not know it."""
+    layer, _, leaf = key.rpartition("/")
+    path = rename(layer)
+    if path is None or leaf not in layout.TENSORFLOW:
+        return None
+    collection, name = layout.TENSORFLOW[leaf]
+    return (collection, *path, name)

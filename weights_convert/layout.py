@@ -8,6 +8,17 @@ BATCH_STATS = {"running_mean": "mean", "running_var": "var"}
 BUFFERS = ("mask_sum", "thre")  # of layers that are no norms (ManiDP's gates); same names here
 DROPPED = ("num_batches_tracked",)  # counts steps; no leaf here (files older than PyTorch 0.4 lack it)
 
+# TensorFlow variables: last part of the name -> (collection, leaf); and what a checkpoint holds beside the weights.
+TENSORFLOW = {
+    "weights": ("params", "kernel"),
+    "biases": ("params", "bias"),
+    "gamma": ("params", "scale"),
+    "beta": ("params", "bias"),
+    "moving_mean": ("batch_stats", "mean"),
+    "moving_variance": ("batch_stats", "var"),
+}
+DROPPED_TENSORFLOW = ("global_step", "/Momentum", "/ExponentialMovingAverage")
+
 _MINKOWSKI = {"bn": ("weight", "bias", *BATCH_STATS), "linear": ("weight", "bias")}
 
 
@@ -54,3 +65,13 @@ def minkowski_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[::-1]
     of_convolution = key.endswith(".bias") and not key.endswith((".bn.bias", ".linear.bias"))
     return (1, *shape) if of_convolution else shape
+
+
+def from_tensorflow(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """`array`, a TensorFlow variable, as it is if its shape is `shape`, else None.
+
+    A pointwise kernel [1, 1, in, out] that stands for a dense layer becomes [in, out].
+    """
+    if len(shape) == 2 and array.ndim == 4 and array.shape[:2] == (1, 1):
+        array = array[0, 0]
+    return np.ascontiguousarray(array) if array.shape == shape else None

@@ -68,7 +68,7 @@ Combine = Callable[[Gradients, jax.Array], rectify.Rectified]
 Losses = Callable[[Trace, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def gate_losses(tau: jax.typing.ArrayLike, weights: str) -> Losses:
+def gate_losses(tau: jax.typing.ArrayLike, weights: objectives.Weights) -> Losses:
     """Eq. 6 and 20: `objectives.complexity_loss` and `objectives.finished_loss`, the same at every step."""
 
     def losses(trace: Trace, number: jax.Array) -> tuple[jax.Array, jax.Array]:

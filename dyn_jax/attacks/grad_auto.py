@@ -48,7 +48,7 @@ def grad_auto(
     direction: bool = True,
     direction_from: int | None = None,
     tau: jax.typing.ArrayLike = 0.5,
-    weights: str | None = None,
+    weights: objectives.Weights | None = None,
     keep_logits: jax.typing.ArrayLike = 0.0,
     change: str | None = None,
     keep: str | None = None,
@@ -71,7 +71,7 @@ def grad_auto(
       direction_from: first step with eq. 25. The paper: "at the later stage"; None: the second half of the steps,
         from the start with ``protocol="release"``.
       tau: threshold of gates whose value is a probability, in (0, 1); other units bring their own.
-      weights: ``macs`` (lambda_l of eq. 6 and 8) or ``equal`` (the release); None: by the protocol.
+      weights: ``macs`` (lambda_l of eq. 6 and 8), ``equal`` (the release) or numbers [unit]; None: by the protocol.
       keep_logits: weight of the squared change of the logits in the distortion; the release's option uses 1e5.
       change: ``exact`` (eq. 3, started exactly at the clean image), ``printed`` (eq. 3 as printed, which starts at a
         grey image) or ``release``; None: ``exact``, or ``release`` with that protocol.
@@ -95,7 +95,7 @@ def grad_auto(
     objectives.check_tau(tau)
     keep_logits = _validate.number("keep_logits", keep_logits, minimum=0)
     released = _validate.choice("protocol", protocol, PROTOCOLS) == "release"
-    weights = _validate.choice("weights", weights or ("equal" if released else "macs"), ("macs", "equal"))
+    weights = objectives.check_weights(("equal" if released else "macs") if weights is None else weights)
     keep = _validate.choice("keep", keep or ("last" if released else "most"), KEEP)
     changed = tanh_space.change_of(change or ("release" if released else "exact"), normalization)
     if direction_from is None:

@@ -19,7 +19,7 @@ def ilfo(
     steps: int = 1000,
     learning_rate: jax.typing.ArrayLike = 5e-4,
     tau: jax.typing.ArrayLike = 0.5,
-    weights: str = "equal",
+    weights: objectives.Weights = "equal",
     change: str = "exact",
     keep: str = "least_loss",
     normalization: tanh_space.MeanStd | None = tanh_space.IMAGENET_MEAN_STD,
@@ -45,7 +45,7 @@ def ilfo(
     _validate.positive_int("steps", steps)
     check_rate(learning_rate)
     objectives.check_tau(tau)
-    _validate.choice("weights", weights, ("macs", "equal"))
+    objectives.check_weights(weights)
     _validate.choice("keep", keep, KEEP)
     changed = tanh_space.change_of(change, normalization)
     squares = changed.distance if change == "release" else tanh_space.squares

@@ -322,11 +322,6 @@ def test_network_equals_its_twin(name):
 # --- what the forms promise
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_contract(name):
-    check_network(TINY[name], variables_of(TINY[name]), images_of(TINY[name]))
-
-
 def test_the_check_sees_a_trace_that_lies():
     class Lying(sact.SACT):
         def _block(self, *args):

@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 from dyn_jax import _validate
-from weights_convert.tables import dynconv, manidp, minkowski, resnet, sdn, skipnet
+from weights_convert.tables import dynconv, manidp, minkowski, resnet, sact, sdn, skipnet
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
@@ -20,6 +20,7 @@ _TABLES = {
     "SDNVgg": sdn.VGG_RULES,
     "SDNResNet": sdn.RESNET_RULES,
     "SDNMobileNet": sdn.MOBILENET_RULES,
+    "SACT": sact.RULES,
     "ManiDP": manidp.RULES,
     "MinkUNet": minkowski.UNET_RULES,
     "MinkowskiFCNN": minkowski.FCNN_RULES,
@@ -52,6 +53,11 @@ def table_for(module: nn.Module) -> Rename:
 def is_minkowski(module: nn.Module) -> bool:
     """Whether the module's checkpoints come from MinkowskiEngine, which lays out its tensors in its own way."""
     return type(module).__name__ in _MINKOWSKI
+
+
+def is_tensorflow(module: nn.Module) -> bool:
+    """Whether the module's checkpoints hold TensorFlow variables (names with slashes, kernels HWIO)."""
+    return type(module).__name__ == "SACT"
 
 
 def reorder(module: nn.Module, arrays: Mapping[str, np.ndarray], kernel_order: str) -> Mapping[str, np.ndarray]:

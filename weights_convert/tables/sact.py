@@ -24,14 +24,3 @@ IMAGENET_RULES = (
 )
 
 RULES = CIFAR_RULES + IMAGENET_RULES
-
-# Leaf of a variable -> collection and leaf here; kernels keep their order of axes (HWIO), but a pointwise kernel
-# [1, 1, in, out] that stands for a dense layer (``logits``) becomes [in, out].
-LEAVES = {
-    "weights": ("params", "kernel"),
-    "biases": ("params", "bias"),
-    "gamma": ("params", "scale"),
-    "beta": ("params", "bias"),
-    "moving_mean": ("batch_stats", "mean"),
-    "moving_variance": ("batch_stats", "var"),
-}
