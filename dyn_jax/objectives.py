@@ -102,16 +102,20 @@ def dlr(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> 
     return (_at(output.logits, targets) - own) / (ranked[:, 0] - third + 1e-12)
 
 
-def gating_excess(unit: UnitTrace, tau: jax.typing.ArrayLike = 0.5) -> jax.Array:
+def gating_excess(unit: UnitTrace, tau: jax.typing.ArrayLike | None = 0.5) -> jax.Array:
     """``G - tau``, how far the gating values lie above the threshold: [batch, *elements].
 
-    Where the score is a logit (SkipNet, DynConv) ``G = sigmoid(score)``. Elsewhere the score already is gating value
-    minus the unit's own threshold (ManiDP: saliency; SACT: 1 - eps - halting so far; early exits: threshold -
-    confidence; voxels: occupancy - 1/2) and `tau` is not used.
+    Where the score is a logit (SkipNet, DynConv) ``G = sigmoid(score)``; with tau None the score itself, whose
+    threshold is 0 and whose derivative does not vanish however far off the gate is (not in the paper).
+
+    Elsewhere the score already is gating value minus the unit's own threshold (ManiDP: saliency; SACT: 1 - eps -
+    halting so far; early exits: threshold - confidence; voxels: occupancy - 1/2) and `tau` is not used.
 
     Source: GradAuto section 3.1, "Gate Generation".
     """
-    return jax.nn.sigmoid(unit.score) - jnp.asarray(tau, unit.score.dtype) if unit.logit else unit.score
+    if tau is None or not unit.logit:
+        return unit.score
+    return jax.nn.sigmoid(unit.score) - jnp.asarray(tau, unit.score.dtype)
 
 
 Weights = str | jax.Array
@@ -156,12 +160,12 @@ def _element_costs(unit: UnitTrace) -> jax.Array:
     return jnp.full((1,) * unit.score.ndim, metrics.dense_unit_macs(unit) / elements, unit.score.dtype)
 
 
-def complexity_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: Weights = "macs") -> jax.Array:
+def complexity_loss(trace: Trace, *, tau: jax.typing.ArrayLike | None = 0.5, weights: Weights = "macs") -> jax.Array:
     """``sum_l lambda_l max(tau - G_l, 0)`` over the elements of all units, [batch]: 0 where everything is on.
 
     Args:
       trace: of any adaptive network.
-      tau: threshold of gates whose value is a probability, see `gating_excess`.
+      tau: threshold of gates whose value is a probability; None: on their scores, see `gating_excess`.
       weights: see `complexity_weights`.
 
     Source: GradAuto eq. 6 (layers) and 8 (channels).
@@ -169,7 +173,7 @@ def complexity_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: W
     return _weighted(trace, lambda excess: jax.nn.relu(-excess), tau, weights)
 
 
-def finished_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: Weights = "macs") -> jax.Array:
+def finished_loss(trace: Trace, *, tau: jax.typing.ArrayLike | None = 0.5, weights: Weights = "macs") -> jax.Array:
     """``-sum_l lambda_l max(G_l - tau, 0)``, [batch]: its gradient keeps on what is on.
 
     Arguments as of `complexity_loss`. Source: GradAuto eq. 20.
@@ -177,13 +181,13 @@ def finished_loss(trace: Trace, *, tau: jax.typing.ArrayLike = 0.5, weights: Wei
     return -_weighted(trace, jax.nn.relu, tau, weights)
 
 
-def _weighted(trace: Trace, part: Callable, tau: jax.typing.ArrayLike, weights: Weights) -> jax.Array:
+def _weighted(trace: Trace, part: Callable, tau: jax.typing.ArrayLike | None, weights: Weights) -> jax.Array:
     pairs = zip(trace.units, complexity_weights(trace, weights))
     sums = [jnp.sum(w * part(gating_excess(u, tau)), axis=tuple(range(1, u.score.ndim))) for u, w in pairs]
     return sum(sums[1:], start=sums[0])
 
 
-def energy(*, tau: jax.typing.ArrayLike = 0.5, weights: Weights = "macs") -> Objective:
+def energy(*, tau: jax.typing.ArrayLike | None = 0.5, weights: Weights = "macs") -> Objective:
     """``-complexity_loss`` as an objective for any attack: `bim` with it is a slowdown inside a ball.
 
     Raises:
@@ -205,8 +209,10 @@ def check_weights(weights: Weights) -> Weights:
     return _validate.choice("weights", weights, ("macs", "equal")) if isinstance(weights, str) else weights
 
 
-def check_tau(tau: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-    """Returns tau; ValueError unless it lies in (0, 1)."""
+def check_tau(tau: jax.typing.ArrayLike | None) -> jax.typing.ArrayLike | None:
+    """Returns tau; ValueError unless it lies in (0, 1) or is None."""
+    if tau is None:
+        return None
     tau = _validate.number("tau", tau)
     if _validate.is_concrete(tau) and not bool(((np.asarray(tau) > 0) & (np.asarray(tau) < 1)).all()):
         raise ValueError(f"tau: got {tau}, expected a number in (0, 1): the threshold of a gate's probability")

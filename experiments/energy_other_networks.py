@@ -1,6 +1,6 @@
 """Energy attacks where nobody tried them: ILFO and GradAuto on DynConv, early exits, and MinkUNet.
 
-    python -m experiments.energy_other_networks --weights FOLDER [--images 40] [--rooms 2]
+    python -m experiments.energy_other_networks --weights FOLDER [--images 32] [--rooms 2]
 
 The folder holds the early-exit networks (trained there first if they are missing). On MinkUNet points move inside a
 cube of half-width eps; voxels have no dense cost, so the increase of the multiply-adds is given instead of a recovery.
@@ -64,7 +64,7 @@ def points(arguments: argparse.Namespace) -> list[dict]:
 
 
 def main() -> None:
-    parser = _energy.parser(__doc__, images=40)
+    parser = _energy.parser(__doc__, images=32)
     parser.add_argument("--rooms", type=int, default=2)
     arguments = parser.parse_args()
     rows = gradauto_table1.rows_of(NETWORKS, arguments, {})

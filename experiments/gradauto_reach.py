@@ -2,7 +2,7 @@
 
     python -m experiments.gradauto_reach [--images 8]
 
-A unit that even then is not on had no reachable input within the steps; the best any attack on all units could have
+The scores are attacked, not their sigmoids, so that no gate is out of reach for its saturation. A unit that even then is not on had no reachable input within the steps; the best any attack on all units could have
 recovered with each unit at its own best is the "ceiling" (units hinder each other, so it may be too high; an attack on
 all may pass through other images, so it may be too low). All units of a network are attacked in one vmap.
 """
@@ -38,6 +38,7 @@ def main() -> None:
                     steps=arguments.steps,
                     learning_rate=_energy.RATE,
                     weights=weights,
+                    tau=None,
                     direction=False,
                     keep="least_loss",
                 )

@@ -1,10 +1,11 @@
 """GradAuto's table 1: recovery of the saved multiply-adds by ILFO and GradAuto, on the four embedded networks.
 
-    python -m experiments.gradauto_table1 [--images 40]
+    python -m experiments.gradauto_table1 [--images 32]
 
 Claimed numbers are of networks on CIFAR-10 and ImageNet; measured are small networks on handwritten digits. Every
 attack has the same budget (300 steps of Adam at 0.01). The gradient goes through the hard gates, as in the release, or
-through straight-through ones (the release's SkipNet SP). GradMDM here are its losses without its nodes.
+through straight-through ones (the release's SkipNet SP).
+GradMDM here are its losses without its nodes.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def rows_of(names: tuple[str, ...], arguments, claimed: dict) -> list[dict]:
 
 
 def main() -> None:
-    arguments = _energy.parser(__doc__, images=40).parse_args()
+    arguments = _energy.parser(__doc__, images=32).parse_args()
     rows = rows_of(NETWORKS, arguments, CLAIMED)
     print(_record.table(rows, list(COLUMNS)))
     _record.save(

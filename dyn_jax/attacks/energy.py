@@ -68,7 +68,7 @@ Combine = Callable[[Gradients, jax.Array], rectify.Rectified]
 Losses = Callable[[Trace, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def gate_losses(tau: jax.typing.ArrayLike, weights: objectives.Weights) -> Losses:
+def gate_losses(tau: jax.typing.ArrayLike | None, weights: objectives.Weights) -> Losses:
     """Eq. 6 and 20: `objectives.complexity_loss` and `objectives.finished_loss`, the same at every step."""
 
     def losses(trace: Trace, number: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -91,7 +91,8 @@ class EnergySearch:
       change: from delta to an image.
       distance: (image, clean) -> [batch], the distortion.
       steps, learning_rate: of Adam.
-      weight: of the complexity loss in the total that ``keep="least_loss"`` compares.
+      weight: of the complexity loss in the total that ``keep="least_loss"`` compares; None: the number of values of an
+        image, as in eq. 7.
       finished_from: step from which the finished gradient is computed; None: never.
       drift: weight of `objectives.logit_drift` in the distortion.
       keep: which iterate is returned: ``most``: the one that executes most on the victim, the closest among equals;
@@ -108,12 +109,12 @@ class EnergySearch:
     distance: Callable[[jax.Array, jax.Array], jax.Array]
     steps: int
     learning_rate: jax.typing.ArrayLike
-    weight: jax.typing.ArrayLike = 1.0
+    weight: jax.typing.ArrayLike | None = None
     finished_from: int | None = None
     drift: jax.typing.ArrayLike = 0.0
     keep: str = "most"
     update_last: bool = True
-    tau: jax.typing.ArrayLike = 0.5
+    tau: jax.typing.ArrayLike | None = 0.5
     prepare: Callable[[Problem, jax.Array, jax.Array], Callable] | None = None
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
@@ -127,6 +128,7 @@ class EnergySearch:
         adam = optax.adam(self.learning_rate)
         delta = jnp.zeros_like(images)
         zeros = jnp.zeros(images.shape[0], images.dtype)
+        weight = images[0].size if self.weight is None else self.weight
         keeps_logits = not (isinstance(self.drift, (int, float)) and self.drift == 0)
 
         def to_image(delta: jax.Array) -> jax.Array:
@@ -137,7 +139,7 @@ class EnergySearch:
             """(rank of an iterate, distortion), both [batch], the larger rank the better."""
             away = self.distance(x, images)
             if self.keep == "least_loss":
-                return -(self.weight * self.losses(output.trace, self.steps)[0] + away), away
+                return -(weight * self.losses(output.trace, self.steps)[0] + away), away
             trace = output.trace if problem.victim is problem.forward else problem.victim(x).trace
             return metrics.executed_macs(jax.lax.stop_gradient(trace)), away
 
@@ -217,7 +219,7 @@ def _record(
     rectified: rectify.Rectified,
     losses: tuple[jax.Array, jax.Array],
     distortion: jax.Array,
-    tau: jax.typing.ArrayLike,
+    tau: jax.typing.ArrayLike | None,
 ) -> EnergySteps:
     mean = lambda x: jnp.mean(x.reshape(x.shape[0], -1), axis=1)
     length = rectify.norm(gradients.complexity).reshape(-1)

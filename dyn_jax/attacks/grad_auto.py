@@ -47,9 +47,10 @@ def grad_auto(
     magnitude: bool = True,
     direction: bool = True,
     direction_from: int | None = None,
-    tau: jax.typing.ArrayLike = 0.5,
+    tau: jax.typing.ArrayLike | None = 0.5,
     weights: objectives.Weights | None = None,
     keep_logits: jax.typing.ArrayLike = 0.0,
+    distance: str = "norm",
     change: str | None = None,
     keep: str | None = None,
     protocol: str = "paper",
@@ -70,9 +71,13 @@ def grad_auto(
       direction: eq. 25. With both False this is eq. 7 itself, the baseline of the paper's table 2.
       direction_from: first step with eq. 25. The paper: "at the later stage"; None: the second half of the steps,
         from the start with ``protocol="release"``.
-      tau: threshold of gates whose value is a probability, in (0, 1); other units bring their own.
+      tau: threshold of gates whose value is a probability, in (0, 1); other units bring their own. None: the scores
+        instead of the probabilities, whose derivative vanishes at saturated gates (not in the paper).
       weights: ``macs`` (lambda_l of eq. 6 and 8), ``equal`` (the release) or numbers [unit]; None: by the protocol.
       keep_logits: weight of the squared change of the logits in the distortion; the release's option uses 1e5.
+      distance: ``norm``: ||x' - x|| as in eq. 7, whose gradient never exceeds 1 and hardly counts beside n K;
+        ``squares``: its square, which pulls back the more the further the image is. (``change="release"`` has the
+        release's own, squares of normalised images.)
       change: ``exact`` (eq. 3, started exactly at the clean image), ``printed`` (eq. 3 as printed, which starts at a
         grey image) or ``release``; None: ``exact``, or ``release`` with that protocol.
       keep: ``most`` (the iterate that executes most on the victim, the closest among equals), ``least_loss`` or
@@ -98,6 +103,8 @@ def grad_auto(
     weights = objectives.check_weights(("equal" if released else "macs") if weights is None else weights)
     keep = _validate.choice("keep", keep or ("last" if released else "most"), KEEP)
     changed = tanh_space.change_of(change or ("release" if released else "exact"), normalization)
+    _validate.choice("distance", distance, ("norm", "squares"))
+    away = tanh_space.squares if distance == "squares" and changed.name != "release" else changed.distance
     if direction_from is None:
         direction_from = 0 if released else steps // 2
     _validate.positive_int("direction_from", direction_from, 0)
@@ -106,7 +113,7 @@ def grad_auto(
         combined(lipschitz, magnitude, direction, released),
         gate_losses(tau, weights),
         changed,
-        changed.distance,
+        away,
         steps,
         learning_rate,
         finished_from=direction_from if direction else None,

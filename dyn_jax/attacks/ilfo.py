@@ -18,7 +18,7 @@ def ilfo(
     weight: jax.typing.ArrayLike = 1e5,
     steps: int = 1000,
     learning_rate: jax.typing.ArrayLike = 5e-4,
-    tau: jax.typing.ArrayLike = 0.5,
+    tau: jax.typing.ArrayLike | None = 0.5,
     weights: objectives.Weights = "equal",
     change: str = "exact",
     keep: str = "least_loss",

@@ -28,11 +28,13 @@ class Change:
     """A change of variable.
 
     Attributes:
+      name: of `CHANGES`.
       to_image: (images, delta) -> images' of the same shape.
       distance: (images', images) -> [batch], the distortion that the attack of this form keeps small.
       bounds: lowest and highest pixel value that `to_image` gives, for images inside them.
     """
 
+    name: str
     to_image: Callable[[jax.Array, jax.Array], jax.Array]
     distance: Callable[[jax.Array, jax.Array], jax.Array]
     bounds: Bounds
@@ -51,12 +53,12 @@ def exact() -> Change:
         raw = images + (jnp.tanh(jnp.arctanh(inner) + delta) - jnp.tanh(jnp.arctanh(inner))) / 2
         return raw + jax.lax.stop_gradient(jnp.clip(raw, 0.0, 1.0) - raw)
 
-    return Change(to_image, _l2, (0.0, 1.0))
+    return Change("exact", to_image, _l2, (0.0, 1.0))
 
 
 def as_printed() -> Change:
     """``x' = (tanh(x + delta) + 1) / 2``, eq. 3 as printed: at delta = 0 a grey image in [0.5, 0.88]."""
-    return Change(lambda images, delta: (jnp.tanh(images + delta) + 1) / 2, _l2, (0.0, 1.0))
+    return Change("printed", lambda images, delta: (jnp.tanh(images + delta) + 1) / 2, _l2, (0.0, 1.0))
 
 
 def as_released(normalization: MeanStd | None = IMAGENET_MEAN_STD) -> Change:
@@ -85,7 +87,7 @@ def as_released(normalization: MeanStd | None = IMAGENET_MEAN_STD) -> Change:
 
     lowest = min(v * s + m for v, s, m in zip(RELEASE_LOW, std, mean))
     highest = max(v * s + m for v, s, m in zip(RELEASE_HIGH, std, mean))
-    return Change(to_image, distance, (lowest, highest))
+    return Change("release", to_image, distance, (lowest, highest))
 
 
 CHANGES = ("exact", "printed", "release")

@@ -1,0 +1,126 @@
+"""GradAuto's figures 1 to 3, drawn from the attack's own record, on the embedded SkipNet+HRL.
+
+    python -m experiments.gradauto_figures [--images 8] [--network skipnet-rl-digits]
+
+Figure 1: the plain complexity loss (eq. 7): gradient norm and gating values along the steps, for the two images whose
+gates switch off most often. Figure 2: the same images with both corrections, and the angle between the complexity and
+the finished gradient for every image. Figure 3: the images themselves, ILFO beside GradAuto with several K.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from dyn_jax import attacks, metrics, plotting
+from experiments import _energy, _record
+
+KS = (1e-3, 1e-2, 1e-1, 1.0, 1e2)
+
+
+def runs(arguments) -> tuple[dict[str, attacks.AttackResult], np.ndarray, np.ndarray]:
+    """Results by name, the images and their labels."""
+    images, labels = _energy.data(arguments.images)
+    net, variables = _energy.load(arguments.network, arguments.weights)
+    budget = {"steps": arguments.steps, "learning_rate": _energy.RATE}
+    hard = _energy.OCCUPANCIES[_energy.HARD]
+    methods = {
+        "eq. 7": attacks.grad_auto(magnitude=False, direction=False, **budget),
+        "GradAuto": attacks.grad_auto(direction_from=0, **budget),
+        "ILFO": attacks.ilfo(keep="last", **budget),
+    }
+    results = {}
+    for name, attack in methods.items():
+        results[name], _ = _energy.timed(_energy.runner(net, attack, hard), variables, images, labels)
+    sweep = _energy.runner(net, lambda k: attacks.grad_auto(k, keep="last", **budget), hard)
+    for k in KS:
+        results[f"K = {k:g}"], _ = _energy.timed(sweep, variables, images, labels, np.float32(k))
+    return results, images, labels
+
+
+def gates_axis(axis: Any, record: Any, n: int, title: str) -> None:
+    """Gating value minus threshold of every gate along the steps."""
+    values = np.asarray(record.gating)[:, n]
+    for unit in range(values.shape[1]):
+        axis.plot(values[:, unit], linewidth=0.8, label=str(unit + 1))
+    axis.axhline(0, color="black", linewidth=0.6)
+    axis.set_title(title, fontsize=8)
+    axis.set_xlabel("step", fontsize=7)
+    axis.set_ylabel("gating value - threshold", fontsize=7)
+    axis.legend(title="gate", fontsize=5, title_fontsize=5, ncols=2, loc="lower left")
+
+
+def figure_1(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> None:
+    """Gradient norms (A, B) and gating values (C, D) of two images under eq. 7."""
+    fig, axes = plotting.figure(2, 2, figsize=(9, 6))
+    for column, (n, upper, lower) in enumerate(zip(chosen, "AB", "CD")):
+        axes[0][column].semilogy(np.maximum(result.record.complexity_norm[:, n], 1e-12), linewidth=0.8)
+        axes[0][column].set_title(f"{upper}: norm of the complexity gradient, image {n}", fontsize=8)
+        axes[0][column].set_xlabel("step", fontsize=7)
+        gates_axis(axes[1][column], result.record, n, f"{lower}: gating values, image {n}")
+    fig.suptitle("Figure 1: eq. 7 without corrections", fontsize=9)
+    fig.savefig(path, dpi=110)
+
+
+def figure_2(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> None:
+    """Gating values of the same two images (A, B) and every image's angle (C), with both corrections."""
+    fig, axes = plotting.figure(1, 3, figsize=(13, 3.6))
+    for column, (n, letter) in enumerate(zip(chosen, "AB")):
+        gates_axis(axes[0][column], result.record, n, f"{letter}: gating values, image {n}, K = 1")
+    cosine = np.asarray(result.record.cosine)
+    angle = np.where(cosine == 0, np.nan, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    for n in range(angle.shape[1]):
+        axes[0][2].plot(angle[:, n], linewidth=0.6, label=str(n))
+    axes[0][2].axhline(90, color="black", linewidth=0.6)
+    axes[0][2].set_title("C: angle between complexity and finished gradient", fontsize=8)
+    axes[0][2].set_ylabel("degrees", fontsize=7)
+    axes[0][2].set_xlabel("step", fontsize=7)
+    axes[0][2].legend(title="image", fontsize=5, title_fontsize=5, ncols=2)
+    fig.suptitle("Figure 2: GradAuto", fontsize=9)
+    fig.savefig(path, dpi=110)
+
+
+def figure_3(results: dict[str, attacks.AttackResult], images: np.ndarray, path: str, rows: int = 4) -> None:
+    """Clean images beside those of ILFO and of GradAuto with several K, each with PSNR and units on."""
+    names = ["ILFO", *(f"K = {k:g}" for k in KS)]
+    fig, axes = plotting.figure(rows, 1 + len(names), figsize=(1.5 * (1 + len(names)), 1.8 * rows))
+    on = lambda trace, n: sum(int(np.asarray(unit.occupancy)[n] >= 0.5) for unit in trace.units)
+    for n in range(rows):
+        first = results[names[0]]
+        _show(axes[n][0], images[n], f"clean, {on(first.trace_clean, n)} of {len(first.trace_clean.units)} on")
+        for axis, name in zip(axes[n][1:], names):
+            result = results[name]
+            decibel = float(metrics.psnr(result.adversarial[n : n + 1], images[n : n + 1])[0])
+            _show(axis, result.adversarial[n], f"{name}: {decibel:.1f} dB, {on(result.trace_adversarial, n)} on")
+    fig.savefig(path, dpi=110)
+
+
+def _show(axis: Any, image: np.ndarray, title: str) -> None:
+    axis.imshow(np.clip(image, 0, 1), interpolation="nearest")
+    axis.set_title(title, fontsize=6)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def main() -> None:
+    parser = _energy.parser(__doc__, images=8)
+    parser.add_argument("--network", default="skipnet-rl-digits")
+    arguments = parser.parse_args()
+    folder = str(arguments.results or _record.RESULTS)
+    os.makedirs(folder, exist_ok=True)
+    results, images, _ = runs(arguments)
+    chosen = np.argsort(-results["eq. 7"].record.switched_off.sum(0), kind="stable")[:2]
+    figure_1(results["eq. 7"], chosen, os.path.join(folder, "gradauto_fig1.png"))
+    figure_2(results["GradAuto"], chosen, os.path.join(folder, "gradauto_fig2.png"))
+    figure_3(results, images, os.path.join(folder, "gradauto_fig3.png"))
+    record = results["GradAuto"].record
+    both = np.asarray(record.cosine) != 0
+    print(f"obtuse in {100 * np.mean(np.asarray(record.cosine)[both] < 0):.1f} % of the steps with both gradients")
+    for number in (1, 2, 3):
+        print(os.path.join(folder, f"gradauto_fig{number}.png"))
+
+
+if __name__ == "__main__":
+    main()
