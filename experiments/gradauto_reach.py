@@ -2,9 +2,10 @@
 
     python -m experiments.gradauto_reach [--images 8]
 
-The scores are attacked, not their sigmoids, so that no gate is out of reach for its saturation. A unit that even then is not on had no reachable input within the steps; the best any attack on all units could have
-recovered with each unit at its own best is the "ceiling" (units hinder each other, so it may be too high; an attack on
-all may pass through other images, so it may be too low). All units of a network are attacked in one vmap.
+The scores are attacked, not their sigmoids, so that no gate is out of reach for its saturation. A unit that even then
+is not on had no reachable input within the steps. The "ceiling" is what would come back with every unit at its own
+best: units hinder each other, so it may be too high; an attack on all passes through other images, so it may be too
+low. All units of a network are attacked in one vmap.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@
 
 Claimed numbers are of networks on CIFAR-10 and ImageNet; measured are small networks on handwritten digits. Every
 attack has the same budget (300 steps of Adam at 0.01). The gradient goes through the hard gates, as in the release, or
-through straight-through ones (the release's SkipNet SP).
-GradMDM here are its losses without its nodes.
+through straight-through ones (the release's SkipNet SP). GradMDM here are its losses without its nodes.
 """
 
 from __future__ import annotations

@@ -141,7 +141,8 @@ def test_one_step_moves_as_eq_7_says():
     """Adam's first step is rate * sign(gradient): here every pixel gets brighter by the same delta."""
     w = np.arctanh(0.99 * (2 * 0.1 - 1))
     moved = 0.1 + (np.tanh(w + 0.1) - np.tanh(w)) / 2
-    last = attacks.grad_auto(steps=1, learning_rate=0.1, direction=False, keep="last")(gate_forward, DARK)
+    attack = attacks.grad_auto(steps=1, learning_rate=0.1, direction=False, keep="last")
+    last = jax.jit(lambda x: attack(gate_forward, x))(DARK)
     np.testing.assert_allclose(last.adversarial[0], np.full((4, 4, 3), moved), rtol=1e-5)
     np.testing.assert_array_equal(last.adversarial[1], DARK[1])  # every gate is on: nothing to do, nothing done
 
@@ -165,6 +166,34 @@ def test_saturated_gates_are_flagged():
     result = attacks.grad_auto(steps=3)(partial(gate_forward, sharp=1e3), DARK)
     assert result.record.zero_gradient[:, 0].all() and (result.record.complexity[:, 0] > 0).all()
     np.testing.assert_array_equal(result.adversarial, DARK)
+
+
+def test_scores_reach_saturated_gates():
+    """tau=None compares the scores with 0: no sigmoid, so no derivative that vanishes."""
+    forward = partial(gate_forward, sharp=1e3)
+    result = jax.jit(lambda x: attacks.grad_auto(tau=None, steps=40, learning_rate=0.05)(forward, x))(DARK)
+    assert float(metrics.recovery(result.trace_clean, result.trace_adversarial)) == 1.0
+    assert not result.record.zero_gradient.any()
+
+
+def test_weights_choose_the_unit():
+    """One-hot weights: only that gate is served, here the one that darkness switches on."""
+    images = jnp.full((1, 4, 4, 3), 0.9)  # gate 0 is on, gate 1 off
+    run = jax.jit(lambda w: attacks.grad_auto(weights=w, steps=3, keep="last")(gate_forward, images).record)
+    assert (run(jnp.array([1.0, 0.0])).complexity == 0).all()
+    assert (run(jnp.array([0.0, 1.0])).complexity > 0).all()
+    with pytest.raises(ValueError, match=r"weights: got shape \(3,\), expected \(2,\)"):
+        attacks.grad_auto(weights=jnp.ones(3))(gate_forward, images)
+
+
+def test_squared_distance_pulls_back():
+    """With a small K the square's pull, which grows, ends nearer to the clean image than the norm's, which does not."""
+    far = {}
+    for distance in ("norm", "squares"):
+        attack = attacks.grad_auto(0.05, distance=distance, direction=False, steps=60, learning_rate=0.05, keep="last")
+        result = jax.jit(lambda x, attack=attack: attack(partial(gate_forward, bias=-9.0), x))(DARK[:1])
+        far[distance] = float(result.distance[0])
+    assert far["squares"] < 0.7 * far["norm"]
 
 
 def test_no_gate_on_means_no_projection():
@@ -203,10 +232,13 @@ def test_sweep_over_k_is_a_vmap():
 
 
 def test_keeps_the_logits_when_asked():
-    free = attacks.grad_auto(steps=30, learning_rate=0.05)(gate_forward, DARK)
-    kept = attacks.grad_auto(steps=30, learning_rate=0.05, keep_logits=1e5)(gate_forward, DARK)
-    drift = [objectives.logit_drift(Output(r.logits_adversarial), r.logits_clean).max() for r in (free, kept)]
-    assert drift[1] < 0.5 * drift[0]
+    @jax.jit
+    def drift(weight):
+        attack = attacks.grad_auto(steps=30, learning_rate=0.05, keep_logits=weight)
+        result = attack(gate_forward, DARK)
+        return objectives.logit_drift(Output(result.logits_adversarial), result.logits_clean).max()
+
+    assert float(drift(1e5)) < 0.5 * float(drift(0.0))
 
 
 def test_never_executes_less_than_the_clean_image():
@@ -217,7 +249,7 @@ def test_never_executes_less_than_the_clean_image():
 
 
 def test_labels_may_be_left_out():
-    result = attacks.bim(0.3, 0.1, 3)(tiny_forward, some_images(4, 4))
+    result = jax.jit(lambda x: attacks.bim(0.3, 0.1, 3)(tiny_forward, x))(some_images(4, 4))
     assert not result.clean_success.any() and result.success.any()
 
 

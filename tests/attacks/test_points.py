@@ -299,3 +299,29 @@ def test_mean_iou_by_hand():
     np.testing.assert_allclose(metrics.mean_iou(matrix, absent="skip"), 2 / 3, rtol=1e-6)
     with pytest.raises(ValueError, match="absent"):
         metrics.mean_iou(matrix, absent="one")
+
+
+def rising(cloud):
+    """One voxel a point, at height z; it exists where z >= 0, softly for the gradient; the second costs three times."""
+    score = cloud.xyz[None, :, 2]
+    soft = jax.nn.sigmoid(4 * score)
+    exists = (score >= 0).astype(score.dtype)
+    repeats = jnp.ones_like(score).at[0, 1].set(3.0)
+    o = exists + soft - jax.lax.stop_gradient(soft)
+    return Output(cloud.xyz @ WEIGHTS, Trace((UnitTrace(soft - 0.5, o, 2, repeats=repeats),), 0))
+
+
+@pytest.mark.parametrize("make", [attacks.point_grad_auto, attacks.point_ilfo])
+def test_energy_attack_raises_what_is_executed(make):
+    cloud = a_cloud(valid=9)
+    attack = make(0.5, steps=20, learning_rate=0.05)
+    result = jax.jit(lambda cloud, labels: attack(rising, cloud, labels))(cloud, labels_of(cloud))
+    z, lifted = np.asarray(cloud.xyz)[:, 2], np.asarray(result.adversarial)[:, 2]
+    reachable = (z < -0.01) & (z > -0.49) & (np.arange(POINTS) < 9)
+    assert reachable.any() and (lifted[reachable] >= 0).all()
+    np.testing.assert_array_equal(result.adversarial[9:], cloud.xyz[9:])
+    assert float(result.distance.max()) <= 0.5 + 1e-6
+    before, after = metrics.executed_macs(result.trace_clean), metrics.executed_macs(result.trace_adversarial)
+    np.testing.assert_allclose(metrics.increase(result.trace_clean, result.trace_adversarial), after / before - 1)
+    assert float(after[0]) > float(before[0])
+    assert result.steps.loss.shape == (20,) and float(result.steps.loss[-1]) > float(result.steps.loss[0])
