@@ -6,7 +6,6 @@ import pytest
 
 from dyn_jax import demo, networks, occupancy, plotting
 from dyn_jax.datasets import digits
-from dyn_jax.training.loop import evaluate
 
 TINY = {"depths": (1, 1), "widths": (4, 8)}
 
