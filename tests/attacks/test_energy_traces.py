@@ -78,7 +78,9 @@ def test_every_step(arrays):
     for steps in (2, STEPS):
         result = run(arrays, released(arrays, steps))
         before = nhwc(arrays["modifier_after"][steps - 2])
-        np.testing.assert_allclose(result.adversarial, to_image(x, before), atol=2e-5)
+        # the logits' rounding enters with the weight 1e5 where they are kept
+        tolerance = 1e-4 if arrays["acc_maintain"] else 2e-5
+        np.testing.assert_allclose(result.adversarial, to_image(x, before), atol=tolerance)
         np.testing.assert_allclose(result.record.distortion / x[0].size, arrays["var"][:steps], rtol=1e-4)
         np.testing.assert_array_equal(result.record.on, arrays["masks"][:steps])
 
