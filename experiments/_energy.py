@@ -19,6 +19,7 @@ from dyn_jax.datasets import digits
 from dyn_jax.training import sdn
 from dyn_jax.training.checkpoint import load_variables, save_variables
 from dyn_jax.types import Occupancy, Variables
+from experiments import _record
 
 STEPS, RATE = 300, 0.01
 HARD, LEADED = "hard", "straight-through"
@@ -73,6 +74,20 @@ def data(count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first test images and their labels."""
     test = digits("test")
     return test.images[:count], test.labels[:count]
+
+
+def save(name: str, rows: list[dict], arguments: argparse.Namespace, **facts: Any) -> None:
+    """Writes the record of an experiment on the digits."""
+    _record.save(
+        name,
+        rows,
+        folder=arguments.results,
+        data="handwritten digits, test",
+        images=arguments.images,
+        steps=arguments.steps,
+        seed=0,
+        **facts,
+    )
 
 
 def runner(

@@ -43,14 +43,7 @@ def main() -> None:
             )
             print(_record.table(rows[-1:], list(COLUMNS)).splitlines()[-1], flush=True)
     print(_record.table(rows, list(COLUMNS)))
-    _record.save(
-        "energy_accuracy_attacks",
-        rows,
-        folder=arguments.results,
-        data="handwritten digits, test",
-        images=arguments.images,
-        seed=0,
-    )
+    _energy.save("energy_accuracy_attacks", rows, arguments)
 
 
 if __name__ == "__main__":

@@ -72,17 +72,7 @@ def main() -> None:
     columns = [c for c in gradauto_table1.COLUMNS if c != "claimed %"]
     print(_record.table(rows, columns))
     print(_record.table(rooms, list(rooms[0])))
-    _record.save(
-        "energy_other_networks",
-        rows,
-        folder=arguments.results,
-        data="handwritten digits, test; procedural rooms, test",
-        images=arguments.images,
-        steps=arguments.steps,
-        rooms=rooms,
-        point_steps=POINT_STEPS,
-        seed=0,
-    )
+    _energy.save("energy_other_networks", rows, arguments, rooms=rooms, point_steps=POINT_STEPS)
 
 
 if __name__ == "__main__":

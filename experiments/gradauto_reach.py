@@ -95,15 +95,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     print(_record.table(rows, list(rows[0])[:4]))
-    _record.save(
-        "gradauto_reach",
-        rows,
-        folder=arguments.results,
-        data="handwritten digits, test",
-        images=arguments.images,
-        steps=arguments.steps,
-        seed=0,
-    )
+    _energy.save("gradauto_reach", rows, arguments)
 
 
 if __name__ == "__main__":

@@ -55,15 +55,7 @@ def main() -> None:
     arguments = _energy.parser(__doc__, images=32).parse_args()
     rows = rows_of(NETWORKS, arguments, CLAIMED)
     print(_record.table(rows, list(COLUMNS)))
-    _record.save(
-        "gradauto_table1",
-        rows,
-        folder=arguments.results,
-        data="handwritten digits, test",
-        images=arguments.images,
-        steps=arguments.steps,
-        seed=0,
-    )
+    _energy.save("gradauto_table1", rows, arguments)
 
 
 if __name__ == "__main__":

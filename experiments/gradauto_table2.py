@@ -41,16 +41,7 @@ def main() -> None:
         rows.append({"method": method, "claimed %": CLAIMED.get(method), **measured, "seconds": seconds})
         print(_record.table(rows[-1:], list(COLUMNS)).splitlines()[-1], flush=True)
     print(_record.table(rows, list(COLUMNS)))
-    _record.save(
-        "gradauto_table2",
-        rows,
-        folder=arguments.results,
-        data="handwritten digits, test",
-        network=arguments.network,
-        images=arguments.images,
-        steps=arguments.steps,
-        seed=0,
-    )
+    _energy.save("gradauto_table2", rows, arguments, network=arguments.network)
 
 
 if __name__ == "__main__":

@@ -49,17 +49,7 @@ def main() -> None:
             measured = _energy.numbers(result, images, labels)
             rows.append({"distance": distance, "K": constant, **claimed, **measured})
     print(_record.table(rows, list(COLUMNS)))
-    _record.save(
-        "gradauto_table3",
-        rows,
-        folder=arguments.results,
-        data="handwritten digits, test",
-        network=arguments.network,
-        images=arguments.images,
-        steps=arguments.steps,
-        seconds=seconds,
-        seed=0,
-    )
+    _energy.save("gradauto_table3", rows, arguments, network=arguments.network, seconds=seconds)
 
 
 if __name__ == "__main__":
