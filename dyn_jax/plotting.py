@@ -25,6 +25,13 @@ def figure(*args: Any, **kwargs: Any) -> Any:
     return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
 
 
+def colours(count: int) -> np.ndarray:
+    """[count, 4], one colour a line, all different up to 20."""
+    import matplotlib
+
+    return matplotlib.colormaps["tab20"](np.arange(count) % 20)
+
+
 def flip_map(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Occupancies of one example before and after -> colours [..., 3]: on, off, switched on, switched off."""
     was, now = np.asarray(before) >= 0.5, np.asarray(after) >= 0.5

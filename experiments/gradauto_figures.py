@@ -17,7 +17,7 @@ import numpy as np
 from dyn_jax import attacks, metrics, plotting
 from experiments import _energy, _record
 
-KS = (1e-3, 1e-2, 1e-1, 1.0, 1e2)
+KS = (1e-4, 1e-3, 1e-2, 1.0, 1e2)
 
 
 def runs(arguments) -> tuple[dict[str, attacks.AttackResult], np.ndarray, np.ndarray]:
@@ -43,13 +43,14 @@ def runs(arguments) -> tuple[dict[str, attacks.AttackResult], np.ndarray, np.nda
 def gates_axis(axis: Any, record: Any, n: int, title: str) -> None:
     """Gating value minus threshold of every gate along the steps."""
     values = np.asarray(record.gating)[:, n]
+    colours = plotting.colours(values.shape[1])
     for unit in range(values.shape[1]):
-        axis.plot(values[:, unit], linewidth=0.8, label=str(unit + 1))
+        axis.plot(values[:, unit], linewidth=0.8, label=str(unit + 1), color=colours[unit])
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set_title(title, fontsize=8)
     axis.set_xlabel("step", fontsize=7)
     axis.set_ylabel("gating value - threshold", fontsize=7)
-    axis.legend(title="gate", fontsize=5, title_fontsize=5, ncols=2, loc="lower left")
+    axis.legend(title="gate", fontsize=5, title_fontsize=5, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def figure_1(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> None:
@@ -77,7 +78,7 @@ def figure_2(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> Non
     axes[0][2].set_title("C: angle between complexity and finished gradient", fontsize=8)
     axes[0][2].set_ylabel("degrees", fontsize=7)
     axes[0][2].set_xlabel("step", fontsize=7)
-    axes[0][2].legend(title="image", fontsize=5, title_fontsize=5, ncols=2)
+    axes[0][2].legend(title="image", fontsize=5, title_fontsize=5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     fig.suptitle("Figure 2: GradAuto", fontsize=9)
     fig.savefig(path, dpi=110)
 

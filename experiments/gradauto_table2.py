@@ -2,7 +2,8 @@
 
     python -m experiments.gradauto_table2 [--images 40] [--network skipnet-rl-digits]
 
-The baseline is eq. 7 as it is. RD acts in the second half of the steps ("at the later stage") or from the start.
+The baseline is eq. 7 as it is. RD acts in the second half of the steps ("at the later stage") or from the start. The
+last rows are GradMDM, GradAuto's successor, without and with the nodes that even out gradients before the gates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ COLUMNS = ("method", "claimed %", "recovery %", "standard error", "PSNR dB", "ac
 
 
 def methods(steps: int) -> dict[str, attacks.Attack]:
-    """The four of the table, and both with RD from the start."""
+    """The four of the table, both with RD from the start, and the successor."""
     budget = {"steps": steps, "learning_rate": _energy.RATE}
     return {
         "baseline": attacks.grad_auto(magnitude=False, direction=False, **budget),
@@ -24,6 +25,8 @@ def methods(steps: int) -> dict[str, attacks.Attack]:
         "RM": attacks.grad_auto(direction=False, **budget),
         "RM + RD": attacks.grad_auto(**budget),
         "RM + RD from the start": attacks.grad_auto(direction_from=0, **budget),
+        "GradMDM's losses": attacks.grad_mdm(even=False, **budget),
+        "GradMDM with its nodes": attacks.grad_mdm(**budget),
     }
 
 
