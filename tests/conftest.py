@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 
-# Compiling is most of the suite's time: less work for the code generator. Must be set before jax is imported.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
-
 import jax
 import numpy as np
 import pytest

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
+
+
+def quick_jit(fun: Callable) -> Callable:
+    """``jax.jit`` that spends less on the code it makes: a check compiles much and runs it once or twice."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(fun, compiler_options=options)
 
 
 def fail(check: str, what: str) -> None:

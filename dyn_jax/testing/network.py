@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax.occupancy import hard, sigmoid
-from dyn_jax.testing._compare import close, require
+from dyn_jax.testing._compare import close, quick_jit, require
 from dyn_jax.types import Occupancy, Output, Variables
 
 _CHECK = "check_network"
@@ -54,7 +54,7 @@ def check_network(
 
         return jax.grad(total, has_aux=True)(x)
 
-    jitted = jax.jit(run)
+    jitted = quick_jit(run)
     with jax.debug_nans(False):
         for name, how in (("hard", hard()), ("soft", soft)):
             gradient, output = jitted(images, how)
@@ -72,8 +72,8 @@ def check_network(
         def alone(x: jax.Array) -> Output:
             return jax.tree.map(lambda leaf: leaf[0], _batched(net.apply(variables, x[None], occupancy=hard())))
 
-        _same("vmap = batch", jax.jit(jax.vmap(alone))(images), reference, tolerance)
-        one = jax.jit(alone)
+        _same("vmap = batch", quick_jit(jax.vmap(alone))(images), reference, tolerance)
+        one = quick_jit(alone)
         loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(images[i]) for i in range(batch)])
         _same("an example alone = in the batch", loop, reference, tolerance)
 
