@@ -39,7 +39,7 @@ def positive_int(name: str, got: Any, minimum: int = 1) -> int:
 
 
 def number(name: str, got: Any, minimum: float | None = None) -> Any:
-    """Parses a number, a fraction such as "8/255", or passes an array (leaf of a vmap) through."""
+    """Parses a number, a fraction such as "8/255", or passes a scalar array (leaf of a vmap) through."""
     if isinstance(got, str):
         try:
             numerator, _, denominator = got.partition("/")
@@ -48,11 +48,29 @@ def number(name: str, got: Any, minimum: float | None = None) -> Any:
             raise ValueError(f'{name}: got {got!r}, expected a number or a fraction such as "8/255"') from None
     if isinstance(got, bool) or not isinstance(got, (int, float, np.ndarray, np.generic, jax.Array)):
         raise TypeError(f"{name}: got {got!r} ({type(got).__name__}), expected a number or a string")
+    if np.ndim(got):
+        raise ValueError(f"{name}: got an array of shape {np.shape(got)}, expected one number (a sweep is a jax.vmap)")
     if is_concrete(got):
         if not np.all(np.isfinite(got)):
             raise ValueError(f"{name}: got {got}, expected finite numbers")
         if minimum is not None and np.any(np.asarray(got) < minimum):
             raise ValueError(f"{name}: got {got}, expected at least {minimum}")
+    return got
+
+
+def positive(name: str, got: Any) -> Any:
+    """`number` that must be above 0 where it is concrete."""
+    got = number(name, got)
+    if is_concrete(got) and not np.asarray(got) > 0:
+        raise ValueError(f"{name}: got {got}, expected a positive number")
+    return got
+
+
+def share(name: str, got: Any) -> Any:
+    """`number` that must lie in (0, 1) where it is concrete."""
+    got = number(name, got)
+    if is_concrete(got) and not 0 < np.asarray(got) < 1:
+        raise ValueError(f"{name}: got {got}, expected a number in (0, 1)")
     return got
 
 
@@ -99,6 +117,29 @@ def labels(name: str, got: Any, batch: int, classes: int | None = None) -> jax.A
         if host.min() < 0 or host.max() >= classes:
             raise ValueError(f"{name}: got labels in [{host.min()}, {host.max()}], expected [0, {classes - 1}]")
     return jnp.asarray(got)
+
+
+def rows(name: str, got: Any, batch: int) -> jax.Array:
+    """Checks flags [batch]: one bool for each example."""
+    got = got if hasattr(got, "ndim") else np.asarray(got)
+    if got.dtype != bool:
+        raise TypeError(f"{name}: got dtype {got.dtype}, expected bool, one flag per example (not indices)")
+    if got.shape != (batch,):
+        raise ValueError(f"{name}: got shape {got.shape}, expected ({batch},), one flag per example")
+    return jnp.asarray(got)
+
+
+def logits(name: str, got: Any) -> jax.Array:
+    """Checks logits [row, class] of at least one row."""
+    if jnp.ndim(got) != 2 or not jnp.shape(got)[0]:
+        raise ValueError(f"{name}: got shape {jnp.shape(got)}, expected [batch, class] with at least one row")
+    return jnp.asarray(got)
+
+
+def same_shape(name: str, got: Any, like: Any) -> None:
+    """Checks two arrays that must not broadcast against each other."""
+    if jnp.shape(got) != jnp.shape(like):
+        raise ValueError(f"{name}: got shapes {jnp.shape(got)} and {jnp.shape(like)}, expected equal ones")
 
 
 def differ(name: str, got: Any, labels: Any) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+import numpy as np
+from jax.tree_util import GetAttrKey
 
 Occupancy = Callable[[jax.Array], jax.Array]
 """Score -> value in [0, 1], elementwise. See `dyn_jax.occupancy`."""
@@ -19,59 +23,92 @@ Variables = Any
 """Flax variables, ``{'params': ..., 'batch_stats': ...}``."""
 
 
-@flax.struct.dataclass
-class Dilated:
-    """The part of a unit's work that a spatial neighbourhood of its occupied elements needs.
-
-    A 3x3 convolution inside a masked branch must know its input on the dilated mask, so the layers before it
-    run there (DynConv, section 3.3).
-
-    Attributes:
-      occupancy: [batch, *elements], occupancy of the dilated elements.
-      macs: multiply-adds of one such element.
-    """
-
-    occupancy: jax.Array
-    macs: int = flax.struct.field(pytree_node=False)
-
-
-@flax.struct.dataclass
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
 class UnitTrace:
-    """What one adaptive unit did.
+    """What one adaptive unit did, and what it costs.
 
     Attributes:
       score: [batch, *elements], the number the unit decided by: on where it is >= 0.
       occupancy: [batch, *elements], what the occupancy function made of the score.
-      macs: multiply-adds of one element when it is on (a static integer).
-      dilated: further work on a dilated mask, or None.
+      macs: multiply-adds that one element adds where it is on: an integer, or an array that broadcasts to the score
+        and holds whatever depends on other gates or on the input, differentiable. A unit with two prices counts the
+        difference here and the cheap price in `Trace.static_macs`.
+      dense_macs: what one element adds in the dense network, an integer; None where there is no dense network
+        (voxels). An integer `macs` is its own dense cost, unless another one is given.
       name: where the unit sits in the network, e.g. ``group2_layer0``.
-      repeats: [batch, *elements], how many times `macs` an element costs (a voxel's neighbours, the input channels of
-        a convolution that are on), or None: once.
-      most_repeats: the largest `repeats` of an element, where the network fixes one; None: `repeats` depends on the
-        input alone (voxels), or is None.
-      logit: the score is a logit: the gating value of the energy attacks is its sigmoid, the threshold 1/2. Otherwise
-        the score itself is "gating value minus threshold".
-      value: [batch, *elements], what the unit's output is multiplied by where it is on, or None: 1. The output becomes
-        ``occupancy * value * unit(x)`` (ManiDP, whose mask is the saliency).
-      pooled: [batch, feature], pooled features of the map that the gate masks, before it does, where a training
-        loss needs them (ManiDP), or None.
+      extras: arrays [batch, ...] of the family's own: ``probability`` (the gating value of the energy attacks where
+        the score is a logit), ``value`` and ``pooled`` (ManiDP), ``dilated`` (DynConv, SACT), ``ponder`` (SACT).
     """
 
     score: jax.Array
     occupancy: jax.Array
-    macs: int = flax.struct.field(pytree_node=False)
-    dilated: Dilated | None = None
-    name: str = flax.struct.field(pytree_node=False, default="")
-    repeats: jax.Array | None = None
-    most_repeats: int | None = flax.struct.field(pytree_node=False, default=None)
-    logit: bool = flax.struct.field(pytree_node=False, default=False)
-    value: jax.Array | None = None
-    pooled: jax.Array | None = None
+    macs: int | jax.Array
+    dense_macs: int | None = None
+    name: str = ""
+    extras: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fixed = isinstance(self.macs, (int, np.integer))
+        object.__setattr__(self, "_fixed", fixed)
+        if fixed:
+            object.__setattr__(self, "macs", int(self.macs))
+            object.__setattr__(self, "dense_macs", self.macs if self.dense_macs is None else self.dense_macs)
+
+    @property
+    def on(self) -> jax.Array:
+        """[batch, *elements] bool: the one place that says what counts as on, an occupancy of at least 1/2."""
+        return self.occupancy >= 0.5
+
+    @property
+    def elements(self) -> int:
+        """Elements of one example."""
+        return math.prod(self.score.shape[1:])
+
+    def replace(self, **changes: Any) -> UnitTrace:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+    def tree_flatten_with_keys(self) -> tuple:
+        fixed = self._fixed  # type: ignore[attr-defined]
+        names = ("score", "occupancy", "extras") if fixed else ("score", "occupancy", "extras", "macs")
+        children = tuple((GetAttrKey(name), getattr(self, name)) for name in names)
+        return children, (names, self.name, self.dense_macs, self.macs if fixed else None)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple, children: tuple) -> UnitTrace:
+        names, name, dense_macs, macs = static
+        unit = object.__new__(cls)
+        fields = {"macs": macs, **dict(zip(names, children)), "name": name, "dense_macs": dense_macs}
+        for field, value in {**fields, "_fixed": "macs" not in names}.items():
+            object.__setattr__(unit, field, value)
+        return unit
+
+
+@flax.struct.dataclass
+class PointCloud:
+    """What a 3D network takes: points with features, of one cloud or of several side by side.
+
+    Attributes:
+      xyz: [point, 3], metres.
+      features: [point, channel], e.g. colours minus 1/2.
+      valid: [point] bool, False for points that only fill the array up.
+      batch: [point] int32 in [0, clouds), which cloud a point belongs to; None: all to one.
+      clouds: how many clouds there are, static.
+    """
+
+    xyz: jax.Array
+    features: jax.Array
+    valid: jax.Array
+    batch: jax.Array | None = None
+    clouds: int = flax.struct.field(pytree_node=False, default=1)
 
 
 @flax.struct.dataclass
 class Reach:
-    """How far the points of a cloud may move within one attack step: which voxels are candidates.
+    """How far points may move in the step that a gradient is for, and so which voxels are candidates.
+
+    An argument of a 3D network's forward pass, beside the cloud: ``net.apply(variables, cloud, reach=Reach(0.01))``.
 
     Attributes:
       step: metres, per axis; at most one voxel.
@@ -88,32 +125,13 @@ class Reach:
 
 
 @flax.struct.dataclass
-class PointCloud:
-    """What a 3D network takes: points with features.
-
-    Attributes:
-      xyz: [point, 3], metres.
-      features: [point, channel], e.g. colours minus 1/2.
-      valid: [point] bool, False for points that only fill the array up.
-      batch: [point] int32, which cloud a point belongs to; None: all to one.
-      reach: for soft occupancies, see `Reach`; None: points stay in their voxels.
-    """
-
-    xyz: jax.Array
-    features: jax.Array
-    valid: jax.Array
-    batch: jax.Array | None = None
-    reach: Reach | None = None
-
-
-@flax.struct.dataclass
 class Trace:
-    """What the adaptive part of a network did for a batch.
+    """What the adaptive part of a network did for a batch; every array in it has the batch first.
 
     Attributes:
       units: one `UnitTrace` per adaptive unit, in execution order.
       static_macs: multiply-adds per example that run whatever the input.
-      exits: [exit, batch, class] logits of every exit of an early-exit network, else None.
+      exits: [batch, exit, class] logits of every exit of an early-exit network, else None.
       overflow: scalar bool of a 3D network, else None: True where its numbers cannot be trusted, because voxels or
         pairs did not fit the static capacity, the cloud spans 2^32 voxels or more, or a coordinate is not finite.
     """
@@ -134,6 +152,9 @@ class Output:
 
 @runtime_checkable
 class Forward(Protocol):
-    """Anything an attack can attack: images [batch, height, width, channel] -> `Output`."""
+    """Anything an attack can attack: images [batch, height, width, channel], or a `PointCloud`, -> `Output`.
 
-    def __call__(self, x: jax.Array, /) -> Output: ...
+    A forward of point clouds that takes ``reach=`` is told how far points may move, see `Reach`.
+    """
+
+    def __call__(self, x: Any, /) -> Output: ...

@@ -23,7 +23,7 @@ from dyn_jax import attacks, networks
 from dyn_jax.datasets import ImageData, digits
 from dyn_jax.datasets.corruptions import with_corrupted_copies
 from dyn_jax.training import sdn
-from dyn_jax.training.checkpoint import load_variables, save_variables
+from dyn_jax.networks.checkpoint import load_variables, save_variables
 from dyn_jax.types import Output, Variables
 
 VARIANTS = ("vgg16", "resnet56", "mobilenet")

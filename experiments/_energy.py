@@ -17,7 +17,7 @@ import numpy as np
 from dyn_jax import attacks, metrics, networks, occupancy
 from dyn_jax.datasets import digits
 from dyn_jax.training import sdn
-from dyn_jax.training.checkpoint import load_variables, save_variables
+from dyn_jax.networks.checkpoint import load_variables, save_variables
 from dyn_jax.types import Occupancy, Variables
 from experiments import _record
 

@@ -11,7 +11,7 @@ import numpy as np
 from dyn_jax import demo_points, metrics, networks
 from dyn_jax.datasets import rooms
 from dyn_jax.sparse3d import Capacity
-from dyn_jax.training.checkpoint import load_variables
+from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.training.points import ROOM_POINTS
 from dyn_jax.types import PointCloud, Variables
 

@@ -21,7 +21,7 @@ import numpy as np
 from dyn_jax import demo, metrics, networks, occupancy
 from dyn_jax.datasets import digits
 from dyn_jax.occupancy import Stochastic
-from dyn_jax.training.checkpoint import load_variables
+from dyn_jax.networks.checkpoint import load_variables
 from experiments import _record
 
 NETWORKS = ("skipnet-digits", "dynconv-digits")

@@ -22,7 +22,7 @@ from dyn_jax import attacks, networks
 from dyn_jax.datasets import objects
 from dyn_jax.occupancy import voxel
 from dyn_jax.sparse3d import Capacity, bucket, capacity_for
-from dyn_jax.training.checkpoint import load_variables
+from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.training.points import OBJECT_POINTS
 from dyn_jax.types import PointCloud, Reach
 from experiments import _record

@@ -13,7 +13,7 @@ import jax
 
 import weights_convert
 from dyn_jax import networks
-from dyn_jax.training import checkpoint
+from dyn_jax.networks import checkpoint
 from weights_convert import torch_io
 
 BAD_INPUT = 2

@@ -13,3 +13,4 @@ from dyn_jax.gates.halting import ponder_of_trace as ponder_of_trace
 from dyn_jax.gates.recurrent import RecurrentGate as RecurrentGate
 from dyn_jax.gates.spatial import SpatialGate as SpatialGate
 from dyn_jax.gates.spatial import dilate as dilate
+from dyn_jax.gates.spatial import dilation as dilation

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dyn_jax import macs
 from dyn_jax.nn import BatchNorm, conv2d, relu
-from dyn_jax.types import Trace
+from dyn_jax.types import Trace, UnitTrace
 
 EPSILON = 0.01  # so that one unit can settle everything
 
@@ -101,20 +101,29 @@ def ponder(scores: Sequence[jax.Array], epsilon: float = EPSILON) -> Ponder:
     return Ponder(units, smallest + epsilon)
 
 
-def ponder_of_trace(trace: Trace, epsilon: float = EPSILON) -> dict[str, Ponder]:
-    """`Ponder` of every block of a network, by the block's name (a unit's name up to its last underscore).
+def with_ponder(units: Sequence[UnitTrace]) -> UnitTrace:
+    """The last unit of a block, given all that can halt, with the block's `Ponder` among its extras."""
+    units_run, remainder = ponder([unit.score for unit in units])
+    extras = {"ponder_units": units_run, "ponder_remainder": remainder}
+    return units[-1].replace(extras={**units[-1].extras, **extras})
+
+
+def ponder_of_trace(trace: Trace) -> dict[str, Ponder]:
+    """`Ponder` of every block of a network, by the name of the block's last unit.
 
     Blocks of a single unit have no adaptive one and are missing: their cost is always 2.
 
     Raises:
-      ValueError: the trace has no units.
+      ValueError: the trace has no units that halt.
     """
-    if not trace.units:
-        raise ValueError("ponder: got a trace without units, expected that of a network that halts")
-    blocks: dict[str, list[jax.Array]] = {}
-    for unit in trace.units:
-        blocks.setdefault(unit.name.rpartition("_")[0], []).append(unit.score)
-    return {name: ponder(scores, epsilon) for name, scores in blocks.items()}
+    blocks = {
+        unit.name: Ponder(unit.extras["ponder_units"], unit.extras["ponder_remainder"])
+        for unit in trace.units
+        if "ponder_units" in unit.extras
+    }
+    if not blocks:
+        raise ValueError("ponder: got a trace without units that halt, expected that of SACT or ACT")
+    return blocks
 
 
 def leaky_relu(x: jax.Array, slope: float) -> jax.Array:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dyn_jax import macs
 from dyn_jax.nn import Conv, Dense, global_mean
+from dyn_jax.occupancy import stochastic
+from dyn_jax.types import Occupancy
+
+_EMPTY = 1e-3
 
 
 class SpatialGate(nn.Module):
@@ -48,3 +54,32 @@ def dilate(mask: jax.Array, stride: int = 1) -> jax.Array:
     padded = jnp.pad(mask, ((0, 0), (1, 1), (1, 1)))
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     return rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+
+
+class Dilation(NamedTuple):
+    """The dilated mask [batch, stride * height, stride * width], and what one position costs [batch, height, width]."""
+
+    mask: jax.Array
+    macs: jax.Array
+
+
+def dilation(mask: jax.Array, occupancy: Occupancy, first: int, rest: int, stride: int = 1) -> Dilation:
+    """What a branch costs where its first convolution must run on the dilated mask and the others on the mask itself.
+
+    Every dilated position belongs in equal parts to the positions that need it, so that ``sum(mask * macs)`` is
+    ``rest * sum(mask) + first * sum(dilated mask)``: exactly for the hard occupancy, and for a soft one wherever the
+    neighbourhood's occupancies add up to 1/1000.
+
+    Args:
+      mask: [batch, height, width], occupancies of the output positions.
+      occupancy: makes the dilated mask of ``count - 1/2``, see `dilate`; hard in place of a stochastic one.
+      first: multiply-adds of the first convolution at one dilated position.
+      rest: multiply-adds of the others at one position.
+      stride: see `dilate`.
+
+    Source: DynConv section 3.3.
+    """
+    count = dilate(mask, stride)
+    dilated = stochastic.deterministic(occupancy)(count - 0.5)
+    shares = dilate(dilated / jnp.maximum(count, _EMPTY))[:, ::stride, ::stride]
+    return Dilation(dilated, float(rest) + float(first) * shares)

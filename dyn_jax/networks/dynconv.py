@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from dyn_jax import _validate, macs
-from dyn_jax.gates import SpatialGate, dilate
+from dyn_jax.gates import SpatialGate, dilation
 from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
 from dyn_jax.nn import (
     CIFAR10_MEAN_STD,
@@ -24,7 +24,7 @@ from dyn_jax.nn import (
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.residual import BRANCHES
 from dyn_jax.occupancy import gumbel_sigmoid, hard, stochastic
-from dyn_jax.types import Dilated, Occupancy, Output, Trace, UnitTrace
+from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
 
 class DynConv(nn.Module):
@@ -91,10 +91,11 @@ class DynConv(nn.Module):
             identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
             static_macs += macs.conv2d(1, spec.in_features, spec.out_features, positions)
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
-        count = dilate(o, branch.first_stride())
-        dilated = Dilated(stochastic.deterministic(occupancy)(count - 0.5), branch.macs_first(spec.in_features))
+        first, rest, stride = branch.macs_first(spec.in_features), branch.macs_rest(), branch.first_stride()
+        dilated, cost = dilation(o, occupancy, first, rest, stride)
         x = add_relu(identity, o[..., None] * branch(x, train))
-        return x, UnitTrace(score, o, branch.macs_rest(), dilated, name, logit=True), static_macs
+        extras = {"probability": jax.nn.sigmoid(score), "dilated": dilated}
+        return x, UnitTrace(score, o, cost, rest + first * stride**2, name, extras), static_macs
 
 
 def cifar(depth: int, **fields: Any) -> DynConv:

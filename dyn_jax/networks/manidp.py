@@ -62,11 +62,10 @@ class ManiDPBlock(nn.Module):
 
         a = relu(BatchNorm(name="bn_a")(conv_a(x), train))
         positions = a.shape[1] * a.shape[2]
-        a, first = self._masked(a, gates[0], x, occupancy, train, macs=9 * spec.in_features * positions)
+        a, first = self._masked(a, gates[0], x, occupancy, train, 9 * spec.in_features * positions)
         b = BatchNorm(name="bn_b")(conv_b(a), train)
-        b, second = self._masked(b, gates[1], a, occupancy, train, macs=9 * positions)
-        inputs = jnp.broadcast_to(jnp.sum(first.occupancy, axis=1, keepdims=True), second.score.shape)
-        second = second.replace(repeats=inputs, most_repeats=width)
+        inputs_on = jnp.sum(first.occupancy, axis=1, keepdims=True)
+        b, second = self._masked(b, gates[1], a, occupancy, train, 9.0 * positions * inputs_on, 9 * positions * width)
 
         static_macs = gates[0].macs(spec.in_features) + gates[1].macs(width)
         shortcut = x
@@ -79,13 +78,20 @@ class ManiDPBlock(nn.Module):
         return add_relu(shortcut, b), (first, second), static_macs
 
     def _masked(
-        self, y: jax.Array, gate: ChannelGate, x: jax.Array, occupancy: Occupancy, train: bool, macs: int
+        self,
+        y: jax.Array,
+        gate: ChannelGate,
+        x: jax.Array,
+        occupancy: Occupancy,
+        train: bool,
+        macs: int | jax.Array,
+        dense_macs: int | None = None,
     ) -> tuple[jax.Array, UnitTrace]:
         """Returns `y` times the mask that `gate` makes of `x`, and the trace, `macs` for each channel."""
         saliency, score = gate(x, train)
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
         name = f"{self.name}_{gate.name}"
-        unit = UnitTrace(score, o, macs, name=name, value=saliency, pooled=global_mean(y))
+        unit = UnitTrace(score, o, macs, dense_macs, name, {"value": saliency, "pooled": global_mean(y)})
         return y * (o * saliency).reshape(saliency.shape[0], 1, 1, -1), unit
 
 

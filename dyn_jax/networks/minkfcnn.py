@@ -13,12 +13,12 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.nn.norm import BatchNorm
 from dyn_jax.occupancy import voxel
-from dyn_jax.segments import any_of, segments, spread
 from dyn_jax.sparse3d.allocate import Capacity, capacity_for
 from dyn_jax.sparse3d.entry import check_cloud, flag_overflow
 from dyn_jax.sparse3d.layers import Convolution
 from dyn_jax.sparse3d.passage import PROTOCOLS, Passage, coarser_values, pyramid
 from dyn_jax.sparse3d.pooling import batch_items, global_average, global_max, pool_max
+from dyn_jax.sparse3d.segments import any_of, segments, spread
 from dyn_jax.sparse3d.sites import Sites, floor_to
 from dyn_jax.sparse3d.voxelize import hard_voxels, mean_over, near_voxels, point_scores, soft_features
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace

@@ -36,7 +36,7 @@ def pretrained(name: str) -> tuple[nn.Module, Variables]:
     Raises:
       ValueError: unknown name. Other networks: convert a checkpoint with `weights_convert`, or train.
     """
-    from dyn_jax.training.checkpoint import load_variables
+    from dyn_jax.networks.checkpoint import load_variables
 
     _validate.choice("pretrained network", name, PRETRAINED)
     with resources.as_file(resources.files("dyn_jax") / "weights" / f"{name}.msgpack") as path:

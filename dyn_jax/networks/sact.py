@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +13,20 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
-from dyn_jax.gates import dilate
-from dyn_jax.gates.halting import GlobalHalting, SpatialHalting, halting_score, halting_weights, leaky_relu
+from dyn_jax.gates import dilation
+from dyn_jax.gates.halting import (
+    GlobalHalting,
+    SpatialHalting,
+    halting_score,
+    halting_weights,
+    leaky_relu,
+    with_ponder,
+)
 from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
 from dyn_jax.nn import BatchNorm, Conv, Dense, global_mean, normalize, relu
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
-from dyn_jax.types import Dilated, Occupancy, Output, Trace, UnitTrace
+from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
 MODES = ("sact", "act", "none")
 PER_IMAGE = "per_image"
@@ -89,43 +98,37 @@ class SACT(nn.Module):
         self, state: jax.Array, specs: Sequence[BlockSpec], form: Form, occupancy: Occupancy, train: bool
     ) -> tuple[jax.Array, list[UnitTrace], int]:
         """Returns the block's output, its traces, and the multiply-adds that always run."""
-        states, halting, occupancies, units = [], [], [], []
-        halted, static_macs = None, 0
+        states, halting, units, static_macs = [], [], [], 0
         for spec in specs:
             name = f"block{spec.stage + 1}_unit{spec.index + 1}"
             unit = form.unit(spec, form, self.winograd, name=name)
-            size = state.shape[1] * state.shape[2]
             shortcut, branch = unit(state, train)
-            positions = branch.shape[1] * branch.shape[2]
-            first, rest, score = unit.macs_first(), unit.macs_rest(), None
-            if halted is None:
-                static_macs += unit.macs_shortcut() * positions + first * unit.first_positions(size, positions)
-                static_macs += rest * positions
+            before, positions = (x.shape[1] * x.shape[2] for x in (state, branch))
+            last = spec is specs[-1] or self.mode == "none"
+            gate, local, shared = (None, 0, 0) if last else self._halting(form, spec.out_features, f"{name}_halting")
+            first, rest = unit.macs_first(), unit.macs_rest() + local
+            if not halting:
+                static_macs += first * unit.first_positions(before, positions) + shared
+                static_macs += (rest + unit.macs_shortcut()) * positions
             else:
-                score = halting_score(halted)
+                score = halting_score(functools.reduce(operator.add, halting))
                 o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
-                occupancies.append(o)
-                branch = o.reshape(o.shape + (1,) * (branch.ndim - o.ndim)) * branch
+                if self.mode == "act":
+                    units.append(UnitTrace(score, o, (first + rest) * positions + shared, name=name))
+                else:
+                    dilated, cost = dilation(o, occupancy, first, rest)
+                    units.append(UnitTrace(score, o, cost, first + rest, name, {"dilated": dilated}))
+                    static_macs += shared
+                branch = _over(o, branch) * branch
             state = shortcut + branch
             states.append(state)
-            local = image_wide = 0
-            if self.mode != "none" and spec is not specs[-1]:
-                gate, local, image_wide = self._halting(form, spec.out_features, f"{name}_halting")
+            if gate is not None:
                 halting.append(gate(state, train))
-                halted = halting[-1] if halted is None else halted + halting[-1]
-            if score is None:
-                static_macs += local * positions + image_wide
-            elif self.mode == "act":
-                units.append(UnitTrace(score, o, (first + rest) * positions + image_wide, name=name))
-            else:
-                dilated = Dilated(stochastic.deterministic(occupancy)(dilate(o) - 0.5), first)
-                units.append(UnitTrace(score, o, rest + local, dilated, name))
-                static_macs += image_wide
         if not halting:
             return state, units, static_macs
-        weights = halting_weights(halting, occupancies)
-        spread = [w.reshape(w.shape + (1,) * (state.ndim - w.ndim)) for w in weights]
-        return sum(w * s for w, s in zip(spread, states)), units, static_macs
+        units[-1] = with_ponder(units)
+        weights = halting_weights(halting, [unit.occupancy for unit in units])
+        return sum(_over(w, s) * s for w, s in zip(weights, states)), units, static_macs
 
     def _halting(self, form: Form, features: int, name: str) -> tuple[nn.Module, int, int]:
         """The gate of a unit, its multiply-adds at a position, and those of the whole image."""
@@ -135,6 +138,11 @@ class SACT(nn.Module):
             return gate, 0, gate.macs(features)
         gate = SpatialHalting(**fields, name=name)
         return gate, gate.local_macs(features), gate.global_macs(features)
+
+
+def _over(values: jax.Array, like: jax.Array) -> jax.Array:
+    """Values of positions or images, with the axes that `like` has more."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
 class BasicUnit(nn.Module):

@@ -88,7 +88,7 @@ class SkipNet(nn.Module):
             if score is None:
                 static_macs += cost
             else:
-                units.append(UnitTrace(score, o, cost, name=name, logit=True))
+                units.append(UnitTrace(score, o, cost, name=name, extras={"probability": jax.nn.sigmoid(score)}))
             static_macs += shortcut_macs
             last = spec is plan[-1]
             x, gate_input = (x, x) if tap is None or last else tap(x, len(units))

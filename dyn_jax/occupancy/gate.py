@@ -5,7 +5,6 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dyn_jax import _validate
 
@@ -59,7 +58,7 @@ def sigmoid(lam: jax.typing.ArrayLike = 10.0) -> Sigmoid:
 
     Source: LGM paper eq. 15 (``gg`` in the released code, which the paper's results use).
     """
-    return Sigmoid(_positive(lam))
+    return Sigmoid(_validate.positive("lam", lam))
 
 
 def straight_through(lam: jax.typing.ArrayLike = 10.0) -> StraightThrough:
@@ -73,11 +72,4 @@ def straight_through(lam: jax.typing.ArrayLike = 10.0) -> StraightThrough:
 
     Source: LGM paper section III.B, "either o(x) or its approximation" (``fg`` in the released code).
     """
-    return StraightThrough(_positive(lam))
-
-
-def _positive(lam: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-    lam = _validate.number("lam", lam)
-    if _validate.is_concrete(lam) and not np.all(np.asarray(lam) > 0):
-        raise ValueError(f"lam: got {lam}, expected a positive slope")
-    return lam
+    return StraightThrough(_validate.positive("lam", lam))

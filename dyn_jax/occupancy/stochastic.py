@@ -12,7 +12,6 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.occupancy.gate import Hard, StraightThrough
@@ -72,10 +71,7 @@ def gumbel_sigmoid(temperature: jax.typing.ArrayLike = 1.0, *, noise: bool = Tru
 
     Source: DynConv section 3.2 (Gumbel-softmax with two classes, straight-through).
     """
-    temperature = _validate.number("temperature", temperature)
-    if _validate.is_concrete(temperature) and not np.all(np.asarray(temperature) > 0):
-        raise ValueError(f"temperature: got {temperature}, expected a positive number")
-    return GumbelSigmoid(temperature, noise)
+    return GumbelSigmoid(_validate.positive("temperature", temperature), noise)
 
 
 def apply(occupancy: Callable, score: jax.Array, make_key: Callable[[], jax.Array]) -> jax.Array:

@@ -2,7 +2,7 @@
 
 A *relation* is any callable ``(distance, inside) -> value``: ``distance`` [..., 3] is ``|x + 1/2 - p / L|`` per axis in
 voxel edges (eq. 29), ``inside`` [...] whether the point lies in the voxel. The occupancy of a voxel is
-``1 - prod (1 - r)`` over the points near it (`any_of`, eq. 31).
+``1 - prod (1 - r)`` over the points near it (`sparse3d.any_of`, eq. 31).
 
 FGM and LGM differ in the relation of the network's convolutions only: `fgm` has the constant `hard` one there, `lgm` a
 soft one. Relations are pytrees with their slope as a leaf: a sweep over it is a ``vmap``.
@@ -16,11 +16,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dyn_jax import _validate
 from dyn_jax.occupancy.gate import Hard as GateHard
-from dyn_jax.occupancy.gate import _positive
-from dyn_jax.segments import Segments, any_of
-
-__all__ = ["any_of", "bilinear", "coarser", "fgm", "hard", "lgm", "rbf", "resolve", "sigmoid", "straight_through"]
 
 Relation = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -94,7 +91,7 @@ def sigmoid(lam: jax.typing.ArrayLike = 10.0) -> Sigmoid:
 
     Source: LGM paper eq. 30.
     """
-    return Sigmoid(_positive(lam))
+    return Sigmoid(_validate.positive("lam", lam))
 
 
 def bilinear() -> Bilinear:
@@ -113,7 +110,7 @@ def rbf(outside: jax.typing.ArrayLike = 26.0) -> RBF:
 
     Source: LGM paper eq. 33 (Qian et al. 2020).
     """
-    return RBF(_positive(outside))
+    return RBF(_validate.positive("outside", outside))
 
 
 def straight_through(relation: Relation | None = None) -> StraightThrough:
@@ -199,13 +196,3 @@ def relate(relation: Relation, distance: jax.Array, inside: jax.Array) -> jax.Ar
             f"relation: got values of shape {jnp.shape(value)} for {inside.shape} pairs, expected one a pair"
         )
     return value
-
-
-def coarser(occupancy: jax.Array, children: Segments) -> jax.Array:
-    """Occupancy of the parents, ``1 - prod (1 - o)`` over their children: the same as gathering from the points.
-
-    Args:
-      occupancy: [voxel] of the finer level.
-      children: the finer level's voxels grouped by parent.
-    """
-    return any_of(occupancy, children)

@@ -11,8 +11,8 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.occupancy.voxel import VoxelOccupancy, relate
-from dyn_jax.segments import any_of, segments, spread, sum_over
 from dyn_jax.sparse3d.allocate import Capacity, capacity_for
+from dyn_jax.sparse3d.segments import any_of, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites
 from dyn_jax.sparse3d.tensor import SparseTensor
 from dyn_jax.sparse3d.voxelize import (

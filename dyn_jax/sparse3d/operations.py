@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.segments import Segments, segments, spread, sum_over
 from dyn_jax.sparse3d.convolution import convolve
 from dyn_jax.sparse3d.kernel import Size, offsets, triple
 from dyn_jax.sparse3d.maps import kernel_map
+from dyn_jax.sparse3d.segments import Segments, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites, coarsen
 from dyn_jax.sparse3d.tensor import SparseTensor
 

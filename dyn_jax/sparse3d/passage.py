@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax.occupancy import voxel
-from dyn_jax.segments import segments
 from dyn_jax.sparse3d.kernel import Size, triple
 from dyn_jax.sparse3d.maps import KernelMap, kernel_map
+from dyn_jax.sparse3d.segments import segments
 from dyn_jax.sparse3d.sites import Sites, coarsen, floor_to
 from dyn_jax.types import UnitTrace
 

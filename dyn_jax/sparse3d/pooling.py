@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.segments import Segments, segments, sum_over
 from dyn_jax.sparse3d.maps import KernelMap
+from dyn_jax.sparse3d.segments import Segments, segments, sum_over
 from dyn_jax.sparse3d.sites import Sites
 from dyn_jax.sparse3d.voxelize import mean_over, weighted_mean
 

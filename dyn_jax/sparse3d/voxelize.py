@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.segments import Segments, segments, spread, sum_over
+from dyn_jax.sparse3d.segments import Segments, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites, sites_of
 from dyn_jax.types import PointCloud
 

@@ -20,7 +20,7 @@ import optax
 
 from dyn_jax import _validate
 from dyn_jax.datasets import ImageData, augment_crop_flip, batches, to_float
-from dyn_jax.training.checkpoint import load_variables, save_variables
+from dyn_jax.networks.checkpoint import load_variables, save_variables
 from dyn_jax.types import Variables
 
 STAGES = ("static", "classifiers", "full")

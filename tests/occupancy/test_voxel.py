@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from dyn_jax import occupancy
 from dyn_jax.occupancy import voxel
-from dyn_jax.segments import any_of, segments
+from dyn_jax.sparse3d.segments import any_of, segments
 from dyn_jax.sparse3d.passage import coarser_values, pyramid
 from dyn_jax.sparse3d.voxelize import near_voxels, point_scores, soft_features
 from dyn_jax.types import PointCloud, Reach

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from levels import quick
 
-from dyn_jax.segments import segments
+from dyn_jax.sparse3d.segments import segments
 from dyn_jax.sparse3d import near_voxels
 from dyn_jax.sparse3d.voxelize import (
     MOVES,

@@ -12,7 +12,7 @@ import pytest
 from dyn_jax.datasets import ImageData
 from dyn_jax.networks.sdn_resnet import SDNResNet
 from dyn_jax.training import sdn
-from dyn_jax.training.checkpoint import load_variables, save_variables
+from dyn_jax.networks.checkpoint import load_variables, save_variables
 
 NET = SDNResNet(depths=(1, 1, 1), widths=(4, 4, 8), exit_after=(0, 1), image_size=8, num_classes=3)
 RECIPE = sdn.SDNRecipe("full", epochs=3, batch_size=8, learning_rate=0.05, milestones=(2,), shift=1)

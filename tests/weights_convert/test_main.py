@@ -11,7 +11,7 @@ import pytest
 
 import weights_convert
 from dyn_jax import networks
-from dyn_jax.training.checkpoint import load_variables
+from dyn_jax.networks.checkpoint import load_variables
 from weights_convert import torch_io
 from weights_convert.__main__ import main
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dyn_jax.segments import any_of, segments, spread, sum_over
+from dyn_jax.sparse3d.segments import any_of, segments, spread, sum_over
 
 GROUP = np.array([2, 0, 2, -1, 3, 2, 0, 7])  # of 5 groups; 1 and 4 are empty, rows 3 and 7 belong to none
 VALUES = np.array([1.0, 2, 4, 8, 16, 32, 64, 128], np.float32)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dyn_jax.training import checkpoint
-from dyn_jax.training.checkpoint import load_variables, save_variables
+from dyn_jax.networks import checkpoint
+from dyn_jax.networks.checkpoint import load_variables, save_variables
 
 
 def small():

@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from dyn_jax import _validate, demo, demo_points
+    from dyn_jax import _validate
+    from dyn_jax.cli import demo, demo_points
 
     _validate.positive_int("--examples", arguments.examples)
     _validate.positive_int("--rooms", arguments.rooms)
@@ -63,9 +64,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
     from dyn_jax import _validate, networks
     from dyn_jax.datasets import digits
+    from dyn_jax.networks.checkpoint import save_variables
     from dyn_jax.training import digits as images
     from dyn_jax.training import points
-    from dyn_jax.training.checkpoint import save_variables
     from dyn_jax.training.loop import evaluate
 
     began = time.perf_counter()

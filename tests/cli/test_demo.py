@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dyn_jax import demo, networks, occupancy, plotting
+from dyn_jax import networks, occupancy, plotting
 from dyn_jax.datasets import digits
 
 TINY = {"depths": (1, 1), "widths": (4, 8)}

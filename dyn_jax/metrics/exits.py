@@ -5,16 +5,17 @@ Pure functions of logits and traces; exits are numbered from 0, the final one la
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import _validate, metrics
+from dyn_jax import _validate
 from dyn_jax.gates import early_exit
-from dyn_jax.objectives import Objective, resolve
-from dyn_jax.types import Output, Trace
+from dyn_jax.metrics.answers import success_rate
+from dyn_jax.metrics.traces import dense_macs, executed_macs
+from dyn_jax.objectives.exits import exits_of
+from dyn_jax.types import Trace
 
 
 class Decision(NamedTuple):
@@ -38,17 +39,6 @@ class EarlyParts(NamedTuple):
 
     kept: jax.Array
     changed: jax.Array
-
-
-def exits_of(trace: Trace) -> jax.Array:
-    """[exit, batch, class].
-
-    Raises:
-      ValueError: the network has no early exits.
-    """
-    if trace.exits is None:
-        raise ValueError("trace.exits: got None, expected the trace of an early-exit network")
-    return trace.exits
 
 
 def decide(
@@ -141,7 +131,7 @@ def early_success(before: Trace, after: Trace) -> jax.Array:
 def saved_macs(trace: Trace) -> jax.Array:
     """[batch], share of the full network's multiply-adds that leaving early saves, in [0, 1)."""
     exits_of(trace)
-    return 1 - metrics.executed_macs(trace) / metrics.dense_macs(trace)
+    return 1 - executed_macs(trace) / dense_macs(trace)
 
 
 def transfer_rate(generated: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -157,51 +147,7 @@ def transfer_rate(generated: jax.Array, logits: jax.Array, labels: jax.Array) ->
     Source: 2308.08709, section 3.1 ("w.r.t. number of generated adversarial examples").
     """
     wrong = (jnp.argmax(logits, axis=-1) != labels) & jnp.all(jnp.isfinite(logits), axis=-1)
-    return metrics.success_rate(wrong, generated)
-
-
-def at_exit(forward: Callable[[jax.Array], Output], index: int) -> Callable[[jax.Array], Output]:
-    """`forward` with the logits of exit `index` (negative: from the end) as its answer: attack or judge that exit.
-
-    Raises:
-      TypeError: `index` is not an integer.
-      ValueError: when called, there is no such exit, or the network has none.
-    """
-    index = _validate.positive_int("exit", index, minimum=-(2**31))
-
-    def forward_at(x: jax.Array) -> Output:
-        output = forward(x)
-        exits = exits_of(output.trace)
-        _check_index(index, exits.shape[0])
-        return output.replace(logits=exits[index])
-
-    return forward_at
-
-
-def exit_objective(index: int, objective: str | Objective = "ce") -> Objective:
-    """`objective` at exit `index` (negative: from the end) instead of the network's answer; raises as `at_exit`."""
-    inner = resolve(objective)
-
-    def at(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        return inner(at_exit(lambda _: output, index)(output.logits), labels, targets)
-
-    return at
-
-
-def sum_of_exits(objective: str | Objective = "ce") -> Objective:
-    """`objective` summed over all exits, the final one included."""
-    inner = resolve(objective)
-
-    def total(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        exits = exits_of(output.trace)
-        return sum(inner(output.replace(logits=exits[i]), labels, targets) for i in range(exits.shape[0]))
-
-    return total
-
-
-def _check_index(index: int, count: int) -> None:
-    if not -count <= index < count:
-        raise ValueError(f"exit: got {index}, expected one of the network's {count} exits, 0 to {count - 1}")
+    return success_rate(wrong, generated)
 
 
 def _same_exits(before: jax.Array, after: jax.Array) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dyn_jax import cli, demo_points, metrics, networks, plotting
+from dyn_jax import cli, metrics, networks, plotting
 from dyn_jax.datasets import ROOM_CLASSES, rooms
 from dyn_jax.networks.minkunet import MinkUNet
 from dyn_jax.sparse3d import Capacity, capacity_for

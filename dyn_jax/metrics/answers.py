@@ -1,0 +1,77 @@
+"""Measures of answers: who was right before and after an attack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate
+
+
+def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """[batch] bool, the prediction is the label and all logits are finite."""
+    logits = _validate.logits("logits", logits)
+    labels = _validate.labels("labels", labels, *logits.shape)
+    return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of correct predictions with finite logits.
+
+    Args:
+      logits: [batch, class]; a row with a NaN counts as wrong.
+      labels: [batch].
+
+    Returns:
+      A scalar in [0, 1].
+
+    Raises:
+      ValueError, TypeError: shapes that do not fit, labels that are no integers or out of range.
+    """
+    return jnp.mean(_correct(logits, labels))
+
+
+def success_rate(success: jax.Array, attacked: jax.Array) -> jax.Array:
+    """Successes among the attacked, ``sum(success & attacked) / sum(attacked)``; NaN where none was attacked.
+
+    LGM's success rate has ``attacked = ~result.clean_success``: (correct before - correct after) / correct before.
+
+    Args:
+      success, attacked: [batch] bool.
+
+    Raises:
+      ValueError, TypeError: not one flag per example each.
+    """
+    success = _validate.rows("success", success, len(success))
+    attacked = _validate.rows("attacked", attacked, len(success))
+    return jnp.sum(success & attacked) / jnp.sum(attacked)
+
+
+def robust_accuracy(result: Any, where: jax.Array | None = None) -> jax.Array:
+    """Share of rows that withstood an attack: neither a success nor invalid; NaN where no row counts.
+
+    Args:
+      result: an `AttackResult`: its `success`, `invalid` and `counted`.
+      where: [row] bool, the rows to count; default all that the attack counted.
+
+    Raises:
+      ValueError, TypeError: `where` is not one flag per row.
+    """
+    rows = result.counted if where is None else result.counted & _validate.rows("where", where, len(result.counted))
+    return jnp.sum(rows & ~result.success & ~result.invalid) / jnp.sum(rows)
+
+
+def accuracy_kept(clean: jax.Array, adversarial: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of the correctly classified examples that still are, from logits [batch, class]; NaN where there are none.
+
+    An attack on the energy that shall stay unnoticed keeps it at 1.
+
+    Raises:
+      ValueError, TypeError: shapes that do not fit, labels that are no integers or out of range.
+    """
+    _validate.same_shape("clean, adversarial", clean, adversarial)
+    right = _correct(clean, labels)
+    number = jnp.sum(right)
+    return jnp.where(number > 0, jnp.sum(right & _correct(adversarial, labels)) / jnp.maximum(number, 1), jnp.nan)

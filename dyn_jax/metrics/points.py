@@ -1,0 +1,69 @@
+"""Measures of segmentations: confusion matrix and intersection over union."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate
+
+
+def confusion(predictions: jax.Array, labels: jax.Array, num_classes: int, ignore: int = 255) -> jax.Array:
+    """[true class, predicted class] float32 counts of points.
+
+    Labels outside [0, num_classes) and `ignore` do not count. Add the matrices of several clouds before `iou`, as the
+    ScanNet and S3DIS benchmarks do.
+
+    Args:
+      predictions: [point] integer.
+      labels: [point] integer.
+      num_classes: classes.
+      ignore: a label that does not count.
+
+    Raises:
+      ValueError, TypeError: predictions and labels of different shapes, or no integers.
+    """
+    _validate.positive_int("num_classes", num_classes)
+    predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
+    _validate.same_shape("predictions, labels", predictions, labels)
+    if predictions.ndim != 1 or not all(jnp.issubdtype(a.dtype, jnp.integer) for a in (predictions, labels)):
+        raise TypeError(
+            f"predictions, labels: got {predictions.dtype}{predictions.shape}, {labels.dtype}, expected integers"
+        )
+    counted = (labels >= 0) & (labels < num_classes) & (labels != ignore)
+    truth = jax.nn.one_hot(jnp.where(counted, labels, -1), num_classes)
+    return truth.T @ jax.nn.one_hot(predictions, num_classes)
+
+
+def iou(matrix: jax.Array) -> jax.Array:
+    """[class], ``intersection / union`` of a `confusion` matrix; NaN for a class that neither occurs nor is predicted.
+
+    Source: ScanNet's benchmark; LGM's release adds 1e-10 to the union, which makes such a class count as 0.
+    """
+    values, there = _iou(matrix)
+    return jnp.where(there, values, jnp.nan)
+
+
+def _iou(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(IoU [class], 0 where the class is absent; present [class] bool)."""
+    intersection = jnp.diagonal(matrix)
+    union = jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1) - intersection
+    there = union > 0
+    return jnp.where(there, intersection / jnp.where(there, union, 1), 0), there
+
+
+def mean_iou(matrix: jax.Array, *, absent: str = "zero") -> jax.Array:
+    """Mean of `iou` over the classes.
+
+    Args:
+      matrix: [class, class], see `confusion`.
+      absent: what a class counts that neither occurs nor is predicted: ``zero`` (LGM's release and its tables) or
+        ``skip`` (left out of the mean; 0 if no class is left).
+
+    Raises:
+      ValueError: unknown `absent`.
+    """
+    _validate.choice("absent", absent, ("zero", "skip"))
+    values, there = _iou(matrix)
+    total = jnp.sum(values)
+    return total / (matrix.shape[0] if absent == "zero" else jnp.maximum(jnp.sum(there), 1))
