@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 BOUND_SLACK = 1e-6
+_LARGEST = 1e30  # beyond it single precision overflows in the first product
 
 
 def is_concrete(*values: Any) -> bool:
@@ -51,7 +52,7 @@ def number(name: str, got: Any, minimum: float | None = None) -> Any:
     if np.ndim(got):
         raise ValueError(f"{name}: got an array of shape {np.shape(got)}, expected one number (a sweep is a jax.vmap)")
     if is_concrete(got):
-        if not np.all(np.isfinite(got)):
+        if not np.all(np.abs(got) <= _LARGEST):
             raise ValueError(f"{name}: got {got}, expected finite numbers")
         if minimum is not None and np.any(np.asarray(got) < minimum):
             raise ValueError(f"{name}: got {got}, expected at least {minimum}")
