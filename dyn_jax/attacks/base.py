@@ -164,7 +164,7 @@ class Problem:
 
 @flax.struct.dataclass
 class Found:
-    """What a search returns: the candidate x, its `Steps` [step, example] or None, and a record [step, example, ...]."""
+    """What a search returns: the candidate x, its `Steps` [step, example] or None, a record [step, example, ...]."""
 
     x: jax.Array
     steps: Steps | None = None

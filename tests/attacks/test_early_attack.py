@@ -1,4 +1,4 @@
-"""Early Attack: the loss by hand, the released loop step by step, both protocols, bad input."""
+"""Early Attack: the loss by hand, the released loop step by step, both forms, bad input."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_released_loop_step_by_step(golden):
 
     @jax.jit
     def run(start):
-        attack = attacks.early_attack(alpha=alpha, constant=constant, steps=40, protocol="release")
+        attack = attacks.released.early_attack(alpha=alpha, constant=constant, steps=40)
         return attack(network, images, labels, key=jax.random.key(0), start=start)
 
     start = (jnp.tanh(nhwc(trace["w0"])) + 1) / 2
