@@ -205,5 +205,5 @@ def allocate(
 def _fill(cloud: PointCloud, points: int) -> PointCloud:
     count = cloud.xyz.shape[0]
     rows = np.where(np.arange(points) < count, np.arange(points), 0)
-    filled = jax.tree.map(lambda leaf: leaf[rows], cloud)
-    return filled.replace(valid=filled.valid & (np.arange(points) < count))
+    filled = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], cloud)  # on the host: no compilation for every size
+    return jax.tree.map(jnp.asarray, filled.replace(valid=filled.valid & (np.arange(points) < count)))

@@ -60,6 +60,7 @@ def check_cloud(cloud: PointCloud, voxel_size: float, channels: int | None = Non
     cloud = jax.tree.map(jnp.asarray, cloud)
     if _validate.is_concrete(cloud):
         _check_values(cloud, voxel_size)
+        return cloud, jnp.zeros((), bool)
     lost = ~jnp.any(cloud.valid) | jnp.any(cloud.valid[:, None] & ~jnp.isfinite(cloud.features))
     if cloud.batch is None:
         return cloud, lost
