@@ -7,7 +7,7 @@ answer says what a network that stopped at an exit says. Both are values: a fami
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -90,9 +90,14 @@ def _named(name: str, value: Any, known: dict[str, Any]) -> Any:
     return value if callable(value) or isinstance(value, Rule) else known[_validate.choice(name, value, known)]
 
 
+def columns(values: Iterable[jax.Array]) -> jax.Array:
+    """[batch, ...] of each exit -> [batch, exit, ...]."""
+    return jnp.concatenate([value[:, None] for value in values], axis=1)
+
+
 def _running(combine: Callable, values: jax.Array) -> jax.Array:
     """[batch, n], what `combine` makes of the columns so far."""
-    return jnp.stack(list(itertools.accumulate(values.T, combine)), axis=1)
+    return columns(itertools.accumulate(values.T, combine))
 
 
 def check_thresholds(threshold: jax.typing.ArrayLike | tuple, rule: str | Rule, exits: int) -> jax.Array:
@@ -102,20 +107,22 @@ def check_thresholds(threshold: jax.typing.ArrayLike | tuple, rule: str | Rule, 
       ValueError, TypeError: unknown rule; another number of thresholds; no numbers, or out of the rule's range.
     """
     rule = _named("rule", rule, RULES)
+    each: Any = threshold
     if isinstance(threshold, (tuple, list)):
-        threshold = jnp.asarray([_validate.number("threshold", value) for value in threshold])
-    several = np.ndim(threshold) == 1
-    thresholds = jnp.asarray(threshold) if several else jnp.full(exits, _validate.number("threshold", threshold))
-    if thresholds.shape != (exits,):
+        each = [_validate.number("threshold", value) for value in threshold]
+    elif np.ndim(threshold) != 1:
+        each = _validate.number("threshold", threshold)
+        each = np.full(exits, each) if _validate.is_concrete(each) else jnp.full(exits, each)
+    if len(each) != exits:
         raise ValueError(
-            f"threshold: got {thresholds.size} numbers, expected one, or {exits}: one for every exit but the last "
+            f"threshold: got {len(each)} numbers, expected one, or {exits}: one for every exit but the last "
             "(a sweep is a jax.vmap)"
         )
-    if _validate.is_concrete(thresholds):
-        host = np.asarray(thresholds)
+    if _validate.is_concrete(each):
+        host = np.asarray(each)
         if not (np.isfinite(host) & rule.allowed(host)).all():
             raise ValueError(f"threshold: got {threshold}, expected {rule.expected}")
-    return thresholds
+    return jnp.asarray(each)
 
 
 def exit_scores(

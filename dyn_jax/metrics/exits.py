@@ -84,7 +84,7 @@ def exit_index(trace: Trace) -> jax.Array:
     shapes = [unit.score.shape for unit in trace.units]
     if shapes != [exits.shape[:1]] * (exits.shape[1] - 1):
         raise ValueError(f"trace: got units {shapes} for exits {exits.shape}, expected a [batch] for all but one exit")
-    running = jnp.cumprod(jnp.stack([unit.on for unit in trace.units], axis=1), axis=1, dtype=jnp.int32)
+    running = jnp.cumprod(early_exit.columns(unit.on for unit in trace.units), axis=1, dtype=jnp.int32)
     return jnp.sum(running, axis=1)
 
 

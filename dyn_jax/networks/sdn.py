@@ -178,7 +178,7 @@ class SDN(nn.Module):
         if not exits:
             return Output(logits, Trace((), stage_macs[0]))
 
-        every = jnp.stack([*exits, logits], axis=1)
+        every = early_exit.columns([*exits, logits])
         threshold = self.threshold if threshold is None else threshold
         thresholds = early_exit.check_thresholds(threshold, self.rule, len(exits))
         scores = early_exit.exit_scores(every[:, :-1], thresholds, self.rule)
@@ -186,7 +186,7 @@ class SDN(nn.Module):
         for i, score in enumerate(scores.T, start=1):
             o = stochastic.apply(hard() if occupancy is None else occupancy, score, lambda: self.make_rng("gate"))
             units.append(UnitTrace(score, o, stage_macs[i], name=f"stage{i}"))
-        weights = early_exit.exit_weights(jnp.stack([unit.occupancy for unit in units], axis=1))
+        weights = early_exit.exit_weights(early_exit.columns(unit.occupancy for unit in units))
         answers = early_exit.answers(every, thresholds, self.answer)
         return Output(jnp.sum(weights[:, :, None] * answers, axis=1), Trace(tuple(units), stage_macs[0], every))
 

@@ -9,6 +9,7 @@ import pytest
 
 from dyn_jax import objectives
 from dyn_jax.metrics import exits
+from dyn_jax.testing._compare import quick_jit
 from dyn_jax.types import Output, Trace, UnitTrace
 
 
@@ -68,14 +69,14 @@ def test_transfer_rate():
 
 def test_decide_at_several_thresholds_is_a_vmap():
     logits = jnp.log(jnp.asarray([[[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]]))
-    got = jax.vmap(lambda t: exits.decide(logits, t))(jnp.array([0.4, 0.65, 0.9]))
+    got = quick_jit(jax.vmap(lambda t: exits.decide(logits, t)))(jnp.array([0.4, 0.65, 0.9]))
     np.testing.assert_array_equal(got.exit[:, 0], [0, 1, 1])  # at 0.9 nobody is sure: the surest answers
     np.testing.assert_array_equal(got.prediction[:, 0], [0, 0, 0])
     np.testing.assert_array_equal(got.stage[:, 0], [0, 1, 2])
     np.testing.assert_array_equal(got.early[:, 0], [True, True, False])
     last = exits.decide(logits, 0.9, answer="last")
     assert (last.exit[0], last.prediction[0], last.early[0]) == (2, 1, False)
-    each = jax.jit(lambda t: exits.decide(logits, (0.9, t)))(0.7 - 1e-6)
+    each = quick_jit(lambda t: exits.decide(logits, (0.9, t)))(0.7 - 1e-6)
     assert (each.exit[0], each.stage[0], each.early[0]) == (1, 1, True)
 
 
@@ -90,11 +91,12 @@ def test_objectives_on_one_exit_and_on_the_sum():
     images, labels = jnp.full((5, 2, 2, 1), 0.5), jnp.arange(5) % 4
 
     def gradient(loss):
-        return jax.grad(lambda x: jnp.sum(loss(x)))(images)
+        return quick_jit(jax.grad(lambda x: jnp.sum(loss(x))))(images)
 
     found = []
     for index in (0, 1, -1):
-        np.testing.assert_array_equal(exits_at(index, images), forward(images).trace.exits[:, index])
+        logits = objectives.at_exit(forward, index)(images).logits
+        np.testing.assert_array_equal(logits, forward(images).trace.exits[:, index])
         at, ce = objectives.exit_objective(index), objectives.cross_entropy
         found.append(gradient(lambda x, at=at: at(forward(x), labels)))
         same = gradient(lambda x, i=index, ce=ce: ce(objectives.at_exit(forward, i)(x), labels))
@@ -102,10 +104,6 @@ def test_objectives_on_one_exit_and_on_the_sum():
     total = gradient(lambda x: objectives.sum_of_exits("ce")(forward(x), labels))
     np.testing.assert_allclose(total, sum(found), atol=1e-6)
     assert not np.allclose(found[0], found[2])
-
-
-def exits_at(index, images):
-    return objectives.at_exit(forward, index)(images).logits
 
 
 def test_networks_without_exits():
@@ -181,7 +179,7 @@ def test_bad_flags_and_labels(generated, labels, word):
 
 
 def test_measures_work_under_jit_and_vmap():
-    both = jax.jit(lambda a, b: (exits.exit_change(a, b), exits.early_parts(a, b), exits.first_changed_exit(a, b)))
+    both = quick_jit(lambda a, b: (exits.exit_change(a, b), exits.early_parts(a, b), exits.first_changed_exit(a, b)))
     change, parts, first = both(BEFORE, AFTER)
     np.testing.assert_array_equal(change, [1, -1])
     np.testing.assert_array_equal(parts.changed, [True, False])
