@@ -14,13 +14,13 @@ import optax
 import pytest
 import tiny
 from flax import traverse_util
+from tiny import TWO_STAGES, Tiny, some
 
 from dyn_jax.networks import create
 from dyn_jax.networks.checkpoint import load_variables, save_variables
 from dyn_jax.training import runs
 from dyn_jax.training.loop import evaluate, fit, gate_mask
 from dyn_jax.training.recipe import SGD, AdamW, Images, Recipe
-from tiny import TWO_STAGES, Tiny, some
 
 STEPS = 10  # of an epoch of 40 examples
 
@@ -98,7 +98,7 @@ def test_another_run_is_refused(tmp_path):
         "recipe.epochs is 1 there and 2 here": {"recipe": dataclasses.replace(recipe, epochs=2)},
         "recipe.optimizer is": {"recipe": dataclasses.replace(recipe, optimizer=SGD(0.2))},
         "recipe.loss is": {"recipe": dataclasses.replace(recipe, loss=tiny.budget)},
-        "recipe.before is None there": {"recipe": TWO_STAGES},
+        "recipe.before is None there": {"recipe": dataclasses.replace(recipe, before=tiny.FIRST)},
     }
     for message, change in others.items():
         given = {"net": Tiny(), "data": some(), "recipe": recipe, **change}
@@ -222,7 +222,9 @@ def test_images_of_an_epoch_depend_on_seed_and_epoch_alone():
     again, other = list(source.batches(data, 4, 0, 1)), list(source.batches(data, 4, 0, 2))
     assert_equal([x for x, _ in first], [x for x, _ in again])
     assert differ([x for x, _ in first], [x for x, _ in other])
-    assert_equal([x for x, _ in Images(first=1).batches(data, 4, 0, 1)], [x for x, _ in Images().batches(data, 4, 0, 2)])
+    assert_equal(
+        [x for x, _ in Images(first=1).batches(data, 4, 0, 1)], [x for x, _ in Images().batches(data, 4, 0, 2)]
+    )
 
 
 def test_evaluate_counts_every_example_once():
