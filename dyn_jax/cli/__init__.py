@@ -118,6 +118,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from dyn_jax import networks
     from dyn_jax.networks.checkpoint import save_variables
     from dyn_jax.training import embedded, runs
+    from dyn_jax.training.loop import evaluate
 
     name, output = arguments.network, arguments.output
     checkpoint = f"{output}.run" if arguments.checkpoint is None else arguments.checkpoint
@@ -148,7 +149,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if os.path.exists(checkpoint):
         os.remove(checkpoint)
     print(f"{output}: {size} bytes")
-    print(json.dumps(embedded.evaluate_embedded(name, networks.create(name), variables)))
+    print(json.dumps(evaluate(networks.create(name), variables, embedded.data_of(name, "test"), recipe.source)))
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

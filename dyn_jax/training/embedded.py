@@ -6,15 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
-
 from dyn_jax import _validate, networks
-from dyn_jax.datasets import digits
+from dyn_jax.datasets import digits, objects, rooms
 from dyn_jax.training import runs
 from dyn_jax.training.hrl import skipnet_rl_recipe
-from dyn_jax.training.loop import Report, evaluate, fit
+from dyn_jax.training.loop import Report, fit
 from dyn_jax.training.manidp import manidp_recipe
-from dyn_jax.training.points import objects_data, objects_recipe, rooms_data, rooms_recipe
+from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS, objects_recipe, rooms_recipe
 from dyn_jax.training.ponder import sact_recipe
 from dyn_jax.training.recipe import Recipe
 from dyn_jax.training.sdn import digits_recipe
@@ -37,7 +35,11 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 """Network -> its recipe, called with the number of epochs of each stage, or without for the recipe's own."""
 
-DATA: dict[str, Callable[[str], Any]] = {"digits": digits, "rooms": rooms_data, "objects": objects_data}
+DATA: dict[str, Callable[[str], Any]] = {
+    "digits": digits,
+    "rooms": lambda split: rooms(split, {"train": 96, "test": 16}[split], points=ROOM_POINTS),
+    "objects": lambda split: objects(split, {"train": 1280, "test": 200}[split], points=OBJECT_POINTS),
+}
 """Last part of a network's name -> (split -> data)."""
 
 
@@ -82,12 +84,8 @@ def train(
     """
     net, recipe = networks.create(_validate.choice("network", name, RECIPES)), recipe_of(name, epochs)
     _validate.positive_int("seed", seed, 0)
+    _validate.positive_int("every", every)
     if checkpoint is not None:
         runs.load(runs.writable("checkpoint", checkpoint), runs.identify(net, recipe, seed, initial=None))
     data = data_of(name, "train")
     return fit(net, data, recipe, seed=seed, checkpoint=checkpoint, every=every, report=report)
-
-
-def evaluate_embedded(name: str, net: nn.Module, variables: Variables) -> dict[str, Any]:
-    """`dyn_jax.training.loop.evaluate` on the test data of an embedded network."""
-    return evaluate(net, variables, data_of(name, "test"), recipe_of(name).source)

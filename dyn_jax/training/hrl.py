@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -92,6 +91,7 @@ def hrl_recipe(
         del progress
         return hrl_loss(output, labels, alpha=alpha, rl_weight=rl_weight, gamma=gamma)[0]
 
+    _validate.positive("temperature", temperature)
     return Recipe(
         epochs,
         optimizer=SGD(learning_rate, weight_decay=1e-4),
@@ -99,7 +99,7 @@ def hrl_recipe(
         occupancy=lambda epoch: bernoulli(),
         decay_gates=False,
         before=before,
-        between=functools.partial(hotter, temperature=_validate.positive("temperature", temperature)),
+        between=lambda variables: hotter(variables, temperature),
     )
 
 

@@ -74,19 +74,18 @@ def fit(
         identity = runs.identify(net, recipe, seed, data=data, initial=initial)
         saved = runs.load(checkpoint, identity)
         run = run._replace(keep=functools.partial(runs.save, checkpoint, identity))
-    variables, steps, ended = initial, [stage.epochs * run.per_epoch(stage) for stage in recipe.stages], 0
-    # the bar's own default finds out whether standard error is a terminal
-    with tqdm(total=sum(steps), unit="step", disable=None if report else True, leave=False) as bar:
-        for number, stage in enumerate(recipe.stages):
-            if saved and saved[1].stage > number:
-                bar.update(steps[number])
-            elif saved and saved[1].stage == number:
-                variables = _train(run, stage, *saved, ended, bar)
-            else:
-                start = stage.between(variables) if number else variables
-                variables = _train(run, stage, start, Position(number), ended, bar)
+    start, at = saved or (initial, Position())
+    steps = [stage.epochs * run.per_epoch(stage) for stage in recipe.stages]
+    done = sum(steps[: at.stage]) + at.epoch * run.per_epoch(recipe.stages[at.stage]) + at.step
+    ended = sum(stage.epochs for stage in recipe.stages[: at.stage])
+    # disable=None: tqdm finds out whether standard error is a terminal
+    with tqdm(total=sum(steps), initial=done, unit="step", disable=None if report else True, leave=False) as bar:
+        for number, stage in enumerate(recipe.stages[at.stage :], start=at.stage):
+            if number > at.stage:
+                start, at = stage.between(start), Position(number)
+            start = _train(run, stage, start, at, ended, bar)
             ended += stage.epochs
-    return variables
+    return start
 
 
 class _Run(NamedTuple):
@@ -116,7 +115,6 @@ def _train(run: _Run, recipe: Recipe, start: Any, at: Position, ended: int, bar:
     else:
         state = State(start["params"], start.get("batch_stats", {}), optimizer.init(start["params"]))
         at = at._replace(cross_entropy=_entropy(net, start, recipe, data, seed, options))
-    bar.update(at.epoch * per_epoch + at.step)
     for epoch in range(at.epoch, recipe.epochs):
         progress, occupancy = Progress(jnp.float32(epoch), jnp.float32(at.cross_entropy)), recipe.occupancy(epoch)
         losses, entropies = list(at.losses), list(at.cross_entropies)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from dyn_jax.datasets import Objects, Scene, objects, rooms
+from dyn_jax.datasets import Objects, Scene
 from dyn_jax.sparse3d import Capacity, bucket
 from dyn_jax.sparse3d.allocate import capacity_for
 from dyn_jax.training.recipe import AdamW, Batches, Recipe
@@ -107,13 +107,3 @@ def rooms_recipe(epochs: int = 30) -> Recipe:
 def objects_recipe(epochs: int = 20) -> Recipe:
     """``minkfcnn-objects``: AdamW, 32 objects a step."""
     return Recipe(epochs, 32, AdamW(), source=Clouds(object_batch, test_size=50))
-
-
-def rooms_data(split: str) -> list[Scene]:
-    """96 rooms to train on, 16 to test."""
-    return rooms(split, 96 if split == "train" else None, points=ROOM_POINTS)
-
-
-def objects_data(split: str) -> Objects:
-    """1280 objects to train on, 200 to test."""
-    return objects(split, 1280 if split == "train" else None, points=OBJECT_POINTS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import inspect
 import json
@@ -133,10 +132,6 @@ def _describe(value: Any, inside: tuple[int, ...] = ()) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         pairs = ", ".join(f"{name}={_describe(v, inside)}" for name, v in _fields(value))
         return f"{type(value).__name__}({pairs})"
-    if isinstance(value, functools.partial):
-        return f"{_describe(value.func, inside)}({listed([*value.args, *sorted(value.keywords.items())])})"
-    if inspect.ismethod(value):
-        return f"{_describe(value.__self__, inside)}.{value.__name__}"
     if inspect.isfunction(value):
         code = value.__code__
         constants = [c for c in code.co_consts if not inspect.iscode(c)]

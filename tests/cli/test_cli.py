@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import flax.linen as nn
+import numpy as np
 import pytest
 
 import dyn_jax
@@ -11,6 +13,7 @@ from dyn_jax import cli
 from dyn_jax.datasets import ImageData
 from dyn_jax.networks.checkpoint import load_variables, save_variables
 from dyn_jax.training import embedded, runs
+from dyn_jax.types import Output
 
 SACT = ["train", "sact-digits", "--output"]
 
@@ -21,16 +24,21 @@ def no_data(monkeypatch):
     monkeypatch.setitem(embedded.DATA, "digits", lambda split: pytest.fail("data were read"))
 
 
+class Linear(nn.Module):
+    """A network that compiles at once."""
+
+    @nn.compact
+    def __call__(self, images, *, occupancy=None, train=False):
+        return Output(nn.Dense(3)(images.reshape(images.shape[0], -1)))
+
+
 @pytest.fixture
-def one_batch(monkeypatch):
-    """The digits, but few enough of them for one training step an epoch."""
-
-    def few(split):
-        data = digits(split)
-        return ImageData(data.images[:64], data.labels[:64], data.name)
-
-    digits = embedded.DATA["digits"]
-    monkeypatch.setitem(embedded.DATA, "digits", few)
+def quick(monkeypatch):
+    """A small network and few images in place of the digits'."""
+    images = np.random.default_rng(0).random((64, 4, 4, 3)).astype(np.float32)
+    data = ImageData(images, np.arange(64, dtype=np.int32) % 3, "made up")
+    monkeypatch.setattr(dyn_jax.networks, "create", lambda name: Linear())
+    monkeypatch.setitem(embedded.DATA, "digits", lambda split: data)
 
 
 def complaint(capsys, argv):
@@ -106,7 +114,7 @@ def test_checkpoint_of_another_run(capsys, tmp_path, no_data):
     assert (tmp_path / "net.run").read_bytes() == kept
 
 
-def test_interrupted_then_finished(capsys, tmp_path, monkeypatch, one_batch):
+def test_interrupted_then_finished(capsys, tmp_path, monkeypatch, quick):
     """Ctrl-C keeps the checkpoint and says so; the same command goes on, writes the output, removes the checkpoint."""
     output, run = tmp_path / "net", tmp_path / "net.run"
     command = ["train", "cnn-resnet56-digits", "--epochs", "2", "--output", str(output)]
