@@ -81,7 +81,7 @@ def read(path: str | os.PathLike, wanted: str = "", limit: int = LIMIT) -> bytes
 
 @contextmanager
 def reading(where: str, form: str) -> Iterator[None]:
-    """Around a parser: whatever it raises becomes ``BadFile: <where>: not <form>, or truncated: <why>``."""
+    """Around a parser: whatever it raises becomes ``BadFile: <where>: not <form>, or truncated or damaged: <why>``."""
     try:
         yield
     except (BadFile, ImportError):
@@ -90,7 +90,7 @@ def reading(where: str, form: str) -> Iterator[None]:
         raise BadFile(f"{where}: not {form}, or damaged: it asks for more memory than there is") from error
     except Exception as error:  # damaged bytes surface as every kind of error
         why = short(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
-        raise BadFile(f"{where}: not {form}, or truncated: {why}") from error
+        raise BadFile(f"{where}: not {form}, or truncated or damaged: {why}") from error
 
 
 def read_json(path: str | os.PathLike, wanted: str = "") -> dict[str, Any]:
@@ -166,11 +166,11 @@ def short(value: Any, most: int = 120) -> str:
     return f"<{type(value).__name__}>"
 
 
-def listed(entries: Iterable[Any], separator: str = ", ") -> str:
-    """The first `LISTED` entries, each shortened, and how many more there are; ``none`` for none."""
+def listed(entries: Iterable[Any], separator: str = ", ", most: int = LISTED) -> str:
+    """The first `most` entries, each shortened, and how many more there are; ``none`` for none."""
     entries = list(entries)
-    more = [f"and {len(entries) - LISTED} more"] if len(entries) > LISTED else []
-    return separator.join([*map(short, entries[:LISTED]), *more]) or "none"
+    more = [f"and {len(entries) - most} more"] if len(entries) > most else []
+    return separator.join([*(short(entry, 200) for entry in entries[:most]), *more]) or "none"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.sparse3d.tensor import SparseTensor
 from dyn_jax.sparse3d.voxelize import MOVES
-from dyn_jax.types import PointCloud, Reach
+from dyn_jax.types import PointCloud
 
 STEPS = 4
 """Buckets per doubling."""

@@ -52,8 +52,8 @@ def from_numpy(
 
     Raises:
       TypeError, ValueError: wrong shape or dtype; no rows; features not finite or of another length; a negative
-        batch, or one of at least n (columns mixed up); coordinates out of range, spanning 2^32 cells or more, or no multiples of the stride; more distinct
-        sites than `capacity`.
+        batch, or one of at least n (columns mixed up); coordinates out of range, spanning 2^32 cells or more, or no
+        multiples of the stride; more distinct sites than `capacity`.
     """
     coordinates, features = np.asarray(coordinates), np.asarray(features)
     steps = triple("stride", stride)
