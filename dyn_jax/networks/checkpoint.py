@@ -136,7 +136,9 @@ def _check_bombs(encoded: bytes) -> None:
             raise ValueError("it has keys that are no strings")
 
     def header(code: int, data: bytes) -> None:
-        msgpack.unpackb(data, raw=True, max_array_len=64, max_map_len=0)  # (shape, dtype, bytes)
+        shape, _, _ = msgpack.unpackb(data, raw=True, max_array_len=64, max_map_len=0)
+        if code not in (1, 3) or (code == 3 and shape):  # flax's codes of an array and of a scalar
+            raise ValueError(f"it has an extension {code} of shape {_files.short(str(shape))}")
 
     limits = {"max_array_len": 2**16, "max_map_len": MOST_ENTRIES, "max_bin_len": 2**10, "max_str_len": 2**16}
     msgpack.unpackb(encoded, object_pairs_hook=count, ext_hook=header, raw=False, **limits)
