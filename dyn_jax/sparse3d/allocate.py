@@ -134,26 +134,32 @@ def capacity_for(
     return Capacity(sizes, None if reach is None else bucket(int(len(near) * slack)))
 
 
-def point_cloud(xyz: np.ndarray, features: np.ndarray, *, points: int | None = None) -> PointCloud:
+def point_cloud(
+    xyz: np.ndarray, features: np.ndarray, *, points: int | None = None, origin: np.ndarray | None = None
+) -> PointCloud:
     """A `PointCloud` of host arrays, filled up to `points` rows (copies of the first, not valid).
 
     Args:
-      xyz: [n, 3], metres.
-      features: [n, channel].
+      xyz: [n, 3], metres; floats of any width, or integers.
+      features: [n, channel], numbers.
       points: rows, at least n; default n.
+      origin: [3], subtracted from `xyz` in float64 before anything is rounded, for clouds in map coordinates; the
+        cloud's own coordinates, and all that comes of them, are relative to it.
 
     Raises:
-      ValueError: no points, shapes that do not fit, NaN or infinite values, `points` below n.
+      TypeError, ValueError: no points, shapes or dtypes that do not fit, NaN or infinite values, `points` below n;
+        coordinates that float32, or the dtype they come in, rounds by more than 1 mm.
     """
-    xyz, features = np.asarray(xyz, np.float32), np.asarray(features, np.float32)
-    if xyz.ndim != 2 or xyz.shape[1] != 3 or not len(xyz):
-        raise ValueError(f"xyz: got shape {xyz.shape}, expected [points, 3] with at least one point")
+    xyz, features = _validate.coordinates("xyz", xyz, origin), np.asarray(features)
     if features.ndim != 2 or len(features) != len(xyz):
         raise ValueError(f"features: got shape {features.shape}, expected [{len(xyz)}, channels]")
-    for name, values in (("xyz", xyz), ("features", features)):
-        bad = int((~np.isfinite(values)).any(axis=1).sum())
-        if bad:
-            raise ValueError(f"{name}: got {bad} points with NaN or infinite values, expected finite ones")
+    if not jnp.issubdtype(features.dtype, jnp.floating) and features.dtype.kind not in "biu":
+        raise TypeError(f"features: got dtype {features.dtype}, expected numbers")
+    with np.errstate(over="ignore"):  # infinite is refused below
+        features = features.astype(np.float32)
+    bad = int((~np.isfinite(features)).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"features: got {bad} points with NaN or infinite values, expected finite ones")
     points = len(xyz) if points is None else _validate.positive_int("points", points)
     if points < len(xyz):
         raise ValueError(f"points: got {points}, expected at least {len(xyz)}")
