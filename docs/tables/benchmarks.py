@@ -70,8 +70,8 @@ def grad_auto() -> str:
         source("grad_auto_cpu"),
         f"SkipNet-38, batch {s['batch']}, medians over the rounds of {s['steps']} steps, with the lowest and highest; "
         "wanted: 3 times the released loop, which is not reached. The careful loop freezes the parameters; the "
-        "released one also computes their gradients. A step is one forward and two backward passes (with the paper's settings, "
-        "which project in half of the steps only, one and a half), and little else.",
+        "released one also computes their gradients. A step is one forward and two backward passes (with the paper's "
+        "settings, which project in half of the steps only, one and a half), and little else.",
     )
 
 

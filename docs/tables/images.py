@@ -53,9 +53,9 @@ def digits_fgm_lgm() -> str:
         f"at BIM-10 8/255 by {fgm['after %'] - lgm['after %']:.0f} points with lambda 3. On this SkipNet it does not. "
         f"The record says why: half of SkipNet's scores lie within {span(skipnet['median |score|'], '.3f')} of the "
         f"threshold (DynConv's: {span(dynconv['median |score|'], '.1f')}), so a sigmoid of small lambda is one half "
-        "for every block and the soft network is another network; with lambda 300 it is as accurate as the hard one, and "
-        f"the gates are hardly an attack surface: BIM under FGM flips {span(skipnet['flips by BIM, FGM, 8/255 %'])} % "
-        f"of them, and as many random flips cost {span(lost)} points of clean accuracy.",
+        "for every block and the soft network is another network; with lambda 300 it is as accurate as the hard one, "
+        "and the gates are hardly an attack surface: BIM under FGM flips "
+        f"{span(skipnet['flips by BIM, FGM, 8/255 %'])} % of them, and as many random flips cost {span(lost)} points of clean accuracy.",
     )
 
 
