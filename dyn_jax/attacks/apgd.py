@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.base import Attack, Found, Problem, Steps
+from dyn_jax.attacks.pgd import noise
 from dyn_jax.attacks.restarts import best_of
 from dyn_jax.attacks.threat import Bounds, ball
 from dyn_jax.objectives import Objective, resolve
@@ -84,74 +85,74 @@ def apgd(
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         return best_of(run, problem, keys, start, restarts)
 
-    return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all)
+    return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all, reach=threat.eps)
 
 
 def random_start(problem: Problem, keys: jax.Array) -> jax.Array:
     """A point on the surface of the ball, clipped to the box: noise of norm exactly eps."""
-    noise = problem.threat.noise(keys, problem.images)
-    noise = noise if problem.mask is None else noise * problem.mask
-    length = problem.threat.distance(problem.images + noise, problem.images)[:, None, None, None]
-    noise = noise * (problem.threat.eps / jnp.where(length > 0, length, 1))
-    return problem.project(problem.images + noise)
+    clean, threat = problem.domain.clean, problem.domain.threat
+    drawn = noise(problem, keys)
+    length = threat.distance(clean + drawn, clean).reshape(-1, *(1,) * (clean.ndim - 1))
+    return problem.project(clean + drawn * (threat.eps / jnp.where(length > 0, length, 1)))
 
 
 def maximise(problem: Problem, start: jax.Array, steps: int) -> Found:
     """Algorithm 1 of the paper from `start`; returns each example's iterate with the largest loss."""
-    threat = problem.threat
+    threat = problem.domain.threat
     marks = checkpoints(steps)
     at_mark = np.isin(np.arange(1, steps + 1), marks)
     periods = np.zeros(steps)
     periods[marks - 1] = np.diff(marks, prepend=0)
 
-    def select(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
-
-    def step(state: _State, schedule: tuple) -> tuple[_State, tuple]:
+    def step(state: _State, schedule: tuple) -> tuple[_State, Steps]:
         number, check, period = schedule
-        size = state.step_size[:, None, None, None]
+        size = problem.domain.spread(state.step_size)
         target = problem.project(state.x + size * threat.direction(state.gradient))
         alpha = jnp.where(number == 0, 1.0, MOMENTUM).astype(target.dtype)
         x = state.x + alpha * (target - state.x) + (1 - alpha) * (state.x - state.previous)
         x = problem.project(x)
-        loss, gradient, bad = problem.losses_and_gradient(x)
-        better = loss > state.best_loss
-        increases = state.increases + (loss > state.loss)
-        best_x, best_gradient = select(better, x, state.best_x), select(better, gradient, state.best_gradient)
-        best_loss = jnp.where(better, loss, state.best_loss)
+        gradient, record = problem.gradient(x)
+        better = record.loss > state.best_loss
+        increases = state.increases + (record.loss > state.loss)
+        best_x, best_gradient = (
+            problem.pick(better, x, state.best_x),
+            problem.pick(better, gradient, state.best_gradient),
+        )
+        best_loss = jnp.where(better, record.loss, state.best_loss)
 
         few_increases = increases < RHO * period
         no_progress = ~state.just_halved & (state.checked_loss >= best_loss)
         halve = check & (few_increases | no_progress)
         return _State(
-            x=select(halve, best_x, x),
+            x=problem.pick(halve, best_x, x),
             previous=state.x,
-            gradient=select(halve, best_gradient, gradient),
+            gradient=problem.pick(halve, best_gradient, gradient),
             step_size=jnp.where(halve, state.step_size / 2, state.step_size),
-            loss=loss,
+            loss=record.loss,
             best_x=best_x,
             best_gradient=best_gradient,
             best_loss=best_loss,
             increases=jnp.where(check, 0, increases),
             checked_loss=jnp.where(check, best_loss, state.checked_loss),
             just_halved=jnp.where(check, halve, state.just_halved),
-        ), (loss, bad)
+        ), record
 
-    loss, gradient, first_bad = problem.losses_and_gradient(start)
+    gradient, first = problem.gradient(start)
+    loss = first.loss
     state = _State(
         x=start,
         previous=start,
         gradient=gradient,
-        step_size=jnp.broadcast_to(2 * jnp.asarray(threat.eps, start.dtype), loss.shape),
+        step_size=jnp.full_like(loss, 2 * jnp.asarray(threat.eps, start.dtype)),
         loss=loss,
         best_x=start,
         best_gradient=gradient,
         best_loss=loss,
-        increases=jnp.zeros(loss.shape, jnp.int32),
+        increases=jnp.zeros_like(loss, jnp.int32),
         checked_loss=loss,
-        just_halved=jnp.ones(loss.shape, bool),
+        just_halved=jnp.ones_like(loss, bool),
     )
     schedule = (jnp.arange(steps), jnp.asarray(at_mark), jnp.asarray(periods, start.dtype))
-    state, (history, bad) = jax.lax.scan(step, state, schedule)
-    history = jnp.concatenate([loss[None], history])
-    return Found(state.best_x, history, jnp.sum(bad, axis=0, dtype=jnp.int32) + first_bad)
+    state, records = jax.lax.scan(step, state, schedule)
+    records = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, records)
+    return Found(state.best_x, records)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.attacks.apgd import maximise, random_start
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.base import Attack, Found, Problem, Steps
+from dyn_jax.attacks.restarts import better_of
 from dyn_jax.attacks.threat import Bounds, ball
 from dyn_jax.objectives import Objective, margin, resolve
 
@@ -35,7 +36,7 @@ def apgd_t(
 
     Raises:
       ValueError, TypeError: as `dyn_jax.attacks.apgd`; ``targets`` given to the attack; more target classes than
-        wrong classes.
+        wrong classes; a segmented cloud.
 
     Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps).
     """
@@ -47,29 +48,26 @@ def apgd_t(
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         if problem.targets is not None:
             raise ValueError("targets: got targets, expected None: apgd_t chooses its own and is untargeted")
-        logits = problem.forward(problem.images).logits
+        if problem.clean.logits.shape[0] != problem.domain.examples:
+            raise ValueError("inputs: got a segmented cloud, expected one row of logits for each example")
+        logits = problem.forward(problem.domain.clean).logits
         if target_classes >= logits.shape[1]:
             raise ValueError(f"target_classes: got {target_classes} of {logits.shape[1]} classes, expected fewer")
         wrong = jnp.where(jax.nn.one_hot(problem.labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
         ranked = jax.lax.top_k(wrong, target_classes)[1]
 
-        def attack(state: tuple, number: jax.Array) -> tuple[tuple, tuple]:
-            best, success, value = state
+        def attack(best: tuple, number: jax.Array) -> tuple[tuple, Steps]:
             targets = jax.lax.dynamic_index_in_dim(ranked, number, axis=1, keepdims=False)
             aimed = dataclasses.replace(problem, targets=targets, objective=loss)
             run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
             found = maximise(aimed, random_start(aimed, run_keys) if start is None else start, steps)
             output = problem.victim(found.x)
-            new_success, new_value = problem.succeeds(output.logits), margin(output, problem.labels)
-            better = (new_success & ~success) | ((new_success == success) & (new_value > value))
-            best = jnp.where(better[:, None, None, None], found.x, best)
-            state = (best, success | new_success, jnp.where(better, new_value, value))
-            return state, (found.loss_history, found.nonfinite_gradients)
+            score = problem.succeeds(output.logits), margin(output, problem.labels)
+            return better_of(problem, (found.x, score), best), found.steps
 
-        nothing = jnp.zeros_like(problem.attacked)
-        lowest = jnp.full(nothing.shape, -jnp.inf, problem.images.dtype)
-        initial = (problem.images, nothing, lowest)
-        (best, _, _), (history, bad) = jax.lax.scan(attack, initial, jnp.arange(target_classes))
-        return Found(best, history.reshape(-1, history.shape[-1]), jnp.sum(bad, axis=0))
+        value = problem.losses(problem.clean)
+        nothing = (jnp.zeros_like(problem.attacked), jnp.full_like(value, -jnp.inf))
+        (best, _), records = jax.lax.scan(attack, (problem.domain.clean, nothing), jnp.arange(target_classes))
+        return Found(best, jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), records))
 
-    return Attack(search, threat, margin, random=True, attack_all=attack_all)
+    return Attack(search, threat, margin, random=True, attack_all=attack_all, reach=threat.eps)

@@ -1,9 +1,8 @@
-"""Iterated gradient ascent: objective x optax chain x threat set x one ``lax.scan``."""
+"""The loop of every projected gradient attack."""
 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from dyn_jax.attacks.base import Found, Problem
@@ -15,11 +14,11 @@ def ascend(problem: Problem, start: jax.Array, chain: optax.GradientTransformati
     The chain receives the gradient of the objective (to be ascended) and returns what is added to x.
     """
 
-    def step(state: tuple, _: None) -> tuple[tuple, tuple]:
+    def step(state: tuple, _: None) -> tuple:
         x, chain_state = state
-        losses, gradient, bad = problem.losses_and_gradient(x)
+        gradient, record = problem.gradient(x)
         update, chain_state = chain.update(gradient, chain_state, x)
-        return (problem.project(x + update), chain_state), (losses, bad)
+        return (problem.project(x + update), chain_state), record
 
-    (x, _), (history, bad) = jax.lax.scan(step, (start, chain.init(start)), None, length=steps)
-    return Found(x, history, jnp.sum(bad, axis=0, dtype=jnp.int32))
+    (x, _), record = jax.lax.scan(step, (start, chain.init(start)), None, length=steps)
+    return Found(x, record)

@@ -1,13 +1,14 @@
 """The runner that every attack shares: checks the input, runs the search, and trusts nothing it returns.
 
 An attack file supplies a *search*: ``search(problem, keys, start) -> Found``. The runner projects what was found,
-leaves alone the images that were misclassified to begin with, and judges success on the victim from the returned
-array.
+leaves alone the examples that were misclassified to begin with, and judges success on the victim from the returned
+value. What is moved, pixels or coordinates, is a `Domain`; all of it is pure: one ``jax.jit`` holds every step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,35 +18,60 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
+from dyn_jax.attacks.domains import Coordinates, Domain, Pixels, domain_of
 from dyn_jax.attacks.threat import Threat
 from dyn_jax.objectives import Objective
-from dyn_jax.types import Output, Trace
+from dyn_jax.types import Output, PointCloud, Reach, Trace
+
+IGNORE = 255
+
+
+@flax.struct.dataclass
+class Steps:
+    """What every evaluation of a search recorded: [step, example] inside a search, [example, step] in a result.
+
+    Attributes:
+      loss: the objective on `forward`; of a segmented cloud the mean over the rows that count.
+      nonfinite: bool, the gradient was not finite somewhere in the example (and was taken as 0 there).
+      overflow: bool, see `Trace.overflow`.
+      work: of point clouds: ``voxels`` that took part in the gradient, ``macs`` of the pass over them.
+    """
+
+    loss: jax.Array
+    nonfinite: jax.Array
+    overflow: jax.Array
+    work: dict[str, jax.Array]
 
 
 @flax.struct.dataclass
 class AttackResult:
-    """What an attack returns.
+    """What an attack returns. Rows are those of the logits: images, or clouds, or the points of segmented clouds.
 
     Attributes:
-      adversarial: [batch, height, width, channel], inside the threat set.
-      success: [batch] bool, the victim errs on `adversarial` (targeted: says the target) with finite logits.
-      clean_success: [batch] bool, it already did so on the clean image.
-      loss: [batch], the objective on the victim at `adversarial`.
-      loss_history: [step, batch], the objective on `forward` along the search.
-      nonfinite_gradients: [batch], in how many steps the gradient was not finite (and was taken as 0).
-      distance: [batch], the threat set's norm of the perturbation.
-      logits_clean, logits_adversarial: [batch, class] of the victim.
+      adversarial: images [batch, height, width, channel], or coordinates [point, 3]; inside the threat set.
+      success: [row] bool, the victim errs on `adversarial` (targeted: says the target) with finite logits.
+      clean_success: [row] bool, it already did so on the clean value.
+      counted: [row] bool: rows with a label; all of an image batch.
+      invalid: [row] bool: nothing can be said: logits that are not finite, and what only run time can see inside jit:
+        pixels outside the box or not finite, labels that are no class, a victim that overflowed. Never a success.
+      loss: [row], the objective on the victim at `adversarial`.
+      distance: [image or point], the threat set's norm of the perturbation.
+      steps: `Steps`, [example, step] each.
+      overflow: [example] bool: some pass of search or victim overflowed, so that the numbers cannot be trusted.
+      logits_clean, logits_adversarial: [row, class] of the victim.
       trace_clean, trace_adversarial: the victim's traces.
-      record: what else the search recorded, see the attack; None for most.
+      record: what else the search recorded, [example, step, ...], see the attack; None for most.
     """
 
     adversarial: jax.Array
     success: jax.Array
     clean_success: jax.Array
+    counted: jax.Array
+    invalid: jax.Array
     loss: jax.Array
-    loss_history: jax.Array
-    nonfinite_gradients: jax.Array
     distance: jax.Array
+    steps: Steps
+    overflow: jax.Array
     logits_clean: jax.Array
     logits_adversarial: jax.Array
     trace_clean: Trace
@@ -55,77 +81,108 @@ class AttackResult:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a search sees: networks as functions, the images, and which of them to attack ([batch] bool).
+    """What a search sees: what it moves, networks as functions of that, and which examples to attack.
 
-    `clean` is what the victim says about the images.
+    Attributes:
+      domain: see `dyn_jax.attacks.domains`.
+      forward: (x, reach or None, **options) -> `Output`, differentiated.
+      victim: x -> `Output`, judges success.
+      same: forward and victim are one network, so that one pass serves both.
+      labels, targets: [row]; rows that do not count have label 0.
+      counted: [row] bool.
+      attacked: [example] bool.
+      objective: what is ascended.
+      reach: metres that a point can get in one step, None for pixels.
+      clean: what the victim says about the clean value.
     """
 
-    forward: Callable[[jax.Array], Output]
+    domain: Domain
+    forward: Callable[..., Output]
     victim: Callable[[jax.Array], Output]
-    images: jax.Array
+    same: bool
     labels: jax.Array
     targets: jax.Array | None
-    mask: jax.Array | None
+    counted: jax.Array
     attacked: jax.Array
-    threat: Threat
     objective: Objective
+    reach: Reach | None
     clean: Output
 
     def succeeds(self, logits: jax.Array) -> jax.Array:
-        """[batch] bool: finite logits that are adversarial."""
-        return is_adversarial(logits, self.labels, self.targets)
+        """[example] bool: every row that counts is adversarial, with finite logits."""
+        rows = is_adversarial(logits, self.labels, self.targets)
+        if len(rows) == self.domain.examples:
+            return rows
+        return ~self.domain.any_row(~rows & self.counted)
 
-    def losses(self, x: jax.Array) -> jax.Array:
-        """Objective [batch] of `forward` at x."""
-        return self.objective(self.forward(x), self.labels, self.targets)
+    def losses(self, output: Output) -> jax.Array:
+        """The objective, [example]."""
+        return self.domain.mean(self.objective(output, self.labels, self.targets), self.counted)
 
-    def losses_and_gradient(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(losses [batch], gradient like x, [batch] bool "was not finite"), 0 outside the mask and the attacked."""
-
-        def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            losses = self.losses(x)
-            return jnp.sum(jnp.where(self.attacked, losses, 0)), losses
-
-        gradient, losses = jax.grad(total, has_aux=True)(x)
-        bad = ~jnp.all(jnp.isfinite(gradient), axis=(1, 2, 3))
-        keep = self.attacked & ~bad
-        gradient = jnp.where(keep[:, None, None, None], gradient, 0)
-        return losses, gradient if self.mask is None else gradient * self.mask, bad
+    def judged(self, x: jax.Array, output: Output) -> Output:
+        """The victim's output at x, given that of `forward`."""
+        return output if self.same else self.victim(x)
 
     def project(self, x: jax.Array) -> jax.Array:
-        """Nearest allowed image: unchanged outside the pixel mask, inside the threat set."""
-        if self.mask is not None:
-            x = self.images + (x - self.images) * self.mask
-        return self.threat.project(x, self.images)
+        """Nearest allowed value."""
+        return self.domain.project(x)
+
+    def pick(self, condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Values like x: those of `a` where the condition [example] holds, else those of `b`."""
+        return jnp.where(self.domain.spread(condition), a, b)
+
+    def finite(self, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(gradient like x with 0 in rows that are not finite, [example] bool: there were some)."""
+        bad = ~jnp.all(jnp.isfinite(gradient), axis=tuple(range(1, gradient.ndim)))
+        return jnp.where(bad.reshape(-1, *(1,) * (gradient.ndim - 1)), 0, gradient), self.domain.any_row(bad)
+
+    def observed(self, output: Output, losses: jax.Array, nonfinite: jax.Array) -> Steps:
+        """The record of one evaluation."""
+        overflow = output.trace.overflow
+        overflow = jnp.zeros_like(nonfinite) if overflow is None else jnp.broadcast_to(overflow, nonfinite.shape)
+        return Steps(losses, nonfinite, overflow, self.domain.work(output.trace))
+
+    def gradient(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Steps]:
+        """(gradient of the objective like x, record): 0 where it is not finite, nothing may move or is attacked."""
+
+        def total(x: jax.Array) -> tuple[jax.Array, tuple]:
+            output = self.forward(x, self.reach if reach is None else reach)
+            losses = self.losses(output)
+            return jnp.sum(jnp.where(self.attacked, losses, 0)), (losses, output)
+
+        gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
+        gradient, bad = self.finite(gradient)
+        gradient = gradient if self.domain.free is None else gradient * self.domain.free
+        return gradient, self.observed(output, losses, bad)
 
 
 @flax.struct.dataclass
 class Found:
-    """What a search returns: the candidate x, the loss history [step, batch], non-finite steps [batch], a record."""
+    """What a search returns: the candidate x, its `Steps` [step, example], and a record [step, example, ...]."""
 
     x: jax.Array
-    loss_history: jax.Array
-    nonfinite_gradients: jax.Array
+    steps: Steps
     record: Any = None
 
 
-Search = Callable[[Problem, jax.Array | None, jax.Array | None], Found]
+Search = Callable[[Problem, "jax.Array | None", "jax.Array | None"], Found]
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """``attack(forward, images, labels, ...) -> AttackResult``: pure, works under jit and vmap.
+    """``attack(forward, inputs, labels, ...) -> AttackResult``: pure, works under jit and vmap.
 
     Made by the factories of `dyn_jax.attacks` (`bim`, `pgd`, ...), or from a search of your own.
 
     Attributes:
       search: see the module.
-      threat: the set that the result is projected into.
+      threat: the set that the result is projected into; around every image, or every point of a cloud.
       objective: what is ascended.
       random: whether a ``key`` is needed.
-      attack_all: also perturb images on which the criterion already holds (default: leave them alone, as LGM and
+      attack_all: also perturb examples on which the criterion already holds (default: leave them alone, as LGM and
         AutoAttack do).
-      keep_start: images that are left alone keep the start of the search instead of the clean pixels (LGM's release).
+      keep_start: examples that are left alone keep the start of the search instead of the clean value (LGM's release).
+      reach: metres a point can get in one step; tells an occupancy that looks ahead which voxels are candidates.
     """
 
     search: Search
@@ -134,129 +191,207 @@ class Attack:
     random: bool = False
     attack_all: bool = False
     keep_start: bool = False
+    reach: jax.typing.ArrayLike | None = None
 
     def __call__(
         self,
-        forward: Callable[[jax.Array], Output | jax.Array],
-        images: jax.Array,
+        forward: Callable[..., Output | jax.Array],
+        inputs: jax.Array | PointCloud,
         labels: jax.Array | None = None,
         *,
         key: jax.Array | None = None,
-        victim: Callable[[jax.Array], Output | jax.Array] | None = None,
+        victim: Callable[..., Output | jax.Array] | None = None,
         targets: jax.Array | None = None,
         mask: jax.Array | None = None,
         start: jax.Array | None = None,
         index: jax.Array | None = None,
+        ignore: int = IGNORE,
     ) -> AttackResult:
-        """Attacks a batch.
+        """Attacks a batch of images, or the points of one or several clouds.
 
         Args:
-          forward: images -> `Output` (or bare logits), differentiated at every step, e.g.
-            ``functools.partial(net.apply, variables, occupancy=occupancy.sigmoid(10.0))``.
-          images: [batch, height, width, channel], float, inside the threat set's bounds.
-          labels: [batch] integer, the true classes; None: what the victim says about the clean images.
-          key: typed PRNG key, for attacks with a random start; example i uses ``fold_in(key, index[i])``.
-          victim: images -> `Output`, the network that success is judged on; default `forward`.
-          targets: [batch] integer classes to reach: a targeted attack.
-          mask: pixels that may change, 1 or 0: [height, width] or broadcastable to `images`.
-          start: where the search begins, like `images`, instead of the attack's own start.
-          index: [batch] numbers of the examples for their keys; default 0, 1, ...
+          forward: inputs -> `Output` (or bare logits), differentiated at every step, e.g.
+            ``functools.partial(net.apply, variables, occupancy=occupancy.sigmoid(10.0))``. One of clouds that takes
+            ``reach=`` is told how far points may get in the step.
+          inputs: images [batch, height, width, channel], float, inside the threat set's box; or a `PointCloud`. Half
+            precision is attacked, and comes back, in single precision.
+          labels: [row] integers, the true classes, a row being a row of the logits; None: what the victim says about
+            the clean value.
+          key: typed PRNG key, for attacks with randomness; example i uses ``fold_in(key, index[i])``.
+          victim: inputs -> `Output`, the network that success is judged on; default `forward`. For LGM the same
+            weights with hard occupancy.
+          targets: [row] integer classes to reach: a targeted attack.
+          mask: what may change, 1 or 0: pixels [height, width] or broadcastable to the images, or points [point].
+          start: where the search begins, like the clean value, instead of the attack's own start.
+          index: [example] numbers of the examples for their keys; default 0, 1, ...
+          ignore: of clouds: the label of rows that do not count.
 
         Returns:
           An `AttackResult`.
 
         Raises:
-          ValueError, TypeError: wrong rank, channels or dtype; pixels outside the bounds or NaN; labels out of range;
-            a target equal to the label; an empty batch; no key for a random attack. (Inside jit, values are traced
-            and only shapes and dtypes are checked.)
+          ValueError, TypeError: wrong rank, channels or dtype; pixels outside the box or NaN; labels out of range, no
+            row that counts; a target equal to the label; an empty batch; no key for a random attack. (Inside jit,
+            values are traced: shapes and dtypes are checked, the rest is flagged in the result.)
         """
+        domain = domain_of(inputs, self.threat, mask)
+        same = victim is None or victim is forward
         forward = as_forward(forward)
-        victim = forward if victim is None else as_forward(victim)
-        images = _validate.images("images", images)
-        _validate.within("images", images, self.threat.bounds)
-        clean = victim(images)
-        batch, classes = clean.logits.shape
+        victim = forward if same else as_forward(victim)
+        judge = lambda x: victim(domain.input(x))
+        clean = judge(domain.clean)
+        rows, classes = clean.logits.shape
+        if rows not in (domain.examples, domain.clean.shape[0]):
+            raise ValueError(f"forward: got logits of {rows} rows, expected {domain.examples}, one for each example")
         labels = jnp.argmax(clean.logits, axis=-1) if labels is None else labels
-        labels = _validate.labels("labels", labels, batch, classes)
+        labels = _labels("labels", labels, rows, classes, ignore if isinstance(domain, Coordinates) else None)
+        counted = domain.counted(labels, classes, ignore)
+        if _validate.is_concrete(counted) and not np.asarray(counted).any():
+            raise ValueError(f"labels: got no row with another label than {ignore}, expected at least one")
+        known = (labels >= 0) & (labels < classes)
+        labels = jnp.where(known, labels, 0)
         if targets is not None:
-            targets = _validate.labels("targets", targets, batch, classes)
-            _validate.differ("targets", targets, labels)
-        mask = _pixel_mask(mask, images)
-        keys = self._keys(key, index, batch)
-        if start is not None and jnp.shape(start) != images.shape:
-            raise ValueError(f"start: got shape {jnp.shape(start)}, expected {images.shape}")
+            targets = _labels("targets", targets, rows, classes, None)
+            _validate.differ("targets", targets, jnp.where(counted, labels, -1))
+        keys = self._keys(domain, key, index)
+        if start is not None and jnp.shape(start) != domain.clean.shape:
+            raise ValueError(f"start: got shape {jnp.shape(start)}, expected {domain.clean.shape}")
 
-        clean_success = is_adversarial(clean.logits, labels, targets)
-        attacked = jnp.ones_like(clean_success) if self.attack_all else ~clean_success
-        problem = Problem(forward, victim, images, labels, targets, mask, attacked, self.threat, self.objective, clean)
-        found = self.search(problem, keys, start)
+        clean_success = is_adversarial(clean.logits, labels, targets) & counted
+        reach = None if self.reach is None or isinstance(domain, Pixels) else Reach(self.reach)
+        problem = Problem(
+            domain,
+            lambda x, reach=None, **options: forward(domain.input(x), reach, **options),
+            judge,
+            same and reach is None,
+            labels,
+            targets,
+            counted,
+            jnp.ones(domain.examples, bool),
+            self.objective,
+            reach,
+            clean,
+        )
+        left_alone = (
+            jnp.zeros_like(problem.succeeds(clean.logits)) if self.attack_all else problem.succeeds(clean.logits)
+        )
+        problem = dataclasses.replace(problem, attacked=~left_alone)
+        found = self.search(problem, keys, None if start is None else jnp.asarray(start, domain.clean.dtype))
 
-        x = problem.project(jnp.where(jnp.isfinite(found.x), found.x, images))
-        if not self.keep_start:
-            x = jnp.where(attacked[:, None, None, None], x, images)
-        x = jax.lax.stop_gradient(x)
-        adversarial = victim(x)
+        x = problem.project(jnp.where(jnp.isfinite(found.x), found.x, domain.clean))
+        x = jax.lax.stop_gradient(x if self.keep_start else problem.pick(left_alone, domain.clean, x))
+        adversarial = judge(x)
+        steps, record = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), (found.steps, found.record))
+        flags = [t.overflow for t in (clean.trace, adversarial.trace) if t.overflow is not None]
+        lost = jnp.any(jnp.stack(flags)) if flags else jnp.zeros((), bool)
+        invalid = counted & ~(_finite(clean.logits) & _finite(adversarial.logits)) | lost
+        if isinstance(domain, Pixels):
+            invalid |= ~known | ~_inside(domain)
         return AttackResult(
             adversarial=x,
-            success=is_adversarial(adversarial.logits, labels, targets),
-            clean_success=clean_success,
+            success=is_adversarial(adversarial.logits, labels, targets) & counted & ~invalid,
+            clean_success=clean_success & ~invalid,
+            counted=counted,
+            invalid=invalid,
             loss=self.objective(adversarial, labels, targets),
-            loss_history=found.loss_history,
-            nonfinite_gradients=found.nonfinite_gradients,
-            distance=self.threat.distance(x, images),
+            distance=self.threat.distance(x, domain.clean),
+            steps=steps,
+            overflow=jnp.any(steps.overflow, axis=1) | lost,
             logits_clean=clean.logits,
             logits_adversarial=adversarial.logits,
             trace_clean=clean.trace,
             trace_adversarial=adversarial.trace,
-            record=found.record,
+            record=record,
         )
 
-    def _keys(self, key: jax.Array | None, index: jax.Array | None, batch: int) -> jax.Array | None:
+    def _keys(self, domain: Domain, key: jax.Array | None, index: jax.Array | None) -> jax.Array | None:
+        if index is not None and jnp.shape(index) != (domain.examples,):
+            raise ValueError(f"index: got shape {jnp.shape(index)}, expected ({domain.examples},)")
         if not self.random:
             return None
-        if key is None:
-            raise ValueError("key: got None, expected a PRNG key such as jax.random.key(0) for a random start")
-        index = jnp.arange(batch) if index is None else jnp.asarray(index)
-        if index.shape != (batch,):
-            raise ValueError(f"index: got shape {index.shape}, expected ({batch},)")
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape:
+            got = "None" if key is None else f"{type(key).__name__}{list(jnp.shape(key))}"
+            raise ValueError(f"key: got {got}, expected one typed PRNG key such as jax.random.key(0)")
+        return domain.keys(key, jnp.arange(domain.examples) if index is None else jnp.asarray(index))
 
 
-def as_forward(fun: Callable[[jax.Array], Output | jax.Array]) -> Callable[[jax.Array], Output]:
-    """Lets bare logits pass as an `Output` with an empty trace."""
+def as_forward(fun: Callable[..., Output | jax.Array]) -> Callable[..., Output]:
+    """(inputs, reach or None, **options) -> `Output` of a network that may return bare logits or know no ``reach``.
+
+    Raises:
+      TypeError: not callable; when called, it returns neither an `Output` nor logits [row, class].
+    """
     if not callable(fun):
-        raise TypeError(f"forward: got {type(fun).__name__}, expected a callable images -> Output")
+        raise TypeError(f"forward: got {type(fun).__name__}, expected a callable inputs -> Output")
+    looks_ahead = _takes_reach(fun)
 
-    def forward(x: jax.Array, **options: Any) -> Output:
-        result = fun(x, **options)
-        if isinstance(result, tuple):
+    def forward(inputs: Any, reach: Reach | None = None, **options: Any) -> Output:
+        if reach is not None and looks_ahead:
+            options["reach"] = reach
+        result = fun(inputs, **options)
+        if isinstance(result, tuple) and not hasattr(result, "logits"):
             raise TypeError(
                 f"forward: returned a tuple of {len(result)}, expected an Output or logits; evaluate with train=False "
                 "and no mutable collections"
             )
-        return result if hasattr(result, "logits") else Output(result)
+        result = result if hasattr(result, "logits") else Output(result)
+        if not isinstance(result.logits, (jax.Array, np.ndarray)):
+            raise TypeError(
+                f"forward: returned {type(result.logits).__name__}, expected an Output or a JAX array [batch, class]"
+            )
+        if result.logits.ndim != 2:
+            hint = "; squeeze axes of length 1" if 1 in result.logits.shape else ""
+            raise ValueError(f"forward: returned logits of shape {result.logits.shape}, expected [batch, class]{hint}")
+        return result
 
     return forward
 
 
+def _takes_reach(fun: Callable) -> bool:
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "reach" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
 def is_adversarial(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-    """[batch] bool: prediction differs from the label (equals the target) and all logits are finite.
+    """[row] bool: prediction differs from the label (equals the target) and all logits are finite.
 
     A NaN among the logits never counts as a success.
+
+    Args:
+      logits: [row, class].
+      labels, targets: [row] integers.
+
+    Raises:
+      ValueError, TypeError: shapes that do not fit, labels that are no integers.
     """
+    logits = _validate.logits("logits", logits)
+    wanted = _validate.labels(
+        "labels" if targets is None else "targets", labels if targets is None else targets, len(logits)
+    )
     prediction = jnp.argmax(logits, axis=-1)
-    hit = prediction != labels if targets is None else prediction == targets
-    return hit & jnp.all(jnp.isfinite(logits), axis=-1)
+    return ((prediction != wanted) if targets is None else (prediction == wanted)) & _finite(logits)
 
 
-def _pixel_mask(mask: jax.Array | None, images: jax.Array) -> jax.Array | None:
-    if mask is None:
-        return None
-    if _validate.is_concrete(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
-        raise ValueError("mask: got values other than 0 and 1")
-    mask = jnp.asarray(mask)
-    if mask.ndim == 2:
-        mask = mask[None, :, :, None]
-    if mask.ndim != 4 or any(m not in (1, n) for m, n in zip(mask.shape, images.shape)):
-        raise ValueError(f"mask: got shape {mask.shape}, expected [height, width] or broadcastable to {images.shape}")
-    return jnp.broadcast_to(mask, images.shape).astype(images.dtype)
+def _finite(logits: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(logits), axis=-1)
+
+
+def _inside(domain: Pixels) -> jax.Array:
+    """[example] bool, clean pixels are finite and in the box: what `_validate.within` cannot see inside jit."""
+    low, high = domain.threat.bounds
+    slack = _validate.BOUND_SLACK
+    return jnp.all((domain.clean >= low - slack) & (domain.clean <= high + slack), axis=(1, 2, 3))
+
+
+def _labels(name: str, got: Any, rows: int, classes: int, ignore: int | None) -> jax.Array:
+    """`_validate.labels` that lets `ignore` pass."""
+    got = _validate.labels(name, got, rows)
+    wrong = ((got < 0) | (got >= classes)) & (got != ignore) if ignore is not None else (got < 0) | (got >= classes)
+    if _validate.is_concrete(wrong) and np.asarray(wrong).any():
+        also = "" if ignore is None else f" or {ignore} (ignored)"
+        values = sorted(set(np.asarray(got)[np.asarray(wrong)].tolist()))[:5]
+        raise ValueError(f"{name}: got {values}, expected classes in [0, {classes - 1}]{also}")
+    return got

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.threat import Box, safe_norm
-from dyn_jax.objectives import Objective
+from dyn_jax.attacks.domains import Domain, l2
+from dyn_jax.attacks.threat import Box
+from dyn_jax.objectives import Objective, exits_of
 from dyn_jax.types import Output
-
-PROTOCOLS = ("paper", "release")
-RELEASE_FIRST_RETURN = 200  # the released loop looks at success from this iteration on
-RELEASE_CLASSES = 10  # and sums T1 over this many classes, CIFAR-100's too
-IMAGENET_STD = (0.229, 0.224, 0.225)
-_INSIDE = 0.999999  # keeps arctanh finite at the bounds
-
-
-def exits_of(output: Output) -> jax.Array:
-    """The logits [exit, batch, class] of all exits.
-
-    Raises:
-      ValueError: the network has no early exits.
-    """
-    exits = output.trace.exits
-    if exits is None or exits.shape[0] < 2:
-        raise ValueError("forward: got a network without early exits (trace.exits is None), expected at least two")
-    return exits
 
 
 def early_loss(
@@ -37,7 +23,7 @@ def early_loss(
     """(T2 - alpha T1, alpha T1) with ``T1 = sum_{j != p} max(y^N_p - y^N_j, 0)`` and ``T2 = sum_{i < N} y^i_p``.
 
     Args:
-      exits: logits [exit, batch, class]; y^i is the softmax of exit i, N the last.
+      exits: logits [batch, exit, class]; y^i is the softmax of exit i, N the last.
       kept: [batch], p, the class that the last exit shall keep saying.
       alpha: weight of T1.
       classes: T1 sums over the first `classes` classes; default all.
@@ -46,11 +32,10 @@ def early_loss(
       Two [batch].
     """
     probabilities = jax.nn.softmax(exits)
-    index = jnp.broadcast_to(kept[None, :, None], (exits.shape[0], kept.shape[0], 1))
-    own = jnp.take_along_axis(probabilities, index, axis=2)[..., 0]
-    gaps = jax.nn.relu(own[-1][:, None] - probabilities[-1][:, :classes])  # 0 at p itself
+    own = jnp.take_along_axis(probabilities, kept[:, None, None], axis=2)[..., 0]
+    gaps = jax.nn.relu(own[:, -1:] - probabilities[:, -1, :classes])  # 0 at p itself
     first = jnp.asarray(alpha, exits.dtype) * jnp.sum(gaps, axis=1)
-    return jnp.sum(own[:-1], axis=0) - first, first
+    return jnp.sum(own[:, :-1], axis=1) - first, first
 
 
 def early_objective(alpha: jax.typing.ArrayLike = 1.0) -> Objective:
@@ -60,7 +45,7 @@ def early_objective(alpha: jax.typing.ArrayLike = 1.0) -> Objective:
     def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
         if targets is not None:
             raise ValueError("targets: got some, expected None: Early Attack has no target class")
-        return -early_loss(exits_of(output), labels, alpha)[0]
+        return -early_loss(exits_of(output.trace), labels, alpha)[0]
 
     return objective
 
@@ -68,8 +53,27 @@ def early_objective(alpha: jax.typing.ArrayLike = 1.0) -> Objective:
 def fools_early_exits(exits: jax.Array, kept: jax.Array) -> jax.Array:
     """[batch] bool: the last exit says `kept`, every other one something else, and all logits are finite."""
     predictions = jnp.argmax(exits, axis=-1)
-    finite = jnp.all(jnp.isfinite(exits), axis=(0, 2))
-    return (predictions[-1] == kept) & jnp.all(predictions[:-1] != kept[None, :], axis=0) & finite
+    finite = jnp.all(jnp.isfinite(exits), axis=(1, 2))
+    return (predictions[:, -1] == kept) & jnp.all(predictions[:, :-1] != kept[:, None], axis=1) & finite
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyForm:
+    """What the paper and the released code do differently.
+
+    Attributes:
+      distance: (domain, x) -> [batch].
+      first_return: iteration from which a success ends the search for an example.
+      classes: T1 sums over the first `classes` classes; None: all.
+    """
+
+    distance: Callable[[Domain, jax.Array], jax.Array] = l2
+    first_return: int = 0
+    classes: int | None = None
+
+
+PAPER = EarlyForm()
+"""L2 distance between images in [0, 1]; an example returns its first success; T1 over all classes."""
 
 
 def early_attack(
@@ -77,93 +81,76 @@ def early_attack(
     alpha: jax.typing.ArrayLike = 1.0,
     constant: jax.typing.ArrayLike = 50.0,
     steps: int = 1000,
-    learning_rate: float = 0.01,
-    protocol: str = "paper",
-    std: tuple[float, ...] = IMAGENET_STD,
+    learning_rate: jax.typing.ArrayLike = 0.01,
+    form: EarlyForm = PAPER,
 ) -> Attack:
     """Adam on w, minimising ``||x - clean|| + c (T2 - alpha T1)`` with ``x = (tanh(w) + 1) / 2`` in [0, 1].
 
     p is what the last exit says about the clean image. w starts uniform in [0, 1), independent of the image (give the
     attack ``start=images`` to begin there instead). An example returns its first iterate that succeeds, else its last.
-    Whether it succeeded is `dyn_jax.exits.early_success` of the result's traces; ``result.success`` says, as for every
-    attack, whether the deployed network errs.
+    Whether it succeeded is `dyn_jax.metrics.exits.early_success` of the result's traces; ``result.success`` says, as
+    for every attack, whether the deployed network errs.
 
     Args:
       alpha: weight of keeping the last exit's class; the paper tries .001, .01, .1, 1, 20, 40. May be traced.
       constant: c, weight of the exits against the distance. May be traced.
       steps: most iterations.
       learning_rate: Adam's (from the released code; the paper names no optimiser).
-      protocol: ``paper``: L2 distance between images in [0, 1]. ``release``: squared L2 distance between normalised
-        images; no return before iteration 201; T1 over the first ten classes only, whatever their number.
-      std: of the normalisation, for the distance of ``release``; one number per channel.
+      form: see `EarlyForm`; the release's is `dyn_jax.attacks.released.early_attack`.
 
     Raises:
-      ValueError, TypeError: a number out of range; unknown protocol; when called, a network without exits, or targets.
+      ValueError, TypeError: a number out of range; when called, a network without exits, or targets.
 
     Source: 2308.08709, section 6.1, eq. 1 (T2 over all exits but the last, as its text and code have it).
     """
     alpha = _validate.number("alpha", alpha, minimum=0)
     constant = _validate.number("constant", constant, minimum=0)
     _validate.positive_int("steps", steps)
-    if not _validate.number("learning_rate", learning_rate) > 0:
-        raise ValueError(f"learning_rate: got {learning_rate}, expected a positive number")
-    _validate.choice("protocol", protocol, PROTOCOLS)
-    released = protocol == "release"
-    first_return = RELEASE_FIRST_RETURN if released else 0
-    classes = RELEASE_CLASSES if released else None
-    adam = optax.adam(learning_rate)
-
-    def distance(x: jax.Array, clean: jax.Array) -> jax.Array:
-        if not released:
-            return safe_norm(x - clean)[:, 0, 0, 0]
-        scaled = (x - clean) / jnp.asarray(std, x.dtype).reshape(1, 1, 1, -1)
-        return jnp.sum(scaled * scaled, axis=(1, 2, 3))
+    adam = optax.adam(_validate.positive("learning_rate", learning_rate))
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         if problem.targets is not None:
             raise ValueError("targets: got some, expected None: Early Attack has no target class")
-        images = problem.images
-        kept = jnp.argmax(exits_of(problem.forward(images))[-1], axis=-1)
-        kept_by_victim = jnp.argmax(exits_of(problem.victim(images))[-1], axis=-1)
+        domain = problem.domain
+        clean_exits = exits_of(problem.forward(domain.clean).trace)
+        kept = jnp.argmax(clean_exits[:, -1], axis=-1)
+        kept_by_victim = jnp.argmax(exits_of(problem.clean.trace)[:, -1], axis=-1)
         if start is None:
-            w = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], images.dtype))(keys)
+            w = jax.vmap(lambda key: jax.random.uniform(key, domain.clean.shape[1:], domain.clean.dtype))(keys)
         else:
-            w = jnp.arctanh(jnp.clip(2 * start - 1, -_INSIDE, _INSIDE))
+            w = domain.to_free(start)
 
         def total(w: jax.Array) -> tuple[jax.Array, tuple]:
-            x = problem.project((jnp.tanh(w) + 1) / 2)
+            x = problem.project(domain.from_free(w))
             output = problem.forward(x)
-            loss, _ = early_loss(exits_of(output), kept, alpha, classes)
-            values = distance(x, images) + constant * loss
+            loss, _ = early_loss(exits_of(output.trace), kept, alpha, form.classes)
+            values = form.distance(domain, x) + constant * loss
             return jnp.sum(jnp.where(problem.attacked, values, 0)), (x, values, output)
 
         def step(state: tuple) -> tuple:
-            number, w, adam_state, best, done, history, nonfinite = state
+            number, w, adam_state, best, done, records = state
             gradient, (x, values, output) = jax.grad(total, has_aux=True)(w)
-            bad = ~jnp.all(jnp.isfinite(gradient), axis=(1, 2, 3))
-            gradient = jnp.where(bad[:, None, None, None], 0, gradient)
-            judged = output if problem.victim is problem.forward else problem.victim(x)
-            success = fools_early_exits(exits_of(judged), kept_by_victim) & (number >= first_return)
-            best = jnp.where(done[:, None, None, None], best, x)
-            history = history.at[number].set(jnp.where(done, history[number - 1], -values))
+            gradient, bad = problem.finite(gradient)
+            exits = exits_of(problem.judged(x, output).trace)
+            success = fools_early_exits(exits, kept_by_victim) & (number >= form.first_return)
+            best = problem.pick(done, best, x)
+            # an example that is done keeps repeating what it last saw
+            now = jax.tree.map(
+                lambda new, old: jnp.where(done, old[number - 1], new), problem.observed(output, -values, bad), records
+            )
+            now = now.replace(nonfinite=bad & ~done)
+            records = jax.tree.map(lambda all, one: all.at[number].set(one), records, now)
             update, adam_state = adam.update(gradient, adam_state)
-            return number + 1, w + update, adam_state, best, done | success, history, nonfinite + (bad & ~done)
+            return number + 1, w + update, adam_state, best, done | success, records
 
-        def unfinished(state: tuple) -> jax.Array:
-            return (state[0] < steps) & ~jnp.all(state[4])
-
-        batch = images.shape[0]
-        begin = (
-            jnp.int32(0),
-            w,
-            adam.init(w),
-            images,
-            ~problem.attacked,
-            jnp.zeros((steps, batch), images.dtype),
-            jnp.zeros(batch, jnp.int32),
-        )
-        number, _, _, best, _, history, nonfinite = jax.lax.while_loop(unfinished, step, begin)
+        like = jnp.zeros_like(clean_exits[:, 0, 0])
+        first = problem.observed(problem.clean, like, jnp.zeros_like(problem.attacked))
+        records = jax.tree.map(lambda leaf: jnp.zeros_like(jnp.broadcast_to(leaf, (steps, *leaf.shape))), first)
+        begin = (jnp.int32(0), w, adam.init(w), domain.clean, ~problem.attacked, records)
+        unfinished = lambda state: (state[0] < steps) & ~jnp.all(state[4])
+        number, _, _, best, _, records = jax.lax.while_loop(unfinished, step, begin)
         rows = jnp.arange(steps)[:, None] < number
-        return Found(best, jnp.where(rows, history, history[number - 1][None, :]), nonfinite)
+        last = jax.tree.map(lambda leaf: jnp.where(rows, leaf, leaf[number - 1][None]), records)
+        return Found(best, last.replace(nonfinite=records.nonfinite))
 
     return Attack(search, Box((0.0, 1.0)), early_objective(alpha), random=True, attack_all=True)

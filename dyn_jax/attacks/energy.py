@@ -14,18 +14,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dyn_jax import metrics, objectives
+from dyn_jax import _validate, metrics, objectives
 from dyn_jax.attacks import rectify
-from dyn_jax.attacks.base import Found, Problem
-from dyn_jax.attacks.tanh_space import Change
-from dyn_jax.types import Trace, UnitTrace
+from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.domains import Domain, l2
+from dyn_jax.attacks.restarts import better_of
+from dyn_jax.attacks.threat import Bounds, Box, Threat, ball
+from dyn_jax.types import Output, Trace, UnitTrace
 
 KEEP = ("most", "least_loss", "last")
 
 
 @flax.struct.dataclass
 class EnergySteps:
-    """What every step saw before it moved: arrays [step, batch], ``gating`` and ``on`` [step, batch, unit].
+    """What every step saw before it moved: arrays [example, step], ``gating`` and ``on`` [example, step, unit].
 
     Attributes:
       complexity: the complexity loss; 0 where every element is on, so that there is nothing to do.
@@ -38,7 +40,7 @@ class EnergySteps:
         saliencies below their ReLU).
       gating: mean over a unit's elements of the gating value minus its threshold (figures 1C, 2A).
       on: share of a unit's elements that are on.
-      switched_on, switched_off: elements that changed since the step before.
+      switched_on, switched_off: elements that changed since the step before; 0 for voxels, which have no fixed place.
     """
 
     complexity: jax.Array
@@ -57,12 +59,45 @@ class EnergySteps:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """What a method combines, all like delta: of the complexity loss, the finished loss, the distortion."""
+    """What a method combines, [example, ...]: of the complexity loss, the finished loss, the distortion."""
 
     complexity: jax.Array
     finished: jax.Array
     distortion: jax.Array
 
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How an energy attack moves, measures and keeps what it finds.
+
+    Attributes:
+      change: (domain, delta) -> x, the change of variable.
+      distance: (domain, x) -> [example], the distortion that is kept small.
+      bounds: lowest and highest pixel value that `change` gives.
+      keep: which iterate is returned: ``most``: the one that executes most on the victim, the closest among equals;
+        ``least_loss``: least ``weight * complexity + distortion``; ``last``.
+      update_last: whether the last step's update still counts (GradAuto's release reports what it saw before it).
+      keep_logits: weight of `objectives.logit_drift` in the distortion; GradAuto's option to keep the accuracy has 1e5.
+    """
+
+    change: Callable[[Domain, jax.Array], jax.Array] = lambda domain, delta: domain.perturbed(delta)
+    distance: Callable[[Domain, jax.Array], jax.Array] = l2
+    bounds: Bounds = (0.0, 1.0)
+    keep: str = "most"
+    update_last: bool = True
+    keep_logits: jax.typing.ArrayLike = 0.0
+
+    def __post_init__(self) -> None:
+        _validate.choice("keep", self.keep, KEEP)
+        _validate.number("keep_logits", self.keep_logits, minimum=0)
+
+    def replace(self, **changes: object) -> Form:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+
+PAPER = Form()
+"""Eq. 3 of GradAuto, started exactly at the clean value, eq. 7's L2 norm; the paper names no iterate to return."""
 
 Combine = Callable[[Gradients, jax.Array], rectify.Rectified]
 Losses = Callable[[Trace, jax.Array], tuple[jax.Array, jax.Array]]
@@ -70,6 +105,8 @@ Losses = Callable[[Trace, jax.Array], tuple[jax.Array, jax.Array]]
 
 def gate_losses(tau: jax.typing.ArrayLike | None, weights: objectives.Weights) -> Losses:
     """Eq. 6 and 20: `objectives.complexity_loss` and `objectives.finished_loss`, the same at every step."""
+    objectives.check_tau(tau)
+    objectives.check_weights(weights)
 
     def losses(trace: Trace, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         del number
@@ -83,134 +120,134 @@ def gate_losses(tau: jax.typing.ArrayLike | None, weights: objectives.Weights) -
 
 @dataclasses.dataclass(frozen=True)
 class EnergySearch:
-    """``search(problem, keys, start) -> Found``.
+    """Adam on delta from 0.
 
     Attributes:
       combine: (gradients, step number) -> the gradient that Adam gets.
-      losses: (trace, step number) -> (complexity [batch], finished [batch]).
-      change: from delta to an image.
-      distance: (image, clean) -> [batch], the distortion.
+      losses: (trace, step number) -> (complexity [example], finished [example]).
+      form: see `Form`.
       steps, learning_rate: of Adam.
       weight: of the complexity loss in the total that ``keep="least_loss"`` compares; None: the number of values of an
-        image, as in eq. 7.
+        example, as in eq. 7.
       finished_from: step from which the finished gradient is computed; None: never.
-      drift: weight of `objectives.logit_drift` in the distortion.
-      keep: which iterate is returned: ``most``: the one that executes most on the victim, the closest among equals;
-        ``least_loss``: least ``weight * complexity + distortion``; ``last``.
-      update_last: whether the last step's update still counts (the release reports what it saw before it).
       tau: for the record.
-      prepare: (problem, image, step number) -> the forward pass that is differentiated at that image; None: the
-        problem's own.
+      prepare: (problem, x, step number) -> the forward pass that is differentiated at that x; None: the problem's own.
     """
 
     combine: Combine
     losses: Losses
-    change: Change
-    distance: Callable[[jax.Array, jax.Array], jax.Array]
+    form: Form
     steps: int
     learning_rate: jax.typing.ArrayLike
     weight: jax.typing.ArrayLike | None = None
     finished_from: int | None = None
-    drift: jax.typing.ArrayLike = 0.0
-    keep: str = "most"
-    update_last: bool = True
     tau: jax.typing.ArrayLike | None = 0.5
     prepare: Callable[[Problem, jax.Array, jax.Array], Callable] | None = None
+
+    def __post_init__(self) -> None:
+        _validate.positive_int("steps", self.steps)
+        _validate.positive("learning_rate", self.learning_rate)
+
+    def attack(self, eps: jax.typing.ArrayLike | str | None, objective: objectives.Objective) -> Attack:
+        """The attack that makes this search; inside a ball where `eps` is given, else anywhere in the box."""
+        bounds = self.form.bounds
+        threat: Threat = Box(bounds) if eps is None else ball("linf", eps, bounds)
+        return Attack(self, threat, objective, attack_all=True, reach=2 * self.learning_rate)
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         if problem.targets is not None:
             raise ValueError("targets: got some, expected None: an attack on the energy has no target class")
         if start is not None:
             raise ValueError("start: got some, expected None: an attack on the energy starts at delta = 0")
-        images = problem.images
         if not problem.clean.trace.units:
             raise ValueError("forward: got a network without adaptive units (trace.units is empty), expected some")
+        domain, form = problem.domain, self.form
         adam = optax.adam(self.learning_rate)
-        delta = jnp.zeros_like(images)
-        zeros = jnp.zeros(images.shape[0], images.dtype)
-        weight = images[0].size if self.weight is None else self.weight
-        keeps_logits = not (isinstance(self.drift, (int, float)) and self.drift == 0)
+        delta = jnp.zeros_like(domain.clean)
+        zeros = jnp.zeros_like(self.losses(problem.clean.trace, jnp.int32(0))[0])
+        one = problem.attacked.astype(zeros.dtype)
+        if zeros.shape != one.shape:
+            raise ValueError(f"forward: got a trace of {len(zeros)} examples, expected {len(one)}, one for each cloud")
+        weight = domain.split(delta)[0].size if self.weight is None else self.weight
+        keeps_logits = not (isinstance(form.keep_logits, (int, float)) and form.keep_logits == 0)
 
-        def to_image(delta: jax.Array) -> jax.Array:
-            x = self.change.to_image(images, delta)
-            return x if problem.mask is None else images + (x - images) * problem.mask
+        def value(delta: jax.Array) -> jax.Array:
+            # what a projection takes off is no reason to stop: its derivative is that of the change of variable
+            x = form.change(domain, delta)
+            return x + jax.lax.stop_gradient(problem.project(x) - x)
 
-        def judge(x: jax.Array, output: object) -> tuple[jax.Array, jax.Array]:
-            """(rank of an iterate, distortion), both [batch], the larger rank the better."""
-            away = self.distance(x, images)
-            if self.keep == "least_loss":
-                return -(weight * self.losses(output.trace, self.steps)[0] + away), away
-            trace = output.trace if problem.victim is problem.forward else problem.victim(x).trace
-            return metrics.executed_macs(jax.lax.stop_gradient(trace)), away
+        def judge(x: jax.Array, output: Output, away: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """(rank of an iterate, minus its distortion), [example]."""
+            if form.keep == "least_loss":
+                return -(weight * self.losses(output.trace, jnp.int32(self.steps))[0] + away), -away
+            executed = metrics.executed_macs(jax.lax.stop_gradient(problem.judged(x, output).trace))
+            return executed.astype(away.dtype), -away
 
         def step(state: tuple, number: jax.Array) -> tuple[tuple, tuple]:
             delta, adam_state, best, before = state
-            forward = problem.forward if self.prepare is None else self.prepare(problem, to_image(delta), number)
+            forward = problem.forward if self.prepare is None else self.prepare(problem, value(delta), number)
 
             def evaluate(delta: jax.Array) -> tuple[tuple, tuple]:
-                x = to_image(delta)
-                output = forward(x)
+                x = value(delta)
+                output = forward(x, problem.reach)
                 complexity, finished = self.losses(output.trace, number)
-                drift = objectives.logit_drift(output, problem.clean.logits) if keeps_logits else zeros
+                drift = zeros
+                if keeps_logits:
+                    drift = domain.mean(objectives.logit_drift(output, problem.clean.logits), problem.counted)
                 return (complexity, finished, drift), (x, output)
 
             (complexity, finished, _), pull, (x, output) = jax.vjp(evaluate, delta, has_aux=True)
-            one = problem.attacked.astype(complexity.dtype)
-            of = lambda *cotangents: pull(tuple(c.astype(complexity.dtype) for c in cotangents))[0]
+            of = lambda *cotangents: domain.split(pull(tuple(c.astype(zeros.dtype) for c in cotangents))[0])
             g_complexity = of(one, zeros, zeros)
-            g_finished = jnp.zeros_like(delta)
+            g_finished = jnp.zeros_like(g_complexity)
             if self.finished_from is not None:
                 late = number >= self.finished_from
-                g_finished = jax.lax.cond(late, lambda: of(zeros, one, zeros), lambda: jnp.zeros_like(delta))
-            g_distortion = jax.grad(lambda d: jnp.sum(one * self.distance(to_image(d), images)))(delta)
+                g_finished = jax.lax.cond(late, lambda: of(zeros, one, zeros), lambda: jnp.zeros_like(g_complexity))
+            g_distortion = domain.split(jax.grad(lambda d: jnp.sum(one * form.distance(domain, value(d))))(delta))
             if keeps_logits:
-                g_distortion += of(zeros, zeros, one * self.drift)
+                g_distortion += of(zeros, zeros, one * form.keep_logits)
             gradients = Gradients(g_complexity, g_finished, g_distortion)
             rectified = self.combine(gradients, number)
-            bad = ~jnp.all(jnp.isfinite(rectified.gradient), axis=(1, 2, 3))
-            update, adam_state = adam.update(jnp.where(bad[:, None, None, None], 0, rectified.gradient), adam_state)
-            if self.keep != "last":
-                best = _better(best, x, *judge(x, output))
-            else:
-                best = (x, *best[1:])
-            on = [_is_on(unit) for unit in output.trace.units]
-            record = _record(
-                output.trace, gradients, rectified, (complexity, finished), self.distance(x, images), self.tau
-            )
-            anything_off = sum(_count(~a) for a in on) > 0
-            changed = [_count(a & ~b) for a, b in zip(on, before)], [_count(b & ~a) for a, b in zip(on, before)]
-            moved = number > 0
-            record = record.replace(
-                zero_gradient=anything_off & (record.complexity_norm == 0),
-                switched_on=jnp.where(moved, sum(changed[0]), 0),
-                switched_off=jnp.where(moved, sum(changed[1]), 0),
-            )
-            return (delta + update, adam_state, best, on), (record, bad)
+            gradient, bad = problem.finite(domain.join(rectified.gradient))
+            update, adam_state = adam.update(gradient, adam_state)
+            away = form.distance(domain, x)
+            best = (x, best[1]) if form.keep == "last" else better_of(problem, (x, judge(x, output, away)), best)
+            record = _record(output.trace, gradients, rectified, (complexity, finished), away, self.tau)
+            on = [unit.on for unit in output.trace.units]
+            record = record.replace(**_switched(output.trace.units, on, before, number, record.complexity_norm))
+            steps = problem.observed(output, -complexity, bad)
+            return (domain.settled(delta + update), adam_state, best, on), (steps, record)
 
-        worst = jnp.full(images.shape[0], -jnp.inf, images.dtype)
-        before = [_is_on(unit) for unit in problem.clean.trace.units]
-        begin = (delta, adam.init(delta), (images, worst, worst), before)
-        (delta, _, best, _), (record, bad) = jax.lax.scan(step, begin, jnp.arange(self.steps))
-        if self.update_last:
-            x = to_image(delta)
-            best = (x,) if self.keep == "last" else _better(best, x, *judge(x, problem.forward(x)))
-        return Found(best[0], -record.complexity, jnp.sum(bad, axis=0, dtype=jnp.int32), record)
-
-
-def _better(best: tuple, x: jax.Array, rank: jax.Array, away: jax.Array) -> tuple:
-    """The better of two iterates per example: higher rank, then smaller distortion; NaN never wins."""
-    _, best_rank, best_away = best
-    better = (rank > best_rank) | ((rank == best_rank) & (-away > best_away))
-    chosen = jnp.where(better[:, None, None, None], x, best[0])
-    return chosen, jnp.where(better, rank, best_rank), jnp.where(better, -away, best_away)
-
-
-def _is_on(unit: UnitTrace) -> jax.Array:
-    return unit.occupancy >= 0.5
+        worst = jnp.full_like(zeros, -jnp.inf)
+        best = (domain.clean, (worst, worst))
+        before = [jnp.zeros_like(unit.on) for unit in problem.forward(domain.clean, problem.reach).trace.units]
+        begin = (delta, adam.init(delta), best, before)
+        (delta, _, best, _), (steps, record) = jax.lax.scan(step, begin, jnp.arange(self.steps))
+        x = best[0]
+        if form.update_last:
+            x = value(delta)
+            if form.keep != "last":
+                output = problem.forward(x, problem.reach)
+                x = better_of(problem, (x, judge(x, output, form.distance(domain, x))), best)[0]
+        return Found(x, steps, record)
 
 
 def _count(flags: jax.Array) -> jax.Array:
     return jnp.sum(flags.reshape(flags.shape[0], -1), axis=1, dtype=jnp.int32)
+
+
+def _switched(
+    units: tuple[UnitTrace, ...], on: list[jax.Array], before: list[jax.Array], number: jax.Array, length: jax.Array
+) -> dict[str, jax.Array]:
+    """The fields of `EnergySteps` that compare elements with themselves."""
+    none = jnp.zeros_like(length, jnp.int32)
+    fixed = [(a, b) for unit, a, b in zip(units, on, before) if unit.dense_macs is not None]
+    moved = lambda count: jnp.where(number > 0, count, none)
+    return {
+        "zero_gradient": (sum(_count(~a) for a in on) > 0) & (length == 0),
+        "switched_on": moved(sum((_count(a & ~b) for a, b in fixed), start=none)),
+        "switched_off": moved(sum((_count(b & ~a) for a, b in fixed), start=none)),
+    }
 
 
 def _record(
@@ -231,9 +268,9 @@ def _record(
         finished_norm=rectify.norm(gradients.finished).reshape(-1),
         cosine=rectify.cosine(gradients.complexity, gradients.finished),
         projected=rectified.projected,
-        zero_gradient=jnp.zeros(length.shape, bool),
+        zero_gradient=jnp.zeros_like(length, bool),
         gating=jnp.stack([mean(objectives.gating_excess(unit, tau)) for unit in trace.units], axis=1),
-        on=jnp.stack([mean(_is_on(unit).astype(jnp.float32)) for unit in trace.units], axis=1),
+        on=jnp.stack([mean(unit.on.astype(jnp.float32)) for unit in trace.units], axis=1),
         switched_on=jnp.zeros_like(length, jnp.int32),
         switched_off=jnp.zeros_like(length, jnp.int32),
     )

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate, objectives
-from dyn_jax.attacks import rectify, tanh_space
+from dyn_jax.attacks import rectify
 from dyn_jax.attacks.base import Attack, Problem
-from dyn_jax.attacks.energy import KEEP, EnergySearch, Gradients
-from dyn_jax.attacks.grad_auto import check_rate
-from dyn_jax.attacks.threat import Box
+from dyn_jax.attacks.domains import squares
+from dyn_jax.attacks.energy import PAPER, EnergySearch, Form
+from dyn_jax.attacks.ilfo import weighted
 from dyn_jax.types import Output, Trace
 
+GRAD_MDM = PAPER.replace(distance=squares)
 WARM_UP = 10  # steps with plain sums and without the nodes
 COMPLEXITY_WEIGHT = 1.5e5
 _GUARD = 1e-20
@@ -82,11 +83,6 @@ def _node_bwd(residuals, cotangents):
 node.defvjp(_node_fwd, _node_bwd)
 
 
-def _served(on: list[jax.Array]) -> list[jax.Array]:
-    """[batch] for every node: how many of the gates from its own to the last are in `on`."""
-    return [sum(on[i].astype(jnp.float32) for i in range(first, len(on))) for first in range(len(on))]
-
-
 def evened_forward(active: float, inactive: float) -> Callable:
     """(problem, x, step number) -> the network with nodes before its gates, ready for the backward pass of Q at x.
 
@@ -99,7 +95,7 @@ def evened_forward(active: float, inactive: float) -> Callable:
         if any(unit.score.ndim != 1 for unit in problem.clean.trace.units):
             raise ValueError("forward: got units of several elements, expected one gate a unit; use even=False")
         zeros = [jnp.zeros(shape, dtype) for shape, dtype in _tapped_shapes(forward, x)]
-        on = [unit.occupancy >= 0.5 for unit in forward(x).trace.units]
+        on = [unit.on for unit in forward(x).trace.units]
         on_from, off_from = _from_each(on), _from_each([~gate for gate in on])
         working = jnp.asarray(number >= WARM_UP, x.dtype)
         exponents = _exponents(number, active, inactive)
@@ -109,7 +105,7 @@ def evened_forward(active: float, inactive: float) -> Callable:
             return jnp.sum(power_losses(tapped.trace, *exponents)[1])
 
         kept = jax.grad(total)(zeros)
-        return lambda x: forward(x, tap=lambda h, i: node(h, zeros[i], on_from[i], kept[i], working))
+        return lambda x, reach=None: forward(x, tap=lambda h, i: node(h, zeros[i], on_from[i], kept[i], working))
 
     return prepare
 
@@ -149,9 +145,7 @@ def grad_mdm(
     active: float = 50.0,
     inactive: float = 3.5,
     even: bool = True,
-    change: str = "exact",
-    keep: str = "most",
-    normalization: tanh_space.MeanStd | None = tanh_space.IMAGENET_MEAN_STD,
+    form: Form = GRAD_MDM,
 ) -> Attack:
     """Adam on delta with the gradient ``1.5e5 g_Q + gamma g_D``, where g_Q went through the nodes.
 
@@ -167,7 +161,7 @@ def grad_mdm(
       active, inactive: a and b, exponents of the norms: 50 and 3.5 for SkipNet RL; the code has a = 0.35 for SP.
       even: the nodes; needs a forward that takes ``tap=`` (SkipNet: ``partial(net.apply, variables, occupancy=...)``).
         False: the losses alone, for any network.
-      change, keep, normalization: see `grad_auto`; ``release`` and ``last`` are the code's.
+      form: see `dyn_jax.attacks.energy.Form`; its code's is ``released.form().replace(update_last=False)``.
 
     Raises:
       ValueError, TypeError: a number out of range, an unknown name; when called, a network without adaptive units, or
@@ -177,30 +171,15 @@ def grad_mdm(
     passes mixes up the nodes' counts.
     """
     gamma = _validate.number("gamma", gamma, minimum=0)
-    _validate.positive_int("steps", steps)
-    check_rate(learning_rate)
-    for name, value in (("active", active), ("inactive", inactive)):
-        if not _validate.number(name, value) > 0:
-            raise ValueError(f"{name}: got {value}, expected a positive exponent")
-    _validate.choice("keep", keep, KEEP)
-    changed = tanh_space.change_of(change, normalization)
-    squares = changed.distance if change == "release" else tanh_space.squares
-
-    def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
-        none = jnp.zeros(gradients.complexity.shape[0], bool)
-        scale = jnp.asarray(gamma, gradients.complexity.dtype)
-        return rectify.Rectified(COMPLEXITY_WEIGHT * gradients.complexity + scale * gradients.distortion, none)
-
+    _validate.positive("active", active)
+    _validate.positive("inactive", inactive)
     search = EnergySearch(
-        combine,
+        weighted(COMPLEXITY_WEIGHT, gamma),
         lambda trace, number: power_losses(trace, *_exponents(number, active, inactive)),
-        changed,
-        squares,
+        form,
         steps,
         learning_rate,
         COMPLEXITY_WEIGHT,
-        keep=keep,
-        update_last=keep != "last",
         prepare=evened_forward(active, inactive) if even else None,
     )
-    return Attack(search, Box(changed.bounds), objectives.energy(weights="equal"), attack_all=True)
+    return search.attack(None, objectives.energy(weights="equal"))

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.bim import release_bounds
+from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.threat import Bounds, ball
 from dyn_jax.objectives import Objective, resolve
 
@@ -34,7 +33,6 @@ def lgm_auto_step(
     *,
     objective: str | Objective = "ce",
     bounds: Bounds = (0.0, 1.0),
-    protocol: str = "paper",
     attack_all: bool = False,
 ) -> Attack:
     """A simplified APGD-CE; *not* the AutoAttack ensemble. One step size and one loss for the whole batch.
@@ -46,24 +44,24 @@ def lgm_auto_step(
     momentum term is identically zero). Results depend on the composition of the batch.
 
     Args:
-      eps, step_size, steps, objective, bounds, protocol, attack_all: see `dyn_jax.attacks.bim`.
+      eps, step_size, steps, objective, bounds, attack_all: see `dyn_jax.attacks.bim`.
 
     Raises:
       ValueError, TypeError: as `dyn_jax.attacks.bim`.
 
     Source: the rows "AutoAttack" of LGM's table II, released code; the idea is Croce and Hein 2020.
     """
-    threat = ball("linf", eps, release_bounds(bounds, protocol))
+    threat = ball("linf", eps, bounds)
     step_size = _validate.number("step_size", step_size, minimum=0)
     _validate.positive_int("steps", steps)
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        start = problem.images if start is None else start
+        start = problem.domain.clean if start is None else start
         attacked = jnp.maximum(jnp.sum(problem.attacked), 1)
 
-        def step(state: _State, _: None) -> tuple[_State, tuple]:
-            losses, gradient, bad = problem.losses_and_gradient(state.x)
-            loss = -jnp.sum(jnp.where(problem.attacked, losses, 0)) / attacked
+        def step(state: _State, _: None) -> tuple[_State, Steps]:
+            gradient, record = problem.gradient(state.x)
+            loss = -jnp.sum(jnp.where(problem.attacked, record.loss, 0)) / attacked
             better = loss < state.previous
             count, improved = state.count + 1, state.improved + better
             stalled = state.stalled + ((loss >= state.lowest) & (count != 1))
@@ -93,12 +91,14 @@ def lgm_auto_step(
                 zero,
             )
             state = jax.tree.map(lambda a, b: jnp.where(reset, a, b), back, onward)
-            return state, (losses, bad)
+            return state, record
 
-        dtype, zero = start.dtype, jnp.zeros((), jnp.int32)
-        initial = jnp.asarray(_START_LOSS, dtype)
-        state = _State(start, start, jnp.asarray(step_size, dtype), initial, initial, zero, zero, zero)
-        state, (history, bad) = jax.lax.scan(step, state, None, length=steps)
-        return Found(state.x, history, jnp.sum(bad, axis=0, dtype=jnp.int32))
+        # counters and losses begin as constants of the batch's own device, also where the batch is sharded
+        none = jnp.zeros_like(jnp.sum(problem.attacked), jnp.int32)
+        initial = jnp.full_like(jnp.sum(problem.losses(problem.clean)), _START_LOSS)
+        size = jnp.full_like(initial, jnp.asarray(step_size, start.dtype))
+        state = _State(start, start, size, initial, initial, none, none, none)
+        state, records = jax.lax.scan(step, state, None, length=steps)
+        return Found(state.x, records)
 
-    return Attack(search, threat, resolve(objective), attack_all=attack_all)
+    return Attack(search, threat, resolve(objective), attack_all=attack_all, reach=step_size)

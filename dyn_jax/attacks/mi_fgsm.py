@@ -8,9 +8,8 @@ import optax
 from dyn_jax import _validate
 from dyn_jax.attacks.ascent import ascend
 from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.bim import release_bounds
 from dyn_jax.attacks.threat import Bounds, ball
-from dyn_jax.attacks.transforms import batch_mean_normalise, l1_normalise, steepest
+from dyn_jax.attacks.transforms import l1_normalise, steepest
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -23,28 +22,26 @@ def mi_fgsm(
     norm: str = "linf",
     objective: str | Objective = "ce",
     bounds: Bounds = (0.0, 1.0),
-    protocol: str = "paper",
     attack_all: bool = False,
 ) -> Attack:
     """``g <- decay * g + gradient / ||gradient||_1``, ``x <- project(x + step_size * sign(g))`` (eq. 6 and 7).
 
+    The norm is that of an image's gradient, or of a point's.
+
     Args:
-      eps, step_size, steps, norm, objective, bounds, attack_all: see `bim`.
+      eps, step_size, steps, norm, objective, bounds, attack_all: see `dyn_jax.attacks.bim`.
       decay: mu, weight of the accumulated gradient, at least 0.
-      protocol: ``paper``; ``release`` is LGM's code, which divides by the mean absolute gradient of the whole batch
-        (so that examples influence each other) and clips to (-1, 1).
 
     Raises:
-      ValueError, TypeError: as `bim`; a negative decay.
+      ValueError, TypeError: as `dyn_jax.attacks.bim`; a negative decay.
     """
-    threat = ball(norm, eps, release_bounds(bounds, protocol))
+    threat = ball(norm, eps, bounds)
     step_size = _validate.number("step_size", step_size, minimum=0)
     decay = _validate.number("decay", decay, minimum=0)
     _validate.positive_int("steps", steps)
-    normalise = batch_mean_normalise() if protocol == "release" else l1_normalise()
-    chain = optax.chain(normalise, optax.trace(decay), steepest(threat), optax.scale(step_size))
+    chain = optax.chain(l1_normalise(), optax.trace(decay), steepest(threat), optax.scale(step_size))
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        return ascend(problem, problem.images if start is None else start, chain, steps)
+        return ascend(problem, problem.domain.clean if start is None else start, chain, steps)
 
-    return Attack(search, threat, resolve(objective), attack_all=attack_all)
+    return Attack(search, threat, resolve(objective), attack_all=attack_all, reach=step_size)

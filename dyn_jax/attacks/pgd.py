@@ -8,11 +8,16 @@ import optax
 from dyn_jax import _validate
 from dyn_jax.attacks.ascent import ascend
 from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.bim import release_bounds
 from dyn_jax.attacks.restarts import best_of
 from dyn_jax.attacks.threat import Bounds, ball
 from dyn_jax.attacks.transforms import steepest
 from dyn_jax.objectives import Objective, resolve
+
+
+def noise(problem: Problem, keys: jax.Array) -> jax.Array:
+    """A draw from the ball, 0 where nothing may move."""
+    drawn = problem.domain.threat.noise(keys, problem.domain.clean)
+    return drawn if problem.domain.free is None else drawn * problem.domain.free
 
 
 def pgd(
@@ -24,7 +29,6 @@ def pgd(
     norm: str = "linf",
     objective: str | Objective = "ce",
     bounds: Bounds = (0.0, 1.0),
-    protocol: str = "paper",
     attack_all: bool = False,
 ) -> Attack:
     """`bim` from a point drawn uniformly from the ball (clipped to the box).
@@ -33,27 +37,22 @@ def pgd(
       eps, step_size, steps, norm, objective, bounds, attack_all: see `bim`.
       restarts: independent starts; per example the first success on the victim is kept, else the largest loss. With a
         ``start`` given to the attack, that start is the first.
-      protocol: ``paper``; ``release`` is LGM's code: the start is not clipped to the box (which is (-1, 1)), and
-        images that are not attacked come back with the start's noise.
 
     Raises:
       ValueError, TypeError: as `bim`; restarts not a positive integer; no ``key`` when called.
     """
-    threat = ball(norm, eps, release_bounds(bounds, protocol))
+    threat = ball(norm, eps, bounds)
     step_size = _validate.number("step_size", step_size, minimum=0)
     _validate.positive_int("steps", steps)
     _validate.positive_int("restarts", restarts)
     chain = optax.chain(steepest(threat), optax.scale(step_size))
-    released = protocol == "release"
 
     def run(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         if start is None:
-            noise = threat.noise(keys, problem.images)
-            start = problem.images + (noise if problem.mask is None else noise * problem.mask)
-            start = start if released else problem.project(start)
+            start = problem.project(problem.domain.clean + noise(problem, keys))
         return ascend(problem, start, chain, steps)
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         return best_of(run, problem, keys, start, restarts)
 
-    return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all, keep_start=released)
+    return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all, reach=step_size)

@@ -7,16 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dyn_jax.attacks.threat import norm
+
 _RELEASE_GUARD = 1e-20
 _ROUNDING = 2e-6  # what a projection leaves of a vector that it should remove, relative
-
-
-def norm(x: jax.Array) -> jax.Array:
-    """L2 norm per example, [batch, 1, ...]: exact also where squares would underflow (gradients of saturated gates)."""
-    axes = tuple(range(1, x.ndim))
-    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
-    scaled = x / jnp.where(largest > 0, largest, 1)
-    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
 
 
 def unit(x: jax.Array) -> jax.Array:

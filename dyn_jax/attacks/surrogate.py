@@ -11,6 +11,7 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, AttackResult, as_forward, is_adversarial
+from dyn_jax.attacks.batched import in_batches
 from dyn_jax.types import Output
 
 
@@ -48,10 +49,7 @@ def query(
     _validate.positive_int("batch_size", batch_size)
     images = np.asarray(_validate.images("images", images))
     predict = jax.jit(lambda x: jnp.argmax(as_forward(target)(x).logits, axis=-1))
-    count = len(images)
-    size = min(batch_size, count)
-    parts = [predict(images[np.minimum(np.arange(i, i + size), count - 1)]) for i in range(0, count, size)]
-    return np.concatenate([np.asarray(part) for part in parts])[:count].astype(np.int32)
+    return in_batches(lambda rows: predict(images[rows]), len(images), batch_size).astype(np.int32)
 
 
 def transfer(

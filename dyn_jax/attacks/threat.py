@@ -1,4 +1,7 @@
-"""Threat sets: which images an attacker may hand in. A ball around the clean image, inside a box of pixel values."""
+"""Threat sets: which values an attacker may hand in. A ball around every clean row, inside a box.
+
+A row is an image [height, width, channel] or a point [3]; points have no box.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ Bounds = tuple[float, float]
 TOLERANCE = 1e-6
 
 
-def safe_norm(x: jax.Array) -> jax.Array:
-    """L2 norm per example, [batch, 1, 1, 1], with gradient 0 (not NaN) at 0."""
-    square = jnp.sum(x * x, axis=tuple(range(1, x.ndim)), keepdims=True)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+def norm(x: jax.Array) -> jax.Array:
+    """L2 norm per row, [row, 1, ...]: exact where squares would under- or overflow, with gradient 0 (not NaN) at 0."""
+    axes = tuple(range(1, x.ndim))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+    scaled = x / jnp.where(largest > 0, largest, 1)
+    square = jnp.sum(scaled * scaled, axis=axes, keepdims=True)
+    return largest * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 @flax.struct.dataclass
@@ -32,11 +37,11 @@ class Linf:
         return jnp.clip(jnp.clip(x, clean - eps, clean + eps), *self.bounds)
 
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """The set's norm of ``x - clean``, [batch]."""
-        return jnp.max(jnp.abs(x - clean), axis=(1, 2, 3))
+        """The set's norm of ``x - clean``, [row]."""
+        return jnp.max(jnp.abs(x - clean), axis=tuple(range(1, x.ndim)))
 
     def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """[batch], true where x is in the set up to 1e-6."""
+        """[row], true where x is in the set up to 1e-6."""
         return (self.distance(x, clean) <= self.eps + TOLERANCE) & _in_box(x, self.bounds)
 
     def direction(self, gradient: jax.Array) -> jax.Array:
@@ -44,14 +49,14 @@ class Linf:
         return jnp.sign(gradient)
 
     def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        """Uniform in the ball, one key per example."""
+        """Uniform in the ball, one key per row."""
         draw = jax.vmap(lambda key: jax.random.uniform(key, like.shape[1:], like.dtype, -1.0, 1.0))
         return jnp.asarray(self.eps, like.dtype) * draw(keys)
 
 
 @flax.struct.dataclass
 class L2:
-    """``||x - clean||_2 <= eps`` (over height, width and channels) and x inside `bounds`."""
+    """``||x - clean||_2 <= eps`` (over a row) and x inside `bounds`."""
 
     eps: jax.typing.ArrayLike
     bounds: Bounds = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
@@ -59,27 +64,27 @@ class L2:
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Radial projection into the ball, then clipping to the box (which only shortens the difference)."""
         delta = x - clean
-        norm = safe_norm(delta)
+        length = norm(delta)
         eps = jnp.asarray(self.eps, x.dtype)
-        outside = norm > eps
-        scale = jnp.where(outside, eps / jnp.where(outside, norm, 1), 1)
+        outside = length > eps
+        scale = jnp.where(outside, eps / jnp.where(outside, length, 1), 1)
         return jnp.clip(clean + delta * scale, *self.bounds)
 
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """The set's norm of ``x - clean``, [batch]."""
-        return safe_norm(x - clean)[:, 0, 0, 0]
+        """The set's norm of ``x - clean``, [row]."""
+        return norm(x - clean).reshape(-1)
 
     def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """[batch], true where x is in the set up to a relative 1e-6."""
+        """[row], true where x is in the set up to a relative 1e-6."""
         return (self.distance(x, clean) <= self.eps * (1 + TOLERANCE) + TOLERANCE) & _in_box(x, self.bounds)
 
     def direction(self, gradient: jax.Array) -> jax.Array:
         """Steepest ascent direction of unit length in the set's norm; 0 where the gradient is 0."""
-        norm = safe_norm(gradient)
-        return gradient / jnp.where(norm > 0, norm, 1)
+        length = norm(gradient)
+        return gradient / jnp.where(length > 0, length, 1)
 
     def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        """Uniform in the ball, one key per example."""
+        """Uniform in the ball, one key per row."""
         size = like[0].size
 
         def draw(key: jax.Array) -> jax.Array:
@@ -103,11 +108,11 @@ class Box:
         return jnp.clip(x, *self.bounds)
 
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """L2 norm of ``x - clean``, [batch]."""
-        return safe_norm(x - clean)[:, 0, 0, 0]
+        """L2 norm of ``x - clean``, [row]."""
+        return norm(x - clean).reshape(-1)
 
     def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """[batch], true where x is in the box up to 1e-6."""
+        """[row], true where x is in the box up to 1e-6."""
         del clean
         return _in_box(x, self.bounds)
 
@@ -117,27 +122,51 @@ Threat = Linf | L2 | Box
 
 def _in_box(x: jax.Array, bounds: Bounds) -> jax.Array:
     inside = (x >= bounds[0] - TOLERANCE) & (x <= bounds[1] + TOLERANCE)
-    return jnp.all(inside, axis=(1, 2, 3))
+    return jnp.all(inside, axis=tuple(range(1, x.ndim)))
 
 
-def ball(norm: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)) -> Linf | L2:
+def ball(name: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)) -> Linf | L2:
     """The threat set of a norm name.
 
     Args:
-      norm: ``linf`` or ``l2``.
-      eps: radius in pixel units of [0, 1] images, at least 0: a number, "8/255", or an array inside a vmap.
+      name: ``linf`` or ``l2``.
+      eps: radius, at least 0: in pixel units of [0, 1] images a number or "8/255", for points metres; a scalar array
+        inside a vmap.
       bounds: lowest and highest pixel value.
 
     Raises:
       ValueError, TypeError: unknown norm; eps negative, not finite or not parseable; bounds not (low, high).
     """
-    _validate.choice("norm", norm, ("linf", "l2"))
+    _validate.choice("norm", name, ("linf", "l2"))
     eps = _validate.number("eps", eps, minimum=0)
     check_bounds(bounds)
-    return Linf(eps, bounds) if norm == "linf" else L2(eps, bounds)
+    return Linf(eps, bounds) if name == "linf" else L2(eps, bounds)
 
 
 def check_bounds(bounds: Bounds) -> None:
-    """Raises ValueError unless `bounds` is (low, high) with low < high."""
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+    """Raises ValueError unless `bounds` is (low, high), two numbers with low < high (the same for all channels)."""
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds: got {bounds}, expected (low, high), one number each for all channels") from None
+    if not low < high:
         raise ValueError(f"bounds: got {bounds}, expected (low, high) with low < high")
+
+
+def to_8bit(adversarial: jax.Array, clean: jax.Array) -> jax.Array:
+    """Adversarial images as uint8, every pixel rounded towards the clean one: what was inside a ball stays inside.
+
+    (Rounding to nearest ends at 8.5/255 for eps 8/255.)
+
+    Args:
+      adversarial, clean: [batch, height, width, channel] in [0, 1]; the clean pixels are multiples of 1/255.
+
+    Raises:
+      ValueError: different shapes; clean pixels that are no 8-bit values.
+    """
+    _validate.same_shape("adversarial, clean", adversarial, clean)
+    grid = jnp.round(clean * 255)
+    if _validate.is_concrete(clean) and bool(jnp.max(jnp.abs(clean * 255 - grid)) > 1e-3):
+        raise ValueError("clean: got pixels that are no multiples of 1/255, expected 8-bit images divided by 255")
+    steps = jnp.trunc((adversarial - clean) * 255 + jnp.sign(adversarial - clean) * 1e-3)
+    return jnp.clip(grid + steps, 0, 255).astype(jnp.uint8)

@@ -15,20 +15,10 @@ def steepest(threat: Threat) -> optax.GradientTransformation:
 
 
 def l1_normalise() -> optax.GradientTransformation:
-    """``g / ||g||_1`` per example; 0 stays 0 (Dong et al. 2018, eq. 6)."""
+    """``g / ||g||_1`` per row (image or point); 0 stays 0 (Dong et al. 2018, eq. 6)."""
 
     def normalise(updates: jax.Array, params: jax.Array | None = None) -> jax.Array:
         norm = jnp.sum(jnp.abs(updates), axis=tuple(range(1, updates.ndim)), keepdims=True)
         return updates / jnp.where(norm > 0, norm, 1)
-
-    return optax.stateless(normalise)
-
-
-def batch_mean_normalise() -> optax.GradientTransformation:
-    """``g / mean|g|`` over the whole batch, zeros included: LGM's released momentum. Depends on the batch."""
-
-    def normalise(updates: jax.Array, params: jax.Array | None = None) -> jax.Array:
-        mean = jnp.mean(jnp.abs(updates))
-        return updates / jnp.where(mean > 0, mean, 1)
 
     return optax.stateless(normalise)

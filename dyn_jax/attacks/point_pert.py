@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
-from dyn_jax.attacks.points.base import PointAttack, PointProblem, check_eps
-from dyn_jax.attacks.points.perturb import AdamSearch
+from dyn_jax.attacks.base import Attack
+from dyn_jax.attacks.bisection import Bisection
+from dyn_jax.attacks.domains import squares
+from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import hinge_margin
 
-
-def squared_l2(problem: PointProblem, xyz: jax.Array) -> jax.Array:
-    """Sum of squared coordinate changes over the valid points."""
-    change = jnp.where(problem.cloud.valid[:, None], xyz - problem.cloud.xyz, 0)
-    return jnp.sum(change * change)
+JITTER = 1e-5  # metres, of the start: at the clean cloud itself distances have no gradient
 
 
 def point_pert(
@@ -24,27 +21,32 @@ def point_pert(
     constant: jax.typing.ArrayLike = 10.0,
     search_steps: int = 1,
     confidence: float = 0.0,
-    reach: jax.typing.ArrayLike | None = None,
-) -> PointAttack:
+) -> Attack:
     """``min ||p - clean||^2 - c * min(margin, confidence)`` by Adam, inside the cube of half-width eps.
 
     Args:
       eps: metres.
       steps: of Adam, for every c.
-      learning_rate: metres.
+      learning_rate: metres; also how far an occupancy that looks ahead takes a step to lead.
       constant: first weight c of the margin.
       search_steps: values of c tried: tenfold until a success, then bisected.
       confidence: logits by which the margin should exceed 0.
-      reach: metres a point can get in one step, for occupancies that look ahead; default the learning rate.
 
     Raises:
-      ValueError, TypeError: negative or non-numeric arguments; steps below 1.
+      ValueError, TypeError: numbers out of range; steps below 1.
 
     Source: Xiang et al. 2019, section 4.1 (perturbation), untargeted as LGM uses it; neither LGM nor its release says
     how the attack is bounded by eps: here the iterates are clipped. No code was released for it.
     """
-    eps = check_eps(eps)
-    objective = hinge_margin(confidence)
-    reach = learning_rate if reach is None else reach
-    search = AdamSearch(squared_l2, steps, learning_rate, constant, search_steps, reach)
-    return PointAttack(search, eps, objective, random=True)
+    search = Bisection(
+        lambda problem, x: squares(problem.domain, x),
+        steps,
+        learning_rate,
+        constant,
+        search_steps,
+        jitter=JITTER,
+        best_effort=True,
+    )
+    return Attack(
+        search, ball("linf", eps), hinge_margin(confidence), random=True, attack_all=True, reach=learning_rate
+    )

@@ -1,0 +1,323 @@
+"""What an attack moves: the pixels of images, or the coordinates of a point cloud.
+
+A search works on an array ``x`` and on numbers per example; a domain says what x is. Its rows (first axis) are images
+or points, its examples images or clouds: a row of pixels is an example, a row of coordinates belongs to one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import _validate
+from dyn_jax.attacks.threat import Threat, norm
+from dyn_jax.types import PointCloud, Trace
+
+_INSIDE_TANH = 0.999999  # keeps arctanh finite at the bounds
+_INSIDE_DELTA = 0.99  # tanh's derivative at the darkest and brightest pixels is then 0.02 of the largest, not 0
+
+
+class Domain(Protocol):
+    """What a search may ask.
+
+    Attributes:
+      clean: the clean value, [row, ...].
+      threat: the set x has to stay in.
+      examples: how many there are.
+      free: like `clean`, 1 or 0: what may move; None: everything.
+    """
+
+    clean: jax.Array
+    threat: Threat
+    free: jax.Array | None
+
+    @property
+    def examples(self) -> int: ...
+
+    def input(self, x: jax.Array) -> Any:
+        """The network's input at x."""
+        ...
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """Nearest allowed value: clean where nothing may move, inside the threat set."""
+        ...
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """[example, ...]: every example's own part of an array like x, 0 elsewhere."""
+        ...
+
+    def join(self, parts: jax.Array) -> jax.Array:
+        """The inverse of `split`."""
+        ...
+
+    def spread(self, values: jax.Array) -> jax.Array:
+        """Numbers [example] in a shape that broadcasts to x."""
+        ...
+
+    def any_row(self, flags: jax.Array) -> jax.Array:
+        """[example] bool, whether a flag [row] is set anywhere in the example."""
+        ...
+
+    def keys(self, key: jax.Array, index: jax.Array) -> jax.Array:
+        """One key per row of x; example i's come from ``fold_in(key, index[i])``."""
+        ...
+
+    def perturbed(self, delta: jax.Array) -> jax.Array:
+        """The change of variable of the energy attacks: clean at delta = 0, to the last bit."""
+        ...
+
+    def settled(self, delta: jax.Array) -> jax.Array:
+        """The variable of the projected value, where it is a difference (coordinates); else as it is."""
+        ...
+
+    def to_free(self, x: jax.Array) -> jax.Array:
+        """The variable, unbounded for pixels, that `from_free` makes x of."""
+        ...
+
+    def from_free(self, w: jax.Array) -> jax.Array:
+        """x of a free variable."""
+        ...
+
+    def counted(self, labels: jax.Array, classes: int, ignore: int) -> jax.Array:
+        """[judged row] bool, the rows of the logits that have a label."""
+        ...
+
+    def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
+        """[example], the mean over an example's counted rows of the logits; [example] values as they are."""
+        ...
+
+    def work(self, trace: Trace) -> dict[str, jax.Array]:
+        """What a pass over this domain cost beyond the usual, [example] each."""
+        ...
+
+
+def single(x: jax.Array) -> jax.Array:
+    """x in at least single precision: half precision cannot say where a ball of 1/255 ends."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Images [batch, height, width, channel] in a box; `free` is the pixel mask, broadcast."""
+
+    clean: jax.Array
+    threat: Threat
+    free: jax.Array | None = None
+
+    @property
+    def examples(self) -> int:
+        return self.clean.shape[0]
+
+    def input(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def project(self, x: jax.Array) -> jax.Array:
+        if self.free is not None:
+            x = self.clean + (x - self.clean) * self.free
+        return self.threat.project(x, self.clean)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def join(self, parts: jax.Array) -> jax.Array:
+        return parts
+
+    def spread(self, values: jax.Array) -> jax.Array:
+        return values[:, None, None, None]
+
+    def any_row(self, flags: jax.Array) -> jax.Array:
+        return flags
+
+    def keys(self, key: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+    def perturbed(self, delta: jax.Array) -> jax.Array:
+        """``x' = x + (tanh(w + delta) - tanh(w)) / 2`` with ``w = artanh(0.99 (2 x - 1))``, clipped to [0, 1].
+
+        GradAuto's eq. 3 with its start moved. Without the factor 0.99 a pixel at 0 or 1 would have an infinite w and no
+        gradient; the clipping it makes necessary is at most 0.005 and passes the gradient.
+        """
+        origin = jnp.arctanh(_INSIDE_DELTA * (2 * self.clean - 1))
+        raw = self.clean + (jnp.tanh(origin + delta) - jnp.tanh(origin)) / 2
+        raw = raw + jax.lax.stop_gradient(jnp.clip(raw, 0.0, 1.0) - raw)
+        return raw if self.free is None else self.clean + (raw - self.clean) * self.free
+
+    def settled(self, delta: jax.Array) -> jax.Array:
+        return delta
+
+    def to_free(self, x: jax.Array) -> jax.Array:
+        low, high = self.threat.bounds
+        return jnp.arctanh((2 * (x - low) / (high - low) - 1) * _INSIDE_TANH)
+
+    def from_free(self, w: jax.Array) -> jax.Array:
+        low, high = self.threat.bounds
+        return low + (high - low) * (jnp.tanh(w) + 1) / 2
+
+    def counted(self, labels: jax.Array, classes: int, ignore: int) -> jax.Array:
+        del classes, ignore
+        return jnp.ones_like(labels, bool)
+
+    def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
+        del counted
+        return values
+
+    def work(self, trace: Trace) -> dict[str, jax.Array]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """The coordinates [point, 3] of one or several clouds; a ball is around every point, there is no box."""
+
+    cloud: PointCloud
+    threat: Threat
+    free: jax.Array | None = None
+
+    @property
+    def clean(self) -> jax.Array:
+        return self.cloud.xyz
+
+    @property
+    def examples(self) -> int:
+        return self.cloud.clouds
+
+    @property
+    def own(self) -> jax.Array:
+        """[cloud, point] bool, the valid points of every cloud."""
+        if self.cloud.batch is None:
+            return self.cloud.valid[None]
+        return (self.cloud.batch[None] == jnp.arange(self.examples)[:, None]) & self.cloud.valid[None]
+
+    def input(self, x: jax.Array) -> PointCloud:
+        return self.cloud.replace(xyz=x)
+
+    def project(self, x: jax.Array) -> jax.Array:
+        x = self.threat.project(jnp.where(jnp.isfinite(x), x, self.clean), self.clean)
+        moves = self.cloud.valid[:, None] if self.free is None else self.cloud.valid[:, None] & (self.free > 0)
+        return jnp.where(moves, x, self.clean)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        return jnp.where(self.own[:, :, None], x[None], 0)
+
+    def join(self, parts: jax.Array) -> jax.Array:
+        return jnp.sum(parts, axis=0) if self.examples > 1 else parts[0]
+
+    def spread(self, values: jax.Array) -> jax.Array:
+        if self.cloud.batch is None:
+            return values[:, None]
+        return values[jnp.clip(self.cloud.batch, 0, self.examples - 1)][:, None]
+
+    def any_row(self, flags: jax.Array) -> jax.Array:
+        return jnp.any(self.own & flags[None], axis=1)
+
+    def keys(self, key: jax.Array, index: jax.Array) -> jax.Array:
+        """A point's key is that of its cloud and its place among the cloud's points."""
+        of_cloud = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        places = jnp.cumsum(self.own, axis=1) - 1
+        cloud = jnp.argmax(self.own, axis=0)
+        place = jnp.take_along_axis(places, cloud[None], axis=0)[0]
+        return jax.vmap(jax.random.fold_in)(of_cloud[cloud], place)
+
+    def perturbed(self, delta: jax.Array) -> jax.Array:
+        return self.clean + delta
+
+    def settled(self, delta: jax.Array) -> jax.Array:
+        return self.project(self.clean + delta) - self.clean
+
+    def to_free(self, x: jax.Array) -> jax.Array:
+        return x - self.clean
+
+    def from_free(self, w: jax.Array) -> jax.Array:
+        return self.clean + w
+
+    def counted(self, labels: jax.Array, classes: int, ignore: int) -> jax.Array:
+        """Rows labelled `ignore` do not count, nor what jit cannot refuse: labels that are no class."""
+        counted = (labels != ignore) & (labels >= 0) & (labels < classes)
+        return counted & self.cloud.valid if len(labels) == len(self.cloud.valid) else counted
+
+    def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
+        if len(values) == self.examples:
+            return jnp.where(counted, values, 0) if len(counted) == self.examples else values
+        rows = self.own & counted[None]
+        return jnp.sum(jnp.where(rows, values[None], 0), axis=1) / jnp.maximum(jnp.sum(rows, axis=1), 1)
+
+    def work(self, trace: Trace) -> dict[str, jax.Array]:
+        """``voxels``: sites of the largest level that took part; ``macs``: multiply-adds of the pass over all."""
+        if not trace.units:
+            return {}
+        voxels = [jnp.sum(unit.occupancy > 0, axis=1) for unit in trace.units]
+        macs = [jnp.sum(jnp.broadcast_to(unit.macs, unit.score.shape), axis=1) for unit in trace.units]
+        return {"voxels": jnp.max(jnp.stack(voxels), axis=0), "macs": sum(m.astype(jnp.float32) for m in macs)}
+
+
+def domain_of(inputs: Any, threat: Threat, mask: Any = None) -> Pixels | Coordinates:
+    """Images or a cloud, checked, with what an attack may do to them.
+
+    Args:
+      inputs: images [batch, height, width, channel], or a `PointCloud`.
+      threat: of the attack; its box counts for pixels only.
+      mask: what may change, 1 or 0: [height, width] or broadcastable to the images; [point] for a cloud.
+
+    Raises:
+      TypeError, ValueError: neither; wrong rank or dtype; pixels outside the box, NaN; a mask that does not fit.
+    """
+    if isinstance(inputs, PointCloud):
+        return _coordinates(inputs, threat, mask)
+    if not hasattr(inputs, "ndim"):
+        raise TypeError(
+            f"inputs: got {type(inputs).__name__}, expected images [batch, height, width, channel] or a PointCloud"
+        )
+    images = _validate.images("images", inputs)
+    _validate.within("images", images, threat.bounds)
+    images = single(images)
+    if mask is not None:
+        _check_binary(mask)
+        mask = jnp.asarray(mask)
+        mask = mask[None, :, :, None] if mask.ndim == 2 else mask
+        if mask.ndim != 4 or any(m not in (1, n) for m, n in zip(mask.shape, images.shape)):
+            raise ValueError(
+                f"mask: got shape {mask.shape}, expected [height, width] or broadcastable to {images.shape}"
+            )
+        mask = jnp.broadcast_to(mask, images.shape).astype(images.dtype)
+    return Pixels(images, threat, mask)
+
+
+def _coordinates(cloud: PointCloud, threat: Threat, mask: Any) -> Coordinates:
+    if jnp.ndim(cloud.xyz) != 2 or cloud.xyz.shape[1] != 3 or not jnp.issubdtype(cloud.xyz.dtype, jnp.floating):
+        raise ValueError(f"xyz: got {cloud.xyz.dtype}{jnp.shape(cloud.xyz)}, expected floats [point, 3], metres")
+    count = cloud.xyz.shape[0]
+    if cloud.clouds > 1 and cloud.batch is None:
+        raise ValueError(f"batch: got None with clouds={cloud.clouds}, expected [{count}] integers")
+    if jnp.shape(cloud.valid) != (count,):
+        raise ValueError(f"valid: got shape {jnp.shape(cloud.valid)}, expected ({count},)")
+    if _validate.is_concrete(cloud.xyz, cloud.valid):
+        bad = int((~np.isfinite(np.asarray(cloud.xyz))).any(axis=1)[np.asarray(cloud.valid)].sum())
+        if bad:
+            raise ValueError(f"xyz: got {bad} points with NaN or infinite values, expected finite ones")
+    if mask is not None:
+        _check_binary(mask)
+        if jnp.shape(mask) != (count,):
+            raise ValueError(f"mask: got shape {jnp.shape(mask)}, expected ({count},): which points may move")
+        mask = jnp.asarray(mask).astype(jnp.float32)[:, None]
+    cloud = cloud.replace(xyz=single(jnp.asarray(cloud.xyz)), valid=jnp.asarray(cloud.valid))
+    return Coordinates(cloud, threat.replace(bounds=(-np.inf, np.inf)), mask)
+
+
+def _check_binary(mask: Any) -> None:
+    if _validate.is_concrete(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise ValueError("mask: got values other than 0 and 1")
+
+
+def l2(domain: Domain, x: jax.Array) -> jax.Array:
+    """``||x - clean||_2`` of every example, [example]."""
+    return norm(domain.split(x - domain.clean)).reshape(-1)
+
+
+def squares(domain: Domain, x: jax.Array) -> jax.Array:
+    """``sum (x - clean)^2`` of every example, [example]."""
+    difference = domain.split(x - domain.clean)
+    return jnp.sum(difference**2, axis=tuple(range(1, difference.ndim)))

@@ -1,0 +1,151 @@
+"""LGM's released attacks: eps in steps of 2/255 (`eps_units`), a box of (-1, 1) around [0, 1] images, and what else.
+
+Arguments as of the attacks of the same name in `dyn_jax.attacks`; eps stays in pixel units here too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dyn_jax import _validate, metrics
+from dyn_jax.attacks.ascent import ascend
+from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.bim import bim as _bim
+from dyn_jax.attacks.fgsm import fgsm as _fgsm
+from dyn_jax.attacks.lgm_auto_step import lgm_auto_step as _auto_step
+from dyn_jax.attacks.lgm_carlini_wagner import lgm_carlini_wagner as _carlini_wagner
+from dyn_jax.attacks.pgd import noise
+from dyn_jax.attacks.point_bim import direction_of
+from dyn_jax.attacks.threat import ball
+from dyn_jax.attacks.transforms import steepest
+from dyn_jax.objectives import Objective, hinge_margin, released_margin, resolve
+from dyn_jax.types import Reach
+
+BOUNDS = (-1.0, 1.0)
+
+
+def eps_units(units: float) -> float:
+    """The released eps and step units, "8" -> 16/255: the scale of a [-1, 1] image, applied to [0, 1] images."""
+    return units * 2.0 / 255.0
+
+
+def fgsm(eps: jax.typing.ArrayLike | str, **options: Any) -> Attack:
+    """`dyn_jax.attacks.fgsm` in the box (-1, 1), so that pixels go below 0."""
+    return _fgsm(eps, bounds=BOUNDS, **options)
+
+
+def bim(eps: jax.typing.ArrayLike | str, step_size: jax.typing.ArrayLike | str, steps: int, **options: Any) -> Attack:
+    """`dyn_jax.attacks.bim` in the box (-1, 1)."""
+    return _bim(eps, step_size, steps, bounds=BOUNDS, **options)
+
+
+def pgd(
+    eps: jax.typing.ArrayLike | str,
+    step_size: jax.typing.ArrayLike | str,
+    steps: int,
+    *,
+    objective: str | Objective = "ce",
+) -> Attack:
+    """`dyn_jax.attacks.pgd` whose start is not clipped to the box; examples left alone come back with its noise."""
+    threat = ball("linf", eps, BOUNDS)
+    step_size = _validate.number("step_size", step_size, minimum=0)
+    _validate.positive_int("steps", steps)
+    chain = optax.chain(steepest(threat), optax.scale(step_size))
+
+    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        start = problem.domain.clean + noise(problem, keys) if start is None else start
+        return ascend(problem, start, chain, steps)
+
+    return Attack(search, threat, resolve(objective), random=True, keep_start=True, reach=step_size)
+
+
+def batch_mean_normalise() -> optax.GradientTransformation:
+    """``g / mean|g|`` over the whole batch, zeros included. Depends on the batch."""
+
+    def normalise(updates: jax.Array, params: jax.Array | None = None) -> jax.Array:
+        mean = jnp.mean(jnp.abs(updates))
+        return updates / jnp.where(mean > 0, mean, 1)
+
+    return optax.stateless(normalise)
+
+
+def mi_fgsm(
+    eps: jax.typing.ArrayLike | str,
+    step_size: jax.typing.ArrayLike | str,
+    steps: int,
+    *,
+    decay: float = 1.0,
+    objective: str | Objective = "ce",
+) -> Attack:
+    """`dyn_jax.attacks.mi_fgsm` with the mean over the batch, so that examples influence each other, in (-1, 1)."""
+    threat = ball("linf", eps, BOUNDS)
+    step_size = _validate.number("step_size", step_size, minimum=0)
+    decay = _validate.number("decay", decay, minimum=0)
+    _validate.positive_int("steps", steps)
+    chain = optax.chain(batch_mean_normalise(), optax.trace(decay), steepest(threat), optax.scale(step_size))
+
+    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+        return ascend(problem, problem.domain.clean if start is None else start, chain, steps)
+
+    return Attack(search, threat, resolve(objective), reach=step_size)
+
+
+def carlini_wagner(
+    eps: jax.typing.ArrayLike | str, step_size: jax.typing.ArrayLike | str, steps: int, *, confidence: float = 0.0
+) -> Attack:
+    """`dyn_jax.attacks.lgm_carlini_wagner` with `dyn_jax.objectives.released_margin`, in (-1, 1)."""
+    return _carlini_wagner(eps, step_size, steps, objective=hinge_margin(confidence, released_margin), bounds=BOUNDS)
+
+
+def auto_step(
+    eps: jax.typing.ArrayLike | str, step_size: jax.typing.ArrayLike | str, steps: int, **options: Any
+) -> Attack:
+    """`dyn_jax.attacks.lgm_auto_step` in the box (-1, 1)."""
+    return _auto_step(eps, step_size, steps, bounds=BOUNDS, **options)
+
+
+def point_bim(
+    eps: jax.typing.ArrayLike,
+    step_size: jax.typing.ArrayLike,
+    steps: int,
+    *,
+    direction: str = "linf",
+    objective: str | Objective = "ce",
+) -> Attack:
+    """`dyn_jax.attacks.point_bim` on segmented clouds, keeping the iterate with the worst mean IoU of the victim.
+
+    The clean cloud is among the candidates; targeted, the iterate with most rows at their target is kept. Every
+    candidate voxel must be within eps of the clean point on some axis, and the last evaluation makes no step.
+    """
+    step_size = _validate.number("step_size", step_size, minimum=0)
+    _validate.positive_int("steps", steps)
+
+    def badness(problem: Problem, x: jax.Array) -> jax.Array:
+        logits = problem.victim(x).logits
+        predictions = jnp.argmax(logits, axis=1)
+        if problem.targets is not None:
+            return jnp.mean(((predictions == problem.targets) & problem.counted).astype(logits.dtype))
+        labels = jnp.where(problem.counted, problem.labels, -1)
+        return -metrics.mean_iou(metrics.confusion(predictions, labels, logits.shape[1]))
+
+    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+        clean = problem.domain.clean
+        reach = Reach(step_size, clean, eps, "any")
+
+        def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
+            x, best, worst = state
+            now = badness(problem, x)
+            best, worst = jnp.where(now > worst, x, best), jnp.maximum(now, worst)
+            gradient, record = problem.gradient(x, reach)
+            moved = problem.project(x + step_size * direction_of(gradient, direction))
+            return (jnp.where(number == steps - 1, x, moved), best, worst), record
+
+        first = clean if start is None else start
+        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, clean)), jnp.arange(steps))
+        return Found(best, records)
+
+    return Attack(search, ball("linf", eps), resolve(objective), attack_all=True, reach=step_size)
