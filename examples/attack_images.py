@@ -28,6 +28,4 @@ results = {"FGM": run(occupancy.hard()), "LGM": run(occupancy.sigmoid(lam=3.0))}
 for name, result in results.items():
     change = metrics.architecture_change(result.trace_clean, result.trace_adversarial)
     macs = metrics.executed_macs(result.trace_adversarial).mean()
-    print(
-        f"{name}: accuracy {metrics.robust_accuracy(result):.2f}, units changed {change:.3f}, {macs:.3g} multiply-adds"
-    )
+    print(f"{name}: accuracy {metrics.robust_accuracy(result):.2f}, units changed {change:.3f}, work {macs:.3g}")

@@ -1,6 +1,8 @@
-"""Early Attack on a network with early exits: the last exit keeps its answer, the early ones lose their confidence.
+"""Early Attack: the last exit keeps its answer while the early exits lose their confidence.
 
-The network is trained first (a minute on two cores with the default epochs). python examples/early_exits.py [EPOCHS]
+python examples/early_exits.py [WEIGHTS]    (made by `dyn-jax train sdn-vgg16-digits --output WEIGHTS`)
+
+Without weights a narrow network with random ones and a low threshold shows the mechanics within seconds.
 """
 
 import sys
@@ -11,17 +13,21 @@ import jax
 import dyn_jax
 from dyn_jax import attacks, metrics, occupancy
 from dyn_jax.datasets import digits
-from dyn_jax.training import sdn
+from dyn_jax.networks.checkpoint import load_variables
 
-epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-net = dyn_jax.networks.create("sdn-mobilenet-digits")
-variables = sdn.train_digits("sdn-mobilenet-digits", seed=0, epochs=epochs)
+images, labels = digits("test").images[:8], digits("test").labels[:8]
+if len(sys.argv) > 1:
+    net, steps = dyn_jax.networks.create("sdn-vgg16-digits"), 200
+    variables = load_variables(sys.argv[1])
+else:
+    fields = {"widths": (8,) * 13, "dense_widths": (16, 16), "linear_init": "torch", "threshold": 0.13}
+    net, steps = dyn_jax.networks.create("sdn-vgg16-digits", **fields), 20
+    variables = net.init(jax.random.key(0), images[:1])
 forward = partial(net.apply, variables, occupancy=occupancy.hard())
-images, labels = digits("test").images[:20], digits("test").labels[:20]
-attack = attacks.early_attack(alpha=1.0, steps=10 * epochs, learning_rate=0.05)
-result = jax.jit(lambda images, labels, key: attack(forward, images, labels, key=key, start=images))(
-    images, labels, jax.random.key(0)
-)
-clean, after = result.trace_clean, result.trace_adversarial
-print("leaves at exit", metrics.exits.exit_index(clean).mean(), "->", metrics.exits.exit_index(after).mean())
-print("saved share of the work", metrics.exits.saved_macs(clean).mean(), "->", metrics.exits.saved_macs(after).mean())
+attack = attacks.early_attack(alpha=1.0, steps=steps, learning_rate=0.05)
+run = jax.jit(lambda images, labels, key: attack(forward, images, labels, key=key, start=images))
+result = run(images, labels, jax.random.key(0))
+for name, trace in (("clean", result.trace_clean), ("attacked", result.trace_adversarial)):
+    print(
+        f"{name}: leaves at exit {metrics.exits.exit_index(trace)}, saves {metrics.exits.saved_macs(trace).mean():.0%}"
+    )

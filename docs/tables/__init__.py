@@ -98,10 +98,10 @@ def fill(text: str) -> str:
         if kind == "file":
             body = f"```python\n{(ROOT / name).read_text().rstrip()}\n```"
         elif name in TABLES:
-            body = TABLES[name]()
+            body = f"\n{TABLES[name]()}\n"
         else:
             raise ValueError(f"no table {name!r}; there are {', '.join(sorted(TABLES))}")
-        return f"<!-- {kind}: {name} -->\n\n{body}\n\n<!-- end -->"
+        return f"<!-- {kind}: {name} -->\n{body}\n<!-- end -->"
 
     return REGION.sub(made, text)
 

@@ -55,7 +55,8 @@ def digits_fgm_lgm() -> str:
         f"threshold (DynConv's: {span(dynconv['median |score|'], '.1f')}), so a sigmoid of small lambda is one half "
         "for every block and the soft network is another network; with lambda 300 it is as accurate as the hard one, "
         "and the gates are hardly an attack surface: BIM under FGM flips "
-        f"{span(skipnet['flips by BIM, FGM, 8/255 %'])} % of them, and as many random flips cost {span(lost)} points of clean accuracy.",
+        f"{span(skipnet['flips by BIM, FGM, 8/255 %'])} % of them, and as many random flips cost {span(lost)} points "
+        "of clean accuracy.",
     )
 
 
