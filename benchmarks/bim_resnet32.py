@@ -12,8 +12,6 @@ Runs unchanged on a GPU (JAX's default device; PyTorch uses CUDA where it is ava
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
 import statistics
 import subprocess
@@ -29,6 +27,7 @@ import numpy as np
 import dyn_jax
 from dyn_jax import attacks
 from dyn_jax.nn import IMAGENET_MEAN_STD
+from experiments import _record
 
 EPS, STEP = 8 / 255, 2 / 255
 
@@ -190,10 +189,8 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"peak resident memory of the whole run: {peak:.0f} MiB")
     if arguments.output:
-        facts = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
-        facts |= {"batch": len(labels), "steps": arguments.steps, "rounds": arguments.rounds}
-        with open(arguments.output, "w") as file:
-            json.dump(facts | {"rows": rows}, file, indent=1)
+        packages = ("torch", "torchattacks")
+        _record.write(arguments.output, rows, arguments=arguments, packages=packages)
 
 
 def _ratios(rows: dict[str, dict]) -> None:

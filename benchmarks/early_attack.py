@@ -24,6 +24,7 @@ import numpy as np
 
 import dyn_jax
 from dyn_jax import attacks
+from experiments import _record
 
 NETWORK, ALPHA, CONSTANT, RATE = "sdn-resnet56-cifar10", 1.0, 50.0, 0.01
 
@@ -110,11 +111,8 @@ def main() -> None:
             row["times the best released loop"] = median / peer
         rows.append(row)
         print(json.dumps(row))
-    facts = {"iterations": arguments.steps, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    print(json.dumps(facts))
     if arguments.output:
-        with open(arguments.output, "w") as file:
-            file.write(json.dumps({**facts, "images": arguments.images, "rows": rows}, indent=1) + "\n")
+        _record.write(arguments.output, rows, arguments=arguments, seed=0, packages=("torch",))
 
 
 if __name__ == "__main__":

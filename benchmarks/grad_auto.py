@@ -24,6 +24,7 @@ import numpy as np
 
 import dyn_jax
 from dyn_jax import attacks, occupancy
+from experiments import _record
 
 NETWORK, RELEASED_STEPS = "skipnet-rl-rnn-38-cifar10", 300
 
@@ -108,10 +109,8 @@ def main() -> None:
         row |= {f"times the {kind} loop": value / median for kind, value in best.items() if value is not None}
         rows.append(row)
         print(json.dumps(row))
-    facts = {"batch": arguments.batch, "steps": arguments.steps, "device": jax.devices()[0].device_kind}
     if arguments.output:
-        with open(arguments.output, "w") as file:
-            file.write(json.dumps({**facts, "jax": jax.__version__, "rows": rows}, indent=1) + "\n")
+        _record.write(arguments.output, rows, arguments=arguments, seed=0, packages=("torch",))
 
 
 if __name__ == "__main__":

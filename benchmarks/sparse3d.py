@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import networks, sparse3d
+from experiments import _record
 
 CLAIMED = {
     "MinkUNet34C forward": {"MinkowskiEngine 0.5.4": 2.8},
@@ -199,11 +200,8 @@ def main() -> None:
     for row in rows:
         row |= {"claimed user s": CLAIMED.get(row["what"])}
         print(json.dumps(row))
-    facts = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "repeats": arguments.repeats}
-    print(json.dumps(facts))
     if arguments.output:
-        with open(arguments.output, "w") as file:
-            file.write(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        _record.write(arguments.output, rows, arguments=arguments, seed=0, packages=("torch", "spconv"))
 
 
 if __name__ == "__main__":

@@ -1,44 +1,74 @@
-"""Results that record themselves: numbers with the command, versions and device they came from, as JSON."""
+"""Results that record themselves: numbers with the command, commit, versions, device, date, seeds and settings."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import re
+import subprocess
 import sys
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+VERSIONS = ("python", "jax", "jaxlib", "flax", "numpy", "dyn_jax")
+DEVICE = ("platform", "model", "cores")
+FIELDS = ("command", "commit", "date", "versions", "device", "seeds", "settings", "rows")
 
 
-def save(
-    name: str, rows: list[dict[str, Any]], *, folder: str | os.PathLike | None = None, **facts: Any
+def save(name: str, rows: list[dict[str, Any]], *, folder: str | os.PathLike | None = None, **facts: Any):
+    """Writes ``results/NAME.json``, see `write`; `folder` stands in for the committed results. Returns the file."""
+    return write(pathlib.Path(folder or RESULTS) / f"{name}.json", rows, **facts)
+
+
+def write(
+    path: str | os.PathLike,
+    rows: list[dict[str, Any]],
+    *,
+    arguments: argparse.Namespace | None = None,
+    seeds: list[int] | None = None,
+    seed: int | None = None,
+    packages: tuple[str, ...] = (),
+    **facts: Any,
 ) -> pathlib.Path:
-    """Writes ``results/NAME.json``: the rows, what was claimed beside what was measured, and how they were made.
+    """Writes one record: the rows, what was claimed beside what was measured, and how they were made.
 
     Args:
-      name: of the file, without extension.
+      path: of the JSON file; its folder is made.
       rows: one dict a line of the table.
-      folder: instead of the committed results (tests write elsewhere).
-      **facts: data, seeds, settings.
+      arguments: the parsed options of the script: they are settings, but for those that name files and folders.
+      seeds, seed: of everything random; no seeds at all means that nothing is.
+      packages: distributions whose versions matter beside dyn_jax's own, e.g. a peer's.
+      **facts: single values and lists of them are settings; dicts, lists of dicts and ``seconds`` are results that
+        stand beside the rows.
 
     Returns:
       The file.
-    """
-    import jax
 
+    Raises:
+      ValueError: for what `faults` finds.
+    """
+    results = {key: value for key, value in facts.items() if _is_result(key, value)}
+    options = {} if arguments is None else vars(arguments)
+    settings = {k: v for k, v in options.items() if not _names_a_place(v) and k not in ("results", "output", "seeds")}
     record = {
-        "command": "python -m experiments." + pathlib.Path(sys.argv[0]).stem + " " + " ".join(_public(sys.argv[1:])),
+        "command": command(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        **facts,
+        "versions": versions(*packages),
+        "device": device(),
+        "seeds": list(seeds) if seeds is not None else [] if seed is None else [seed],
+        "settings": settings | {key: value for key, value in facts.items() if key not in results},
+        **results,
         "rows": rows,
     }
-    path = pathlib.Path(folder or RESULTS) / f"{name}.json"
+    if found := faults(record):
+        raise ValueError(f"{os.path.basename(path)}: {'; '.join(found)}")
+    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
@@ -46,9 +76,87 @@ def save(
     return path
 
 
-def _public(arguments: list[str]) -> list[str]:
-    """Folders of this machine are no part of a record: only their last name stays."""
-    return [os.path.basename(a.rstrip("/")) if os.sep in a else a for a in arguments]
+def faults(record: dict[str, Any]) -> list[str]:
+    """What a record lacks, one sentence each; a field may be null where an old record did not keep it."""
+    found = [f"{field}: missing" for field in FIELDS if field not in record]
+    if found:
+        return found
+    for field, names in (("versions", VERSIONS), ("device", DEVICE)):
+        found += [f"{field}.{name}: missing" for name in names if name not in record[field]]
+    kinds = {"command": str, "commit": str, "date": str, "seeds": list, "settings": dict, "rows": list}
+    for field, kind in kinds.items():
+        if record[field] is not None and not isinstance(record[field], kind):
+            found.append(f"{field}: got {type(record[field]).__name__}, expected {kind.__name__}")
+    if record["commit"] is not None and not re.fullmatch(r"[0-9a-f]{40}(-dirty)?", str(record["commit"])):
+        found.append(f"commit: got {record['commit']!r}, expected 40 hex digits")
+    if record["date"] is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", str(record["date"])):
+        found.append(f"date: got {record['date']!r}, expected YYYY-MM-DD")
+    if not record["rows"]:
+        found.append("rows: none")
+    if re.search(r"/(home|root|tmp|mnt|work|Users)/", text := json.dumps(record)):
+        found.append(f"a folder of one machine: {re.search(r'.{0,20}/(home|root|tmp|mnt|work|Users)/', text)[0]}")
+    return found
+
+
+def command() -> str:
+    """What was typed; folders of this machine are no part of it, only their last name stays."""
+    script = pathlib.Path(sys.argv[0])
+    return " ".join(["python -m", f"{script.parent.name}.{script.stem}", *map(_public, sys.argv[1:])])
+
+
+def commit() -> str | None:
+    """The commit that is checked out, ``-dirty`` where tracked files differ from it; None outside a repository."""
+
+    def git(*words: str) -> str:
+        here = pathlib.Path(__file__).parent
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Versions of what the numbers may depend on; None for a package that is not installed."""
+
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {"python": platform.python_version(), **{name: version(name) for name in (*VERSIONS[1:], *packages)}}
+
+
+def device() -> dict[str, Any]:
+    """What jax runs on: platform, model of the processor or card, cores that this process may use."""
+    import jax
+
+    first = jax.devices()[0]
+    model = first.device_kind
+    if first.platform == "cpu":
+        try:
+            model = re.search(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())[1]  # type: ignore[index]
+        except (OSError, TypeError):
+            model = platform.processor() or None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"platform": first.platform, "model": model, "cores": cores}
+
+
+def _public(argument: str) -> str:
+    number = re.fullmatch(r"[\d.]+/[\d.]+", argument)  # an eps such as 8/255
+    return os.path.basename(argument.rstrip("/")) if os.sep in argument and not number else argument
+
+
+def _names_a_place(value: Any) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and _public(value) != value)
+
+
+def _is_result(key: str, value: Any) -> bool:
+    return (
+        key == "seconds" or isinstance(value, dict) or (isinstance(value, list) and isinstance((value or [0])[0], dict))
+    )
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:

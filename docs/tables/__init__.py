@@ -1,0 +1,111 @@
+"""Tables of the documentation, made from the records in experiments/results and benchmarks/results.
+
+A page holds a marked region for each table; ``python -m docs.tables`` fills all of them anew, ``--check`` only
+compares. A table is a function here: record -> Markdown. No measured number stands anywhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDERS = (ROOT / "experiments" / "results", ROOT / "benchmarks" / "results")
+TABLES: dict[str, Callable[[], str]] = {}
+REGION = re.compile(r"<!-- (table|file): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def named(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
+    """Registers a table under the name that pages call it by."""
+
+    def register(function: Callable[[], str]) -> Callable[[], str]:
+        TABLES[name] = function
+        return function
+
+    return register
+
+
+@functools.cache
+def record(name: str) -> dict[str, Any]:
+    """The record of that name, from either folder."""
+    for folder in FOLDERS:
+        if (folder / f"{name}.json").is_file():
+            return json.loads((folder / f"{name}.json").read_text())
+    raise FileNotFoundError(f"no record {name}.json in {', '.join(folder.name for folder in FOLDERS)}")
+
+
+def find(rows: Iterable[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    """The one row with these values (keys with spaces: ``**{"eps (m)": 0.01}``)."""
+    found = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    if len(found) != 1:
+        raise ValueError(f"{wanted}: got {len(found)} rows, expected one")
+    return found[0]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; None is an empty cell."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def source(*names: str) -> str:
+    """One line that says how the numbers above were made."""
+    lines = []
+    for name in names:
+        r = record(name)
+        folder = next(folder for folder in FOLDERS if (folder / f"{name}.json").is_file())
+        made = [f"`{r['command']}`", r["date"], f"commit {r['commit'][:7]}" if r["commit"] else None]
+        made += [f"jax {r['versions']['jax']}", r["device"]["model"] or r["device"]["platform"].upper()]
+        made += [f"{r['device']['cores']} cores" if r["device"]["cores"] else None]
+        made += [f"seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else None]
+        lines.append(f"<small>{', '.join(filter(None, made))}; `{folder.parent.name}/results/{name}.json`</small>")
+    return "<br>\n".join(lines)
+
+
+def block(*parts: str) -> str:
+    """Table, source line and notes, one paragraph each."""
+    return "\n\n".join(parts)
+
+
+def span(values: Iterable[float], form: str = ".0f") -> str:
+    """``lowest to highest``, or the one value where they print alike."""
+    values = list(values)
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def bold_least(values: Sequence[float | None], form: str = ".1f") -> list[str | None]:
+    """The values as text, the least in bold."""
+    least = min(v for v in values if v is not None)
+    return [None if v is None else f"**{v:{form}}**" if v == least else f"{v:{form}}" for v in values]
+
+
+def fill(text: str) -> str:
+    """A page's text with every marked region made anew.
+
+    Raises:
+      ValueError: for a region of a name that no table has.
+    """
+    from docs.tables import benchmarks, early_exits, energy, images, points  # noqa: F401  (they register)
+
+    def made(match: re.Match[str]) -> str:
+        kind, name = match.groups()
+        if kind == "file":
+            body = f"```python\n{(ROOT / name).read_text().rstrip()}\n```"
+        elif name in TABLES:
+            body = f"\n{TABLES[name]()}\n"
+        else:
+            raise ValueError(f"no table {name!r}; there are {', '.join(sorted(TABLES))}")
+        return f"<!-- {kind}: {name} -->\n{body}\n<!-- end -->"
+
+    return REGION.sub(made, text)
+
+
+def pages() -> list[pathlib.Path]:
+    """README.md and everything below docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -1,0 +1,39 @@
+"""Six attacks of images on a point cloud: the runner takes a `PointCloud` where it takes images; eps is in metres.
+
+python examples/attack_points.py [POINTS] [STEPS]
+"""
+
+import sys
+from functools import partial
+
+import jax
+
+import dyn_jax
+from dyn_jax import attacks, metrics, sparse3d
+from dyn_jax.datasets import rooms
+from dyn_jax.occupancy import voxel
+from dyn_jax.types import Reach
+
+points = int(sys.argv[1]) if len(sys.argv) > 1 else 12288
+steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+net, variables = dyn_jax.networks.pretrained("minkunet-rooms")
+scene = rooms("test", 1, points=points)[0]
+cloud = sparse3d.point_cloud(scene.xyz, scene.colours - 0.5)
+reach = Reach(0.01)  # how far a point may move in a step, and so which empty voxels are looked at
+small = sparse3d.capacity_for(cloud, net.voxel_size, net.levels, slack=2.5)
+large = sparse3d.capacity_for(cloud, net.voxel_size, net.levels, slack=2.5, reach=reach)
+soft = partial(net.apply, variables, occupancy=voxel.lgm(), capacity=large, reach=reach)
+hard = partial(net.apply, variables, capacity=small)
+chosen = {
+    "PGD": attacks.pgd(0.05, 0.01, steps),
+    "APGD": attacks.apgd(0.05, steps),
+    "MI-FGSM": attacks.mi_fgsm(0.05, 0.01, steps),
+    "C&W": attacks.carlini_wagner(steps=steps, search_steps=1),
+    "GradAuto": attacks.grad_auto(steps=steps, eps=0.05),
+    "ILFO": attacks.ilfo(steps=steps, eps=0.05),
+}
+for name, attack in chosen.items():
+    run = jax.jit(lambda cloud, labels, key, attack=attack: attack(soft, cloud, labels, victim=hard, key=key))
+    result = run(cloud, scene.labels, jax.random.key(0))
+    rise = metrics.increase(result.trace_clean, result.trace_adversarial).mean()
+    print(f"{name}: accuracy {metrics.robust_accuracy(result):.3f}, work {rise:+.1%}, overflow {result.overflow.any()}")
