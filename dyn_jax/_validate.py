@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 BOUND_SLACK = 1e-6
+_LARGEST = 1e30  # beyond it single precision overflows in the first product
+ROUNDING = 1e-3
+"""Metres: the most that a coordinate may be rounded by. Float32 keeps to it below 32,768 m."""
 
 
 def is_concrete(*values: Any) -> bool:
@@ -51,7 +54,7 @@ def number(name: str, got: Any, minimum: float | None = None) -> Any:
     if np.ndim(got):
         raise ValueError(f"{name}: got an array of shape {np.shape(got)}, expected one number (a sweep is a jax.vmap)")
     if is_concrete(got):
-        if not np.all(np.isfinite(got)):
+        if not np.all(np.abs(got) <= _LARGEST):
             raise ValueError(f"{name}: got {got}, expected finite numbers")
         if minimum is not None and np.any(np.asarray(got) < minimum):
             raise ValueError(f"{name}: got {got}, expected at least {minimum}")
@@ -148,3 +151,35 @@ def differ(name: str, got: Any, labels: Any) -> None:
         equal = int(np.sum(np.asarray(got) == np.asarray(labels)))
         if equal:
             raise ValueError(f"{name}: got {equal} equal to their label, expected none")
+
+
+def coordinates(name: str, got: Any, origin: Any = None) -> np.ndarray:
+    """Host coordinates [point, 3], metres, as float32; `origin` [3] is subtracted first, in float64.
+
+    ValueError for another shape, no points, NaN or infinite values, and where float32, or the dtype they come in,
+    rounds the largest of them by more than `ROUNDING`: such a cloud has lost its shape, and no attack could move it.
+    """
+    given = np.asarray(got)
+    if given.ndim != 2 or given.shape[1] != 3 or not len(given):
+        raise ValueError(f"{name}: got shape {given.shape}, expected [points, 3] with at least one point")
+    if not jnp.issubdtype(given.dtype, jnp.floating) and given.dtype.kind not in "iu":
+        raise TypeError(f"{name}: got dtype {given.dtype}, expected numbers")
+    metres = given.astype(np.float64)
+    bad = int((~np.isfinite(metres)).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"{name}: got {bad} points with NaN or infinite values, expected finite ones")
+    largest = float(np.abs(metres).max())
+    if origin is not None:
+        origin = np.asarray(origin, np.float64)
+        if origin.shape != (3,) or not np.isfinite(origin).all():
+            raise ValueError(f"origin: got {origin!r:.200}, expected three finite numbers, [3]")
+        metres = metres - origin
+    kept = given.dtype if jnp.issubdtype(given.dtype, jnp.floating) else np.dtype(np.float64)
+    for dtype, size in ((kept, largest), (np.dtype(np.float32), float(np.abs(metres).max()))):
+        step = float(jnp.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(max(size, 1e-30))) / 2
+        if step > ROUNDING:
+            raise ValueError(
+                f"{name}: got coordinates up to {size:.9g} m, which {dtype} rounds by up to {step:.3g} m, expected at "
+                f"most {ROUNDING:g} m: subtract an origin (for example the smallest of each column) in float64"
+            )
+    return metres.astype(np.float32)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dyn_jax.attacks import AttackResult, PointAttackResult
+from dyn_jax import metrics
+from dyn_jax.attacks import AttackResult
 from dyn_jax.types import UnitTrace
 
 ON, OFF, SWITCHED_ON, SWITCHED_OFF = (0.75, 0.75, 0.75), (1.0, 1.0, 1.0), (0.85, 0.25, 0.2), (0.2, 0.4, 0.8)
@@ -33,15 +34,17 @@ def colours(count: int) -> np.ndarray:
 
 
 def flip_map(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Occupancies of one example before and after -> colours [..., 3]: on, off, switched on, switched off."""
-    was, now = np.asarray(before) >= 0.5, np.asarray(after) >= 0.5
+    """Which elements of one example were on before and after -> colours [..., 3]: `ON`, `OFF`, `SWITCHED_ON`, ..."""
+    was, now = np.asarray(before, bool), np.asarray(after, bool)
     colours = np.where(now[..., None], np.array(ON), np.array(OFF))
     colours[~was & now] = SWITCHED_ON
     colours[was & ~now] = SWITCHED_OFF
     return colours
 
 
-def attack_figure(result: AttackResult, images: np.ndarray, labels: np.ndarray, path: str, *, rows: int = 5) -> str:
+def attack_figure(
+    result: AttackResult, images: np.ndarray, labels: np.ndarray, path: str, *, rows: int = 5, title: str = ""
+) -> str:
     """Clean image, adversarial image, difference and flipped units of the first successes; written to `path`.
 
     Args:
@@ -49,6 +52,7 @@ def attack_figure(result: AttackResult, images: np.ndarray, labels: np.ndarray, 
       images, labels: the clean batch.
       path: PNG file.
       rows: examples shown, successes first, then the others.
+      title: names network and attack.
 
     Returns:
       `path`.
@@ -67,16 +71,17 @@ def attack_figure(result: AttackResult, images: np.ndarray, labels: np.ndarray, 
     for axis_row, n in zip(axes, chosen):
         _show(axis_row[0], images[n], f"clean: {_said(result.logits_clean[n])} (is {labels[n]})")
         _show(axis_row[1], np.clip(adversarial[n], 0, 1), f"adversarial: {_said(result.logits_adversarial[n])}")
-        difference = (adversarial[n] - images[n]) / (2 * scale) + 0.5
-        _show(axis_row[2], difference, f"difference x {0.5 / scale:.1f}")
+        difference = 0.4 * (adversarial[n] - images[n]) / scale + 0.5
+        _show(axis_row[2], difference, f"difference, largest {255 * scale:.1f}/255")
         if scalar:
             _gate_strip(axis_row[3], units, n)
         else:
             for axis, (before, after) in zip(axis_row[3:], units):
-                flips = flip_map(before.occupancy[n], after.occupancy[n])
+                flips = flip_map(before.on[n], after.on[n])
                 changed = np.mean(np.any(flips == SWITCHED_ON, -1) | np.any(flips == SWITCHED_OFF, -1))
                 _show(axis, flips, f"{before.name}: {changed:.0%} flipped")
-    fig.suptitle("grey: unit on, white: off, red: switched on, blue: switched off", fontsize=8)
+    legend = "grey: unit on, white: off, red: switched on, blue: switched off"
+    fig.suptitle(f"{title}\n{legend}" if title else legend, fontsize=8)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     fig.savefig(path, dpi=110)
     return path
@@ -94,9 +99,7 @@ def _show(axis: Any, image: np.ndarray, title: str) -> None:
 
 
 def _gate_strip(axis: Any, units: list[tuple[UnitTrace, UnitTrace]], n: int) -> None:
-    before = np.array([float(a.occupancy[n]) for a, _ in units])
-    after = np.array([float(b.occupancy[n]) for _, b in units])
-    hard = np.stack([before >= 0.5, after >= 0.5]).astype(float)
+    hard = np.array([[bool(unit.on[n]) for unit in pair] for pair in units]).T
     strip = np.stack([flip_map(hard[0], hard[0]), flip_map(hard[0], hard[1])])
     axis.imshow(strip, interpolation="nearest", aspect="auto")
     axis.set_yticks([0, 1], ["clean", "adversarial"], fontsize=6)
@@ -109,9 +112,7 @@ def _gate_strip(axis: Any, units: list[tuple[UnitTrace, UnitTrace]], n: int) -> 
     axis.set_title(f"blocks run: {int(hard[0].sum())} -> {int(hard[1].sum())} of {len(units)}", fontsize=6)
 
 
-def cloud_figure(
-    result: PointAttackResult, xyz: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: str
-) -> str:
+def cloud_figure(result: AttackResult, xyz: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: str) -> str:
     """Labels, prediction before and after, and the points that became wrong, of one attacked cloud.
 
     The cloud is looked at from above one corner; what hides the inside (the highest tenth of the points) is left out.
@@ -129,12 +130,13 @@ def cloud_figure(
     before, after = (np.argmax(z, axis=1) for z in (result.logits_clean, result.logits_adversarial))
     moved = np.asarray(result.adversarial)
     fresh = (before == labels) & (after != labels)
+    iou = lambda said: 100 * float(metrics.mean_iou(metrics.confusion(said, labels, len(classes))))
     shown = xyz[:, 2] < np.quantile(xyz[:, 2], 0.9)
     palette = np.array(_palette(len(classes)))
     panels = [
         ("labels", xyz, palette[np.minimum(labels, len(classes) - 1)]),
-        (f"before: mIoU {100 * float(result.mean_iou_clean):.1f} %", xyz, palette[before]),
-        (f"after: mIoU {100 * float(result.mean_iou):.1f} %", moved, palette[after]),
+        (f"before: mIoU {iou(before):.1f} %", xyz, palette[before]),
+        (f"after: mIoU {iou(after):.1f} %", moved, palette[after]),
         (f"red: {np.mean(fresh):.0%} of the points became wrong", moved, np.where(fresh[:, None], SWITCHED_ON, ON)),
     ]
     fig, axes = figure(2, 2, figsize=(10, 7.5), subplot_kw={"projection": "3d"})

@@ -21,7 +21,7 @@ from dyn_jax.networks.sdn_mobilenet import SDNMobileNet
 from dyn_jax.networks.sdn_resnet import SDNResNet
 from dyn_jax.networks.sdn_vgg import SDNVgg
 from dyn_jax.networks.skipnet import SkipNet
-from dyn_jax.types import Output, Trace, UnitTrace
+from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
 BATCH, CLASSES = 3, 5
 
@@ -126,7 +126,8 @@ class AttackCase:
       eps: a radius at which it does something on `tiny_forward`.
       targeted: it takes targets.
       coupled: documented to depend on the other examples of the batch.
-      bounded: eps 0 leaves the images unchanged.
+      bounded: eps 0 leaves the clean value unchanged.
+      clouds: it attacks point clouds too.
     """
 
     make: Callable
@@ -134,10 +135,11 @@ class AttackCase:
     targeted: bool = True
     coupled: bool = False
     bounded: bool = True
+    clouds: bool = True
 
 
-def _release(factory: Callable, **fields) -> Callable:
-    return lambda eps: factory(eps, 0.03, 3, protocol="release", **fields)
+def _release(factory: Callable, steps: int = 3) -> Callable:
+    return lambda eps: factory(eps, 0.03, steps)
 
 
 ALL_ATTACKS = {
@@ -146,14 +148,14 @@ ALL_ATTACKS = {
     "bim": AttackCase(lambda eps: attacks.bim(eps, 0.03, 3)),
     "bim l2 margin": AttackCase(lambda eps: attacks.bim(eps, 0.3, 3, norm="l2", objective="margin"), eps=1.0),
     "bim all": AttackCase(lambda eps: attacks.bim(eps, 0.03, 3, attack_all=True)),
-    "bim release": AttackCase(_release(attacks.bim)),
+    "bim release": AttackCase(_release(attacks.lgm.bim)),
     "pgd": AttackCase(lambda eps: attacks.pgd(eps, 0.03, 3)),
     "pgd restarts": AttackCase(lambda eps: attacks.pgd(eps, 0.03, 2, restarts=3, objective="dlr")),
     "pgd l2": AttackCase(lambda eps: attacks.pgd(eps, 0.3, 3, norm="l2"), eps=1.0),
-    "pgd release": AttackCase(_release(attacks.pgd)),
+    "pgd release": AttackCase(_release(attacks.lgm.pgd)),
     "mi_fgsm": AttackCase(lambda eps: attacks.mi_fgsm(eps, 0.03, 3)),
     "mi_fgsm l2": AttackCase(lambda eps: attacks.mi_fgsm(eps, 0.3, 3, norm="l2"), eps=1.0),
-    "mi_fgsm release": AttackCase(_release(attacks.mi_fgsm), coupled=True),
+    "mi_fgsm release": AttackCase(_release(attacks.lgm.mi_fgsm), coupled=True),
     "apgd ce": AttackCase(lambda eps: attacks.apgd(eps, 6)),
     "apgd dlr": AttackCase(lambda eps: attacks.apgd(eps, 6, objective="dlr", restarts=2)),
     "apgd l2": AttackCase(lambda eps: attacks.apgd(eps, 6, norm="l2"), eps=1.0),
@@ -164,7 +166,10 @@ ALL_ATTACKS = {
         bounded=False,
     ),
     "early_attack": AttackCase(
-        lambda eps: attacks.early_attack(alpha=0.1, steps=80, learning_rate=0.1), targeted=False, bounded=False
+        lambda eps: attacks.early_attack(alpha=0.1, steps=80, learning_rate=0.1),
+        targeted=False,
+        bounded=False,
+        clouds=False,
     ),
     "grad_auto": AttackCase(lambda eps: attacks.grad_auto(steps=8, learning_rate=0.2), targeted=False, bounded=False),
     "ilfo": AttackCase(lambda eps: attacks.ilfo(steps=8, learning_rate=0.2), targeted=False, bounded=False),
@@ -175,10 +180,19 @@ ALL_ATTACKS = {
         lambda eps: attacks.bim(eps, 0.03, 3, objective=objectives.energy(), attack_all=True), targeted=False
     ),
     "lgm_carlini_wagner": AttackCase(lambda eps: attacks.lgm_carlini_wagner(eps, 0.03, 3)),
-    "lgm_carlini_wagner release": AttackCase(_release(attacks.lgm_carlini_wagner)),
+    "lgm_carlini_wagner release": AttackCase(_release(attacks.lgm.carlini_wagner)),
     "lgm_auto_step": AttackCase(lambda eps: attacks.lgm_auto_step(eps, 0.03, 5), coupled=True),
-    "lgm_auto_step release": AttackCase(_release(attacks.lgm_auto_step), coupled=True),
+    "lgm_auto_step release": AttackCase(_release(attacks.lgm.auto_step), coupled=True),
+    "grad_auto eps": AttackCase(lambda eps: attacks.grad_auto(eps=eps, steps=6, learning_rate=0.05), targeted=False),
 }
+POINT_ATTACKS = {
+    "point_bim": AttackCase(lambda eps: attacks.point_bim(eps, 0.03, 3)),
+    "point_bim release": AttackCase(_release(attacks.lgm.point_bim)),
+    "point_noise": AttackCase(attacks.point_noise),
+    "point_pert": AttackCase(lambda eps: attacks.point_pert(eps, 6, learning_rate=0.03, search_steps=2)),
+    "knn_pert": AttackCase(lambda eps: attacks.knn_pert(eps, 6, learning_rate=0.03)),
+}
+"""What only point clouds have."""
 
 
 SOFT = occupancy.sigmoid(5.0)
@@ -195,8 +209,8 @@ def tiny_forward(x: jax.Array, how: Callable = SOFT) -> Output:
     o = how(score)
     hidden = o[:, None] * jnp.tanh(hidden @ unit) + (1 - o[:, None]) * hidden
     logits = 2 * hidden @ out
-    units = (UnitTrace(score, o, 36, name="unit"),)
-    return Output(logits, Trace(units, 48 * 6 + 6 + 6 * CLASSES, exits=jnp.stack([first, logits])))
+    units = (UnitTrace(score, o, 36, name="unit", extras={"probability": jax.nn.sigmoid(score)}),)
+    return Output(logits, Trace(units, 48 * 6 + 6 + 6 * CLASSES, exits=jnp.stack([first, logits], axis=1)))
 
 
 tiny_victim = functools.partial(tiny_forward, how=occupancy.hard())
@@ -209,3 +223,53 @@ def tiny_problem(batch: int = 4):
     predicted = jnp.argmax(tiny_victim(images).logits, axis=1)
     labels = predicted.at[-1].add(1) % CLASSES
     return images, labels, (labels + 2) % CLASSES
+
+
+POINTS = 10
+
+
+def tiny_cloud_forward(cloud: PointCloud, how: Callable = SOFT) -> Output:
+    """A smooth classifier of clouds with one gated unit per cloud, on the mean and the spread of its points."""
+    rng = np.random.default_rng(5)
+    into, gate, unit, out = (jnp.asarray(rng.normal(size=s), cloud.xyz.dtype) for s in ((6, 6), (6, 1), (6, 6), (6, 5)))
+    batch = jnp.zeros(len(cloud.valid), int) if cloud.batch is None else cloud.batch
+    own = (batch[None] == jnp.arange(cloud.clouds)[:, None]) & cloud.valid[None]
+    weight = own.astype(cloud.xyz.dtype) / jnp.sum(own, axis=1, keepdims=True)
+    features = jnp.concatenate([weight @ cloud.xyz, weight @ jnp.sin(3 * cloud.xyz)], axis=1)
+    hidden = jnp.tanh(2 * features @ into)
+    score = (hidden @ gate)[:, 0]
+    o = how(score)
+    hidden = o[:, None] * jnp.tanh(hidden @ unit) + (1 - o[:, None]) * hidden
+    units = (UnitTrace(score, o, 36, name="unit", extras={"probability": jax.nn.sigmoid(score)}),)
+    return Output(2 * hidden @ out, Trace(units, 36))
+
+
+tiny_cloud_victim = functools.partial(tiny_cloud_forward, how=occupancy.hard())
+
+
+@functools.cache
+def tiny_clouds(clouds: int = 4):
+    """(clouds, labels, targets) for `tiny_cloud_forward`: the last cloud is misclassified to begin with."""
+    xyz = jnp.asarray(np.random.default_rng(6).uniform(size=(clouds * POINTS, 3)), jnp.float32)
+    valid = jnp.arange(clouds * POINTS) % POINTS < POINTS - 1
+    batch = jnp.arange(clouds * POINTS, dtype=jnp.int32) // POINTS
+    cloud = PointCloud(xyz, jnp.zeros((clouds * POINTS, 1)), valid, batch, clouds)
+    predicted = jnp.argmax(tiny_cloud_victim(cloud).logits, axis=1)
+    labels = predicted.at[-1].add(1) % CLASSES
+    return cloud, labels, (labels + 2) % CLASSES
+
+
+def domain_problem(domain: str, examples: int = 4):
+    """(forward, victim, inputs, labels, targets) of a domain's tiny network."""
+    if domain == "pixels":
+        return (tiny_forward, tiny_victim, *tiny_problem(examples))
+    return (tiny_cloud_forward, tiny_cloud_victim, *tiny_clouds(examples))
+
+
+GRID = [(name, "pixels") for name in ALL_ATTACKS]
+GRID += [(name, "coordinates") for name, case in {**ALL_ATTACKS, **POINT_ATTACKS}.items() if case.clouds]
+"""Every attack on every domain that it attacks."""
+
+
+def attack_case(name: str) -> AttackCase:
+    return ALL_ATTACKS.get(name) or POINT_ATTACKS[name]

@@ -4,6 +4,6 @@
 ``python -m weights_convert NAME in.pth out``) needs PyTorch.
 """
 
+from dyn_jax.networks.checkpoint import target_shapes as target_shapes
 from weights_convert.engine import ConversionError as ConversionError
 from weights_convert.engine import convert as convert
-from weights_convert.engine import target_shapes as target_shapes

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import weights_convert
-from dyn_jax import networks
+from dyn_jax import _files, networks
 from dyn_jax.networks import checkpoint
 from weights_convert import torch_io
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out is None:
         parser.error("the arguments NAME, in and out are required (or --list)")
     try:
-        print(_convert_file(args.name, args.source, args.out, _fields(args)))
+        print(_convert_file(args.name, args.source, args.out, args.entry, _fields(args)))
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"weights_convert: error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="in", nargs="?", help="the PyTorch checkpoint (.pth, .th, .pt, .pth.tar)")
     parser.add_argument("out", nargs="?", help="the file to write; an existing one is replaced on success only")
     parser.add_argument("--classes", metavar="N", type=int, help="number of classes, where it is not the usual one")
+    parser.add_argument(
+        "--entry", metavar="NAME", help="which state dict of a file with several, e.g. state_dict_ema for the average"
+    )
     parser.add_argument(
         "--field",
         metavar="KEY=VALUE",
@@ -69,12 +72,13 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
     return fields
 
 
-def _convert_file(name: str, source: str, out: str, fields: dict[str, Any]) -> str:
+def _convert_file(name: str, source: str, out: str, entry: str | None, fields: dict[str, Any]) -> str:
     """Reads, converts and writes; returns the line to print. Writing comes last."""
     networks.create(name)
+    _files.target(out)
     if os.path.exists(out) and os.path.exists(source) and os.path.samefile(source, out):
         raise ValueError(f"out: got {out!r}, which is the checkpoint itself, expected another file")
-    state_dict = torch_io.read_state_dict(source)
+    state_dict = torch_io.read_state_dict(source, entry=entry)
     variables = weights_convert.convert(name, state_dict, **fields)
     size = checkpoint.save_variables(out, variables)
     leaves = jax.tree.leaves(variables)

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax import traverse_util
 
 import dyn_jax
-from weights_convert import layout
+from dyn_jax._files import listed, short
+from dyn_jax.networks.checkpoint import target_shapes
+from weights_convert import layout, names
 from weights_convert.tables import is_minkowski, is_tensorflow, reorder, table_for
 
 Path = tuple[str, ...]
 
 
 class ConversionError(ValueError):
-    """A state dict that does not fit the network; the message lists every key and shape that did not match."""
+    """A state dict that does not fit the network; the message lists the first keys and shapes that did not match."""
 
 
 def convert(
@@ -28,8 +29,9 @@ def convert(
 
     Args:
       network: a name of `dyn_jax.networks.names`, or a module (a reduced or changed network).
-      state_dict: {torch key: array}, as `weights_convert.torch_io.read_state_dict` returns it. A ``module.`` prefix
-        that all keys carry is taken off; ``num_batches_tracked`` is ignored. SACT's are TensorFlow variables,
+      state_dict: {torch key: array}, as `weights_convert.torch_io.read_state_dict` returns it. A prefix that all keys
+        carry and what wrappers add to names are taken off (`names.plain`); ``num_batches_tracked`` and the like are
+        ignored. SACT's are TensorFlow variables,
         {name: array} as TensorFlow's ``load_checkpoint`` lists them; optimiser slots and averages are ignored.
       kernel_order: of MinkUNet's 3x3x3 block kernels: ``cube`` (MinkowskiEngine 0.5), or ``hybrid`` (0.4 with STS's
         networks, among them the published ScanNet and S3DIS checkpoints). The shapes are the same: a wrong order
@@ -40,7 +42,8 @@ def convert(
       ``{'params': ..., 'batch_stats': ...}`` of numpy float arrays.
 
     Raises:
-      ValueError: unknown name; unknown kernel order, or ``hybrid`` for another family.
+      ValueError: unknown name; unknown kernel order, or ``hybrid`` for another family; keys of several models,
+        each under its own prefix.
       TypeError: `state_dict` is not a mapping from names to arrays.
       ConversionError: unmatched keys, missing leaves, wrong shapes, non-finite values, or two keys of one shared
         tensor that differ. Nothing is returned then.
@@ -49,18 +52,23 @@ def convert(
     arrays = _clean(state_dict)
     expected = {path: leaf.shape for path, leaf in target_shapes(module).items()}
     rename = table_for(module)
-    arrays = reorder(module, arrays, kernel_order)
     minkowski, tensorflow = is_minkowski(module), is_tensorflow(module)
+
+    def target(key: str) -> Path | None:
+        if tensorflow:
+            return _tensorflow_target(rename, key)
+        return None if minkowski and not layout.is_minkowski(key) else _target(rename, key)
+
+    while not any(target(key) in expected for key in arrays) and (shorter := names.without_prefix(arrays)):
+        arrays = shorter
+    arrays = reorder(module, arrays, kernel_order)
     filled: dict[Path, np.ndarray] = {}
     source: dict[Path, str] = {}
     problems = []
     for key, array in arrays.items():
         if tensorflow and key.endswith(layout.DROPPED_TENSORFLOW):
             continue
-        if tensorflow:
-            path = _tensorflow_target(rename, key)
-        else:
-            path = None if minkowski and not layout.is_minkowski(key) else _target(rename, key)
+        path = target(key)
         if path is None or path not in expected:
             problems.append(f"unexpected key {key} {array.shape}")
             continue
@@ -81,39 +89,34 @@ def convert(
         source.setdefault(path, key)
     problems += [f"missing {'/'.join(path)} {expected[path]}" for path in expected if path not in filled]
     if problems:
+        separator = "\n  "
+        kinds: dict[str, list[str]] = {}
+        for problem in problems:
+            kinds.setdefault(problem.split()[0], []).append(problem)
         name = network if isinstance(network, str) else type(network).__name__
         raise ConversionError(
-            f"{name}: {len(problems)} of {len(arrays)} keys and {len(expected)} leaves do not match:\n  "
-            + "\n  ".join(problems)
+            f"{name}: {names.hint(arrays)}{len(problems)} of {len(arrays)} keys and {len(expected)} leaves "
+            f"do not match:{separator}{separator.join(listed(group, separator, 8) for group in kinds.values())}"
         )
     return traverse_util.unflatten_dict(filled)
-
-
-def target_shapes(module: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
-    """{(collection, layer, ..., leaf): shape and dtype} of the module's variables, without computing them."""
-    if hasattr(module, "example_input"):
-        example = jax.eval_shape(module.example_input)
-    else:
-        size = getattr(module, "image_size", 32)
-        example = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    return traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), example))
 
 
 def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict: got {type(state_dict).__name__}, expected a mapping from names to arrays")
-    prefixed = bool(state_dict) and all(str(key).startswith("module.") for key in state_dict)
+    if strange := [key for key in state_dict if not isinstance(key, str)]:
+        raise TypeError(f"state_dict: got the key {short(strange[0])}, expected names")
     arrays = {}
-    for key, value in state_dict.items():
+    for key, value in names.plain(state_dict).items():
         if not hasattr(value, "shape"):
-            raise TypeError(f"state_dict[{key!r}]: got {type(value).__name__}, expected an array")
+            raise TypeError(f"state_dict[{short(key)!r}]: got {type(value).__name__}, expected an array")
         if key.endswith(layout.DROPPED):
             continue
         array = np.asarray(value)
         if array.dtype.kind not in "fiu":
-            raise TypeError(f"state_dict[{key!r}]: got dtype {array.dtype}, expected numbers")
+            raise TypeError(f"state_dict[{short(key)!r}]: got dtype {array.dtype}, expected numbers")
         dtype = np.float64 if array.dtype == np.float64 else np.float32
-        arrays[key.removeprefix("module.") if prefixed else key] = array.astype(dtype)
+        arrays[key] = array.astype(dtype)
     return arrays
 
 

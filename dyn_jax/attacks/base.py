@@ -142,6 +142,12 @@ class Problem:
         overflow = jnp.zeros_like(nonfinite) if overflow is None else jnp.broadcast_to(overflow, nonfinite.shape)
         return Steps(losses, nonfinite, overflow, self.domain.work(output.trace))
 
+    def no_steps(self) -> Steps:
+        """The record of a search that evaluated nothing, [0, example]."""
+        losses = self.losses(self.clean)
+        once = self.observed(self.clean, losses, jnp.zeros_like(losses, bool))
+        return jax.tree.map(lambda leaf: leaf[None][:0], once)
+
     def gradient(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Steps]:
         """(gradient of the objective like x, record): 0 where it is not finite, nothing may move or is attacked."""
 
@@ -158,10 +164,10 @@ class Problem:
 
 @flax.struct.dataclass
 class Found:
-    """What a search returns: the candidate x, its `Steps` [step, example], and a record [step, example, ...]."""
+    """What a search returns: the candidate x, its `Steps` [step, example] or None, a record [step, example, ...]."""
 
     x: jax.Array
-    steps: Steps
+    steps: Steps | None = None
     record: Any = None
 
 
@@ -281,7 +287,8 @@ class Attack:
         x = problem.project(jnp.where(jnp.isfinite(found.x), found.x, domain.clean))
         x = jax.lax.stop_gradient(x if self.keep_start else problem.pick(left_alone, domain.clean, x))
         adversarial = judge(x)
-        steps, record = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), (found.steps, found.record))
+        steps = problem.no_steps() if found.steps is None else found.steps
+        steps, record = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), (steps, found.record))
         flags = [t.overflow for t in (clean.trace, adversarial.trace) if t.overflow is not None]
         lost = jnp.any(jnp.stack(flags)) if flags else jnp.zeros((), bool)
         invalid = counted & ~(_finite(clean.logits) & _finite(adversarial.logits)) | lost

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from dyn_jax.attacks.threat import norm
 
-_RELEASE_GUARD = 1e-20
 _ROUNDING = 2e-6  # what a projection leaves of a vector that it should remove, relative
 
 
@@ -56,10 +55,3 @@ def direction(complexity: jax.Array, finished: jax.Array) -> Rectified:
     left = complexity - jnp.minimum(along, 0) * u
     left = jnp.where(norm(left) > _ROUNDING * norm(complexity), left, 0)
     return Rectified(left, along.reshape(-1) < 0)
-
-
-def released(complexity: jax.Array, finished: jax.Array, constant: jax.typing.ArrayLike) -> Rectified:
-    """The released order: direction first, then ``K g / (||g|| + 1e-20)``: the length is K whatever was lost."""
-    turned = direction(complexity, finished)
-    length = norm(turned.gradient) + _RELEASE_GUARD
-    return Rectified(jnp.asarray(constant, complexity.dtype) * turned.gradient / length, turned.projected)

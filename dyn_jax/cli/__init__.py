@@ -3,46 +3,96 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
-import time
 from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command; 0 when it worked, 2 with one plain line on standard error for bad input."""
+    """Runs one sub-command.
+
+    Returns:
+      0 when it worked; 2 with one plain line on standard error for bad input; 130 after Ctrl-C; 141 where what reads
+      the output has gone (``dyn-jax list | head -1``), without a word.
+    """
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still buffered must not meet the closed pipe again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as stop:
+        print(f"dyn-jax: interrupted{stop}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (ValueError, TypeError, ArithmeticError, OSError, ImportError) as error:
         print(f"dyn-jax: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+TRAIN = """\
+Networks: skipnet-digits, skipnet-rl-digits, dynconv-digits, sact-digits, manidp-digits,
+sdn-{vgg16,resnet56,mobilenet}-digits (early exits), cnn-{vgg16,resnet56,mobilenet}-digits (without them),
+minkunet-rooms, minkfcnn-objects (sparse 3D). Nothing is downloaded; one to some minutes on two cores.
+
+  dyn-jax train skipnet-digits --output skipnet.msgpack
+  dyn-jax train sdn-resnet56-digits --seed 1 --epochs 5 --output sdn.msgpack
+
+Interrupted or killed, the same command goes on where it was, and ends with the same weights. Load them with
+dyn_jax.networks.checkpoint.load_variables(FILE) for dyn_jax.networks.create(NAME).
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dyn-jax", description="Attacks on adaptive neural networks.")
+    from dyn_jax import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="dyn-jax",
+        description="Attacks on adaptive neural networks.",
+        epilog="Start with: dyn-jax demo. Every command explains itself: dyn-jax train --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"dyn-jax {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    demo = commands.add_parser("demo", help="attack the embedded networks with FGSM and BIM, FGM against LGM")
+    demo = commands.add_parser(
+        "demo",
+        help="attack the embedded networks with FGSM and BIM, FGM against LGM",
+        description="Attacks networks that ship with the package, prints a table and draws pictures; some minutes.",
+    )
     demo.add_argument("--output", default="demo_output", metavar="FOLDER", help="where the pictures go")
-    demo.add_argument("--examples", type=int, default=100, help="test images, at most 500")
+    demo.add_argument("--examples", type=int, default=100, help="test images, at most 500 (default 100)")
     demo.add_argument("--points", action="store_true", help="attack the embedded rooms (sparse 3D) instead")
-    demo.add_argument("--rooms", type=int, default=2, help="test rooms of --points, at most 16")
+    demo.add_argument("--rooms", type=int, default=2, help="test rooms of --points, at most 16 (default 2)")
     demo.set_defaults(run=_demo)
 
-    train = commands.add_parser("train", help="train one of the embedded networks from scratch")
-    train.add_argument("network", help="{skipnet,skipnet-rl,dynconv,sact,manidp}-digits, minkunet-rooms, ...")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--epochs", type=int, default=None)
+    train = commands.add_parser(
+        "train",
+        help="train one of the embedded networks from scratch",
+        description="Trains one of the embedded networks from scratch, then measures it on the test data.",
+        epilog=TRAIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("network", help="its name, see below")
+    train.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    train.add_argument("--epochs", type=int, default=None, help="of every stage, instead of the recipe's own number")
     train.add_argument("--output", required=True, metavar="FILE", help="variables, flax msgpack")
+    train.add_argument("--checkpoint", metavar="FILE", help="where the run is kept until it ends (default: OUTPUT.run)")
+    train.add_argument("--every", type=int, default=50, metavar="STEPS", help="between checkpoints (default 50)")
     train.set_defaults(run=_train)
 
-    data = commands.add_parser("prepare-cifar10", help="write CIFAR-10 for TFDS, without TensorFlow or a download")
+    data = commands.add_parser(
+        "prepare-cifar10",
+        help="write CIFAR-10 for TFDS, without TensorFlow or a download",
+        description="Writes CIFAR-10, from the original archive that you have, where TFDS finds it.",
+    )
     data.add_argument("source", help="folder with the original archive or batches")
     data.add_argument("--data-dir", default=None, help="TFDS folder (default: below $DYN_JAX_DATA or ~/.cache/dyn_jax)")
     data.set_defaults(run=_prepare)
 
-    listing = commands.add_parser("list", help="names of the networks")
+    listing = commands.add_parser("list", help="names of the networks", description="Names for networks.create.")
     listing.set_defaults(run=_list)
     return parser
 
@@ -51,8 +101,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     from dyn_jax import _validate
     from dyn_jax.cli import demo, demo_points
 
-    _validate.positive_int("--examples", arguments.examples)
-    _validate.positive_int("--rooms", arguments.rooms)
+    for name, most in (("examples", 500), ("rooms", 16)):
+        if _validate.positive_int(f"--{name}", getattr(arguments, name)) > most:
+            raise ValueError(f"--{name}: got {getattr(arguments, name)}, expected at most {most}, all there are")
     if arguments.points:
         demo_points.run(arguments.output, count=arguments.rooms)
         return
@@ -62,28 +113,43 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     import json
 
-    from dyn_jax import _validate, networks
-    from dyn_jax.datasets import digits
+    from tqdm import tqdm
+
+    from dyn_jax import networks
     from dyn_jax.networks.checkpoint import save_variables
-    from dyn_jax.training import digits as images
-    from dyn_jax.training import points
+    from dyn_jax.training import embedded, runs
     from dyn_jax.training.loop import evaluate
 
-    began = time.perf_counter()
+    name, output = arguments.network, arguments.output
+    checkpoint = f"{output}.run" if arguments.checkpoint is None else arguments.checkpoint
+    recipe = embedded.recipe_of(name, arguments.epochs)
+    if os.path.realpath(runs.writable("--output", output)) == os.path.realpath(checkpoint):
+        raise ValueError(f"--checkpoint: got the file of --output, {output!r}, expected another one")
+    epochs = sum(stage.epochs for stage in recipe.stages)
+    if os.path.exists(checkpoint):
+        print(f"going on from {checkpoint}")
 
     def report(epoch: int, loss: float) -> None:
-        print(f"epoch {epoch:3d}  loss {loss:8.4f}  {time.perf_counter() - began:6.1f} s", flush=True)
+        tqdm.write(f"epoch {epoch:3d} of {epochs}  loss {loss:8.4f}")
+        sys.stdout.flush()
 
-    name = _validate.choice("network", arguments.network, [*images.RECIPES, *images.STAGED, *points.RECIPES])
-    recipes = points if name in points.RECIPES else images
-    variables = recipes.train(name, seed=arguments.seed, epochs=arguments.epochs, report=report)
-    size = save_variables(arguments.output, variables)
-    net = networks.create(name)
-    if recipes is points:
-        print(json.dumps(points.evaluate(name, net, variables)))
-    else:
-        print(json.dumps(evaluate(net, variables, digits("test"))))
-    print(f"{arguments.output}: {size} bytes")
+    try:
+        variables = embedded.train(
+            name,
+            seed=arguments.seed,
+            epochs=arguments.epochs,
+            checkpoint=checkpoint,
+            every=arguments.every,
+            report=report,
+        )
+    except KeyboardInterrupt as stop:
+        kept = f"; the same command goes on from {checkpoint}" if os.path.exists(checkpoint) else ""
+        raise KeyboardInterrupt(kept) from stop
+    size = save_variables(output, variables)
+    if os.path.exists(checkpoint):
+        os.remove(checkpoint)
+    print(f"{output}: {size} bytes")
+    print(json.dumps(evaluate(networks.create(name), variables, embedded.data_of(name, "test"), recipe.source)))
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -93,6 +159,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    del arguments
     from dyn_jax import networks
 
     print("\n".join(networks.names()))

@@ -88,7 +88,7 @@ def compare(
 
 def _row(name: str, attack: str, eps: str, gradient: str, result: attacks.AttackResult, seconds: float) -> Row:
     attacked = ~result.clean_success
-    dilated = result.trace_clean.units[0].dilated is not None
+    dilated = "dilated" in result.trace_clean.units[0].extras
     change = metrics.architecture_change(
         result.trace_clean,
         result.trace_adversarial,
@@ -101,7 +101,7 @@ def _row(name: str, attack: str, eps: str, gradient: str, result: attacks.Attack
         eps=eps,
         gradient=gradient,
         clean_accuracy=float(jnp.mean(attacked)),
-        accuracy=float(jnp.mean(~result.success)),
+        accuracy=float(metrics.robust_accuracy(result)),
         architecture_change=float(change),
         macs_clean=float(jnp.mean(metrics.executed_macs(result.trace_clean))),
         macs_adversarial=float(jnp.mean(metrics.executed_macs(result.trace_adversarial))),
@@ -139,6 +139,7 @@ def run(output: str, *, examples: int = 100) -> list[Row]:
             print(format_row(row), flush=True)
             rows.append(row)
             shown = jax.tree.map(np.asarray, result)  # the last row's: BIM, LGM, largest eps
-        path = plotting.attack_figure(shown, images, labels, os.path.join(output, f"{name}.png"))
+        title = f"{name}: {row.attack}, eps {row.eps}, {row.gradient}"
+        path = plotting.attack_figure(shown, images, labels, os.path.join(output, f"{name}.png"), title=title)
         print(f"picture: {path}")
     return rows

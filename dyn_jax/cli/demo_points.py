@@ -17,8 +17,7 @@ import numpy as np
 from dyn_jax import attacks, metrics, networks, plotting
 from dyn_jax.datasets import ROOM_CLASSES, Scene, rooms
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d import Capacity, bucket, point_cloud
-from dyn_jax.sparse3d.allocate import capacity_for
+from dyn_jax.sparse3d import PAPER, Capacity, Form, bucket, capacity_for, point_cloud
 from dyn_jax.training.points import ROOM_POINTS
 from dyn_jax.types import PointCloud, Reach, Variables
 
@@ -69,18 +68,32 @@ def capacities(
     points = max(cloud.xyz.shape[0] for cloud in clouds)
     shared = []
     for reach in (None, Reach(step)):
-        needs = [capacity_for(cloud.replace(reach=reach), net.voxel_size, net.levels) for cloud in clouds]
-        pairs = None if reach is None else bucket(int(PAIR_SLACK * max(need.pairs for need in needs)))
+        need = capacity_for(clouds, net.voxel_size, net.levels, reach=reach)
+        pairs = None if need.pairs is None else bucket(int(PAIR_SLACK * need.pairs))
         most = bucket(points) if pairs is None else pairs  # no more voxels than pairs
-        levels = (max(column) for column in zip(*(need.levels for need in needs)))
-        shared.append(Capacity(tuple(min(bucket(int(slack * level)), most) for level in levels), pairs))
+        shared.append(Capacity(tuple(min(bucket(int(slack * level)), most) for level in need.levels), pairs))
     return shared[0], shared[1]
 
 
 def attack_function(
-    net: nn.Module, small: Capacity, large: Capacity, *, steps: int, protocol: str = "paper", **options: Any
-) -> Callable[..., attacks.PointAttackResult]:
-    """Jitted ``(variables, cloud, labels, eps, step, occupancy) -> result``: eps, step and slopes do not recompile."""
+    net: nn.Module,
+    small: Capacity,
+    large: Capacity,
+    *,
+    steps: int,
+    form: Form = PAPER,
+    factory: Callable[..., attacks.Attack] = attacks.point_bim,
+    **options: Any,
+) -> Callable[..., attacks.AttackResult]:
+    """Jitted ``(variables, cloud, labels, eps, step, occupancy) -> result``: eps, step and slopes do not recompile.
+
+    Args:
+      net: of points.
+      small, large: capacities of hard and of looking-ahead passes, see `capacities`.
+      steps: of the attack.
+      form: of the network that is differentiated, see `dyn_jax.sparse3d.Form`.
+      factory: (eps, step size, steps, **options) -> attack.
+    """
 
     @jax.jit
     def run(
@@ -90,18 +103,17 @@ def attack_function(
         eps: jax.Array,
         step: jax.Array,
         occupancy: voxel.VoxelOccupancy,
-    ) -> attacks.PointAttackResult:
+    ) -> attacks.AttackResult:
         capacity = large if occupancy.extends else small
-        forward = partial(net.apply, variables, occupancy=occupancy, capacity=capacity, protocol=protocol)
+        forward = partial(net.apply, variables, occupancy=occupancy, capacity=capacity, form=form)
         victim = partial(net.apply, variables, capacity=small)
-        attack = attacks.point_bim(eps, step, steps, protocol=protocol, **options)
-        return attack(forward, cloud, labels, victim=victim)
+        return factory(eps, step, steps, **options)(forward, cloud, labels, victim=victim)
 
     return run
 
 
 def attack_rooms(
-    run: Callable[..., attacks.PointAttackResult],
+    run: Callable[..., attacks.AttackResult],
     variables: Variables,
     clouds: Sequence[PointCloud],
     labels: Sequence[np.ndarray],
@@ -109,7 +121,7 @@ def attack_rooms(
     occupancy: voxel.VoxelOccupancy,
     eps: float,
     step: float,
-) -> tuple[RoomRow, list[attacks.PointAttackResult]]:
+) -> tuple[RoomRow, list[attacks.AttackResult]]:
     """Attacks every room with one setting."""
     arguments = (jnp.float32(eps), jnp.float32(step), occupancy)
     results, times = [], []
@@ -119,20 +131,22 @@ def attack_rooms(
         times.append(time.perf_counter() - began)
     seconds = min(times) * len(times)  # the first may hold the compilation
 
-    def total(logits: str) -> np.ndarray:
+    def of_rooms(logits: str) -> list[np.ndarray]:
         pairs = [(getattr(result, logits), y) for result, y in zip(results, labels)]
-        return np.asarray(sum(metrics.confusion(np.argmax(z, axis=1), y, z.shape[1]) for z, y in pairs))
+        return [np.asarray(metrics.confusion(np.argmax(z, axis=1), y, z.shape[1])) for z, y in pairs]
 
+    clean, after = of_rooms("logits_clean"), of_rooms("logits_adversarial")
+    work = {name: np.mean([result.steps.work[name].mean() for result in results]) for name in ("voxels", "macs")}
     row = RoomRow(
         gradient=gradient,
         eps=eps,
-        clean=total("logits_clean"),
-        after=total("logits_adversarial"),
-        clean_rooms=np.array([float(result.mean_iou_clean) for result in results]),
-        after_rooms=np.array([float(result.mean_iou) for result in results]),
-        voxels=float(np.mean([result.steps.voxels.mean() for result in results])),
-        gflops=float(np.mean([2e-9 * result.steps.macs.mean() for result in results])),
-        overflow=any(bool(result.overflow) for result in results),
+        clean=np.sum(clean, axis=0),
+        after=np.sum(after, axis=0),
+        clean_rooms=np.array([float(metrics.mean_iou(matrix)) for matrix in clean]),
+        after_rooms=np.array([float(metrics.mean_iou(matrix)) for matrix in after]),
+        voxels=float(work["voxels"]),
+        gflops=2e-9 * float(work["macs"]),
+        overflow=any(bool(result.overflow.any()) for result in results),
         seconds=seconds,
     )
     return row, results

@@ -3,6 +3,8 @@
 A pickle runs code by naming a function and asking for it to be called. Here every name outside a list of five
 is refused before anything is imported, and the five stand for functions of this file, not for NumPy's: an
 array in the file becomes plain fields, checked, and only then a view of its bytes.
+
+A pickle also costs time and memory without a call: `check_pickle` measures it first, here and for PyTorch's files.
 """
 
 from __future__ import annotations
@@ -11,9 +13,17 @@ import io
 import pickle
 import pickletools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from dyn_jax._files import BadFile, short
+
+MOST_ELEMENTS = 10**7
+"""Of the value in a pickle, written out in full: shared parts count as often as they are met."""
+DEEPEST = 200
+MOST_INSTRUCTIONS = 2 * 10**6
+"""Of a pickle: CIFAR-10's batches have 40,000, a checkpoint some 60 for each tensor."""
 
 
 def load_array_pickle(blob: bytes) -> Any:
@@ -23,15 +33,16 @@ def load_array_pickle(blob: bytes) -> Any:
     Arrays are read-only views; they may stand at the top level or as values of the top dict.
 
     Raises:
-      ValueError: the pickle is truncated or broken, or names anything else (the message says what).
+      ValueError: the pickle is truncated or broken, fails `check_pickle`, or names anything else (the message says
+        what).
 
     Source: Python's ``pickletools`` describes the opcodes, NumPy's ``ndarray.__setstate__`` an array's state.
     """
     try:
-        _check_memo(blob)
+        check_pickle(io.BytesIO(blob))
         value = _Unpickler(io.BytesIO(blob), encoding="bytes").load()
     except Exception as error:  # a broken pickle may raise anything
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(short(str(error)) or type(error).__name__) from error
     if isinstance(value, dict):
         return {key: _array(item) for key, item in value.items()}
     return _array(value)
@@ -79,13 +90,13 @@ def _reconstruct(*_arguments: Any) -> _Array:
 
 def _dtype(code: Any, *_flags: Any) -> _Uint8:
     if code not in ("u1", b"u1"):
-        raise pickle.UnpicklingError(f"got dtype {code!r}, expected 'u1' (uint8)")
+        raise pickle.UnpicklingError(f"got dtype {short(code)!r}, expected 'u1' (uint8)")
     return _Uint8()
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
     if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"got text in {encoding!r}, expected latin1")
+        raise pickle.UnpicklingError(f"got text in {short(encoding)!r}, expected latin1")
     return text.encode("latin1")
 
 
@@ -105,11 +116,99 @@ class _Unpickler(pickle.Unpickler):
         return _Allowed(_ALLOWED[module, name])
 
 
-def _check_memo(blob: bytes) -> None:
-    """Refuses memo slots beyond the file's length: the unpickler would allocate all the slots below."""
-    for opcode, argument, _ in pickletools.genops(blob):
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(blob):
-            raise pickle.UnpicklingError(f"got memo slot {argument}, expected fewer than the file has bytes")
+def check_pickle(file: BinaryIO) -> None:
+    """Reads one pickle's instructions, running none, and refuses one whose value is out of proportion to it.
+
+    Nested tuples that hold one another twice double with each level; hashing or printing one takes the time and the
+    memory of all its elements written out. So does a slot of the memo beyond the file's length, for all slots below.
+
+    Args:
+      file: positioned at the pickle, and left behind it; ``read(n)`` must not allocate n where the file is shorter.
+
+    Raises:
+      BadFile: more than `MOST_ELEMENTS` when written out, deeper than `DEEPEST`, holding itself other than directly, of
+        more than `MOST_INSTRUCTIONS`, or with a memo slot beyond the file's length.
+      ValueError: no pickle, or truncated.
+    """
+    start = file.tell()
+    size = file.seek(0, io.SEEK_END) or file.tell()  # mmap.seek returns nothing before Python 3.13
+    file.seek(start)
+    parts: list[list[int]] = [[]]  # of every value that has some, the values in it; number 0 stands for all the others
+    sizes = [1]  # of every value, without its parts
+    stack: list[int | None] = []  # numbers of values; None is a mark
+    memo: dict[int, int] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count >= MOST_INSTRUCTIONS:
+            raise BadFile(f"refused: it has more than {MOST_INSTRUCTIONS:,} instructions")
+        name, taken = opcode.name, opcode.stack_before
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            slot = len(memo) if argument is None else argument
+            if slot > size:
+                raise BadFile(f"got memo slot {slot}, expected fewer than the file has bytes")
+            memo[slot] = _last(stack)
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(argument, 0))
+        elif name == "DUP":
+            stack.append(_last(stack))
+        elif name == "MARK":
+            stack.append(None)
+        else:
+            held = []
+            if pickletools.markobject in taken:
+                while stack and (value := stack.pop()) is not None:
+                    held.append(value)
+                taken = taken[: taken.index(pickletools.markobject)]
+            for _ in taken:
+                held.append((stack.pop() if stack else 0) or 0)
+            if not opcode.stack_after:
+                continue
+            whole = held.pop() if name in _CHANGING and held else 0  # the list, dict or object that takes in the others
+            length = len(argument) // 64 if isinstance(argument, (str, bytes)) else 0
+            if not whole and (held or length or name.startswith("EMPTY")):
+                whole = len(parts)
+                parts.append([])
+                sizes.append(1 + length)
+            parts[whole] += filter(None, held)
+            sizes[whole] += held.count(0)
+            stack.append(whole)
+    _check_size(parts, sizes)
+
+
+_CHANGING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+
+
+def _last(stack: list[int | None]) -> int:
+    return (stack[-1] if stack else 0) or 0
+
+
+def _check_size(parts: list[list[int]], sizes: list[int]) -> None:
+    """Adds up sizes and depths from the parts to the whole; what is never reached holds itself."""
+    holders: list[list[int]] = [[] for _ in parts]
+    waiting = [0] * len(parts)
+    for whole, inside in enumerate(parts):
+        for part in inside:
+            if part != whole:
+                holders[part].append(whole)
+                waiting[whole] += 1
+    depths = [1] * len(parts)
+    ready = [number for number, count in enumerate(waiting) if not count]
+    done = 0
+    while ready:
+        part = ready.pop()
+        done += 1
+        if sizes[part] > MOST_ELEMENTS or depths[part] > DEEPEST:
+            raise BadFile(
+                f"refused: it holds a value of {sizes[part]:,} elements when written out, {depths[part]} levels deep, "
+                f"expected at most {MOST_ELEMENTS:,} and {DEEPEST}"
+            )
+        for whole in holders[part]:
+            sizes[whole] += sizes[part]
+            depths[whole] = max(depths[whole], depths[part] + 1)
+            waiting[whole] -= 1
+            if not waiting[whole]:
+                ready.append(whole)
+    if done < len(parts):
+        raise BadFile("refused: it holds a value that holds itself")
 
 
 def _array(value: Any) -> Any:
@@ -117,9 +216,9 @@ def _array(value: Any) -> Any:
     if not isinstance(value, _Array):
         return value
     shape, content = value.shape, value.content
-    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"got an array of shape {shape!r}, expected a tuple of integers")
+    if not isinstance(shape, tuple) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise ValueError(f"got an array of shape {short(shape)}, expected a tuple of integers")
     if not isinstance(content, bytes) or len(content) != int(np.prod(shape, dtype=object)):
         size = len(content) if isinstance(content, bytes) else type(content).__name__
-        raise ValueError(f"got an array of shape {shape} with {size} bytes, expected one byte per element")
+        raise ValueError(f"got an array of shape {short(str(shape[:8]))} with {size} bytes, expected one byte each")
     return np.frombuffer(content, np.uint8).reshape(shape, order="F" if value.fortran else "C")

@@ -41,6 +41,39 @@ class Batch(NamedTuple):
     valid: np.ndarray
 
 
+def checked_images(data: ImageData, where: str = "data", classes: int | None = None) -> ImageData:
+    """Returns the data, labels as int32, if they keep what `ImageData` promises.
+
+    Args:
+      data: any.
+      where: what messages begin with, e.g. the file they were read from.
+      classes: labels must lie in [0, classes); None: at least 0.
+
+    Raises:
+      TypeError, ValueError: no image; images of another rank, dtype or range; labels that are no integers, not one for
+        each image (a column [n, 1] is not), or out of range.
+    """
+    images, labels = np.asarray(data.images), np.asarray(data.labels)
+    count = len(images) if images.ndim else 0
+    if count == 0 or labels.shape != (count,):
+        raise ValueError(
+            f"{where}: got {count} images and labels of shape {labels.shape}, "
+            f"expected at least one image and one label per image, ({count},)"
+        )
+    if images.ndim != 4:
+        raise ValueError(f"{where}: got images of shape {images.shape}, expected [n, height, width, channel]")
+    if images.dtype != np.uint8:
+        if not np.issubdtype(images.dtype, np.floating):
+            raise TypeError(f"{where}: got images of dtype {images.dtype}, expected uint8 or floating point")
+        _validate.within(f"{where}: images", images, (0.0, 1.0))
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{where}: got labels of dtype {labels.dtype}, expected integers")
+    last = np.iinfo(np.int32).max if classes is None else classes - 1
+    if labels.min() < 0 or labels.max() > last:
+        raise ValueError(f"{where}: got labels in [{labels.min()}, {labels.max()}], expected [0, {last}]")
+    return data._replace(images=images, labels=labels.astype(np.int32))
+
+
 def data_directory(directory: str | os.PathLike | None = None) -> str:
     """Where data sets are looked for: the argument, else ``$DYN_JAX_DATA``, else ``~/.cache/dyn_jax``."""
     if directory is None:
@@ -81,16 +114,11 @@ def batches(
         that all batches have one shape. (Repeated images, not zeros: batch norm then sees real images.)
 
     Raises:
-      TypeError, ValueError: batch_size is not a positive integer; images and labels differ in length or there
-        are none.
+      TypeError, ValueError: batch_size is not a positive integer; data as in `checked_images`.
     """
     batch_size = _validate.positive_int("batch_size", batch_size)
+    data = checked_images(data)
     count = len(data.images)
-    if count == 0 or np.shape(data.labels) != (count,):
-        raise ValueError(
-            f"data: got {count} images and labels of shape {np.shape(data.labels)}, "
-            "expected at least one image and one label per image"
-        )
     order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
 
     def cut() -> Iterator[Batch]:

@@ -6,15 +6,14 @@ import gzip
 import os
 import posixpath
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from dyn_jax import _validate
+from dyn_jax import _files, _validate
 from dyn_jax.datasets.array_pickle import load_array_pickle
-from dyn_jax.datasets.base import ENVIRONMENT_VARIABLE, ImageData, data_directory
+from dyn_jax.datasets.base import ENVIRONMENT_VARIABLE, ImageData, checked_images, data_directory
 
 CIFAR10_CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -22,6 +21,7 @@ CIFAR10_CLASS_NAMES = (
 IMAGES_PER_FILE = 10_000
 PIXELS = 3 * 32 * 32
 MAX_FILE_BYTES = 64 * 2**20  # the real files have 31 MB; more is not read into memory
+MAX_ARCHIVE_BYTES = 2**29  # unpacked; the real ones have 186 MB
 
 _BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 
@@ -63,19 +63,13 @@ def cifar10(
     images, labels = [], []
     for where, blob in files:
         pixels, batch_labels = layout.parse(blob, where)
-        _check(pixels, batch_labels, where, images_per_file)
-        images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        labels.append(batch_labels.astype(np.int32))
+        if images_per_file is not None and len(pixels) != images_per_file:
+            raise ValueError(f"{where}: got {len(pixels)} images, expected {images_per_file} (is the file truncated?)")
+        part = ImageData(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), batch_labels, "CIFAR-10")
+        part = checked_images(part, where, len(CIFAR10_CLASS_NAMES))
+        images.append(part.images)
+        labels.append(part.labels)
     return ImageData(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels), "CIFAR-10")
-
-
-def _check(pixels: np.ndarray, labels: np.ndarray, where: str, expected: int | None) -> None:
-    if len(pixels) != len(labels) or len(pixels) == 0:
-        raise ValueError(f"{where}: got {len(pixels)} images and {len(labels)} labels, expected one label each")
-    if expected is not None and len(pixels) != expected:
-        raise ValueError(f"{where}: got {len(pixels)} images, expected {expected} (is the file truncated?)")
-    if labels.min() < 0 or labels.max() > 9:
-        raise ValueError(f"{where}: got labels in [{labels.min()}, {labels.max()}], expected [0, 9]")
 
 
 class _Layout(NamedTuple):
@@ -114,25 +108,23 @@ def _find(directory: str, split: str) -> tuple[_Layout, Iterator[tuple[str, byte
 def _read_folder(folder: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
     for name in names:
         path = os.path.join(folder, name)
-        _check_size(path, os.path.getsize(path))
-        with open(path, "rb") as file:
-            yield path, file.read()
+        yield path, _files.read(path, limit=MAX_FILE_BYTES)
 
 
 def _read_archive(archive: str, layout: _Layout, split: str) -> Iterator[tuple[str, bytes]]:
     wanted = [f"{layout.folder}/{batch}{layout.suffix}" for batch in _BATCHES[split]]
     found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
+    with _files.opened(archive, limit=MAX_ARCHIVE_BYTES) as file, _files.reading(archive, "a readable .tar.gz"):
+        unpacked = _Unpacked(file)
+        with tarfile.open(fileobj=unpacked, mode="r|") as tar:
             for member in tar:
                 name = posixpath.normpath(member.name)
                 if name in wanted and member.isreg():
-                    _check_size(f"{archive}:{name}", member.size)
+                    if member.size > MAX_FILE_BYTES:
+                        raise ValueError(f"{name} has {member.size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
                     found[name] = tar.extractfile(member).read()
-            while tar.fileobj.read(2**20):  # to the end, where the checksum is
-                pass
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{archive}: not a readable .tar.gz, or truncated: {error}") from error
+        while unpacked.read(2**20):  # to the end, where the checksum is
+            pass
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ValueError(f"{archive}: got an archive without {', '.join(missing)}, expected the CIFAR-10 files")
@@ -140,9 +132,19 @@ def _read_archive(archive: str, layout: _Layout, split: str) -> Iterator[tuple[s
         yield f"{archive}:{name}", found.pop(name)
 
 
-def _check_size(where: str, size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"{where}: got {size:,} bytes, expected a batch of at most {MAX_FILE_BYTES:,}")
+class _Unpacked(gzip.GzipFile):
+    """What is in a gzip file, up to `MAX_ARCHIVE_BYTES`."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(fileobj=file)
+        self.count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        content = super().read(size)
+        self.count += len(content)
+        if self.count > MAX_ARCHIVE_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes")
+        return content
 
 
 def _parse_binary(blob: bytes, where: str) -> Rows:
@@ -155,21 +157,19 @@ def _parse_binary(blob: bytes, where: str) -> Rows:
 
 def _parse_python(blob: bytes, where: str) -> Rows:
     """A pickled dict with `data`, uint8 [n, 3072], and `labels`, a list of n integers."""
-    try:
+    with _files.reading(where, "a CIFAR-10 python batch"):
         batch = load_array_pickle(blob)
-    except ValueError as error:
-        raise ValueError(f"{where}: not a CIFAR-10 python batch, or truncated: {error}") from error
     if not isinstance(batch, dict):
         raise ValueError(f"{where}: got a {type(batch).__name__}, expected a dict with 'data' and 'labels'")
     batch = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     pixels, labels = batch.get("data"), batch.get("labels")
     if not isinstance(pixels, np.ndarray) or not isinstance(labels, list):
-        raise ValueError(f"{where}: got keys {sorted(map(str, batch))}, expected an array 'data' and a list 'labels'")
+        raise ValueError(f"{where}: got keys {_files.listed(batch)}, expected an array 'data' and a list 'labels'")
     if pixels.ndim != 2 or pixels.shape[1] != PIXELS:
         raise ValueError(f"{where}: got data of shape {pixels.shape}, expected (images, {PIXELS})")
-    if not all(type(label) is int for label in labels):
+    if not all(type(label) is int and abs(label) < 2**31 for label in labels):
         raise ValueError(f"{where}: got labels that are not integers, expected integers in [0, 9]")
-    return pixels, np.array(labels, object)
+    return pixels, np.array(labels, np.int64)
 
 
 _LAYOUTS = (

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
+from typing import Any
 
 import numpy as np
 
-from dyn_jax import _validate
+from dyn_jax import _files, _validate
 from dyn_jax.datasets.base import data_directory
-from dyn_jax.datasets.points import Objects, into_unit_sphere
-from dyn_jax.datasets.points_files import import_extra, load_mesh, require_file
+from dyn_jax.datasets.points import Objects, check_objects, into_unit_sphere
+from dyn_jax.datasets.points_files import import_extra, load_mesh
 
 MODELNET40_CLASSES = (
     "airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone", "cup", "curtain",
@@ -22,6 +24,8 @@ MODELNET40_CLASSES = (
 OBJECTS_PER_SPLIT = {"train": 9843, "test": 2468}
 POINTS_PER_OBJECT = 2048
 FOLDER = "modelnet40_ply_hdf5_2048"
+MOST_UNPACKED = 20
+"""Times the size of an HDF5 file that its numbers may take; coordinates hardly compress."""
 
 
 def modelnet40(
@@ -64,8 +68,8 @@ def modelnet40(
             "nothing is downloaded"
         )
     files.sort(key=lambda file: [part.zfill(9) for part in re.findall(r"\d+", os.path.basename(file))])
-    parts = [_read(file, points) for file in files]
-    xyz, labels = (np.concatenate(arrays) for arrays in zip(*parts))
+    parts = [check_objects(_read(file, points), file, len(MODELNET40_CLASSES)) for file in files]
+    xyz, labels = (np.concatenate(arrays) for arrays in zip(*(part[:2] for part in parts)))
     if all_objects and len(labels) != OBJECTS_PER_SPLIT[split]:
         raise ValueError(
             f"{folder}: got {len(labels)} {split} objects in {len(files)} files, expected {OBJECTS_PER_SPLIT[split]} "
@@ -92,7 +96,7 @@ def read_off_object(path: str | os.PathLike, points: int = POINTS_PER_OBJECT, *,
     """
     points = _validate.positive_int("points", points, minimum=2)
     seed = _validate.positive_int("seed", seed, minimum=0)
-    path = require_file(path)
+    path = _files.regular(path)
     vertices, faces, lines = _off_counts(path)
     mesh = load_mesh(path, "off", force="mesh")
     if len(mesh.vertices) != vertices or lines < vertices + faces:
@@ -106,8 +110,8 @@ def read_off_object(path: str | os.PathLike, points: int = POINTS_PER_OBJECT, *,
 
 def _off_counts(path: str) -> tuple[int, int, int]:
     """Vertices and faces that the header of an OFF file announces, and how many lines with content follow it."""
-    with open(path, encoding="latin1") as file:
-        lines = [words for words in (line.split("#")[0].split() for line in file) if words]
+    text = _files.read(path).decode("latin1")
+    lines = [words for words in (line.split("#")[0].split() for line in text.splitlines()) if words]
     header = lines[0] if lines else [""]
     if not header[0].startswith("OFF"):
         raise ValueError(f"{path}: got {' '.join(header)[:20]!r}, expected an OFF file, which begins with OFF")
@@ -115,30 +119,53 @@ def _off_counts(path: str) -> tuple[int, int, int]:
     rest = lines[1:]
     if not header and rest:  # the counts on a line of their own
         header, rest = rest[0], rest[1:]
-    if len(header) < 2 or not all(word.isdigit() for word in header):
-        raise ValueError(f"{path}: got counts {' '.join(header)!r} after OFF, expected vertices, faces and edges")
+    if len(header) < 2 or not all(re.fullmatch(r"[0-9]{1,18}", word) for word in header):
+        raise ValueError(f"{path}: got counts {' '.join(header)[:80]!r} after OFF, expected vertices, faces and edges")
     return int(header[0]), int(header[1]), len(rest)
 
 
-def _read(path: str, points: int) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with import_extra("h5py").File(path, "r") as file:
-            missing = {"data", "label"} - set(file)
-            if missing:
-                raise ValueError(f"{path}: got keys {', '.join(sorted(file))}, expected data and label")
-            data, labels = file["data"], file["label"]
-            if data.ndim != 3 or data.shape[2] != 3 or labels.size != data.shape[0]:
-                raise ValueError(
-                    f"{path}: got data {data.shape} and label {labels.shape}, "
-                    f"expected (objects, {POINTS_PER_OBJECT}, 3) and one label each"
-                )
-            if points > data.shape[1]:
-                raise ValueError(f"points: got {points}, expected at most the {data.shape[1]} of {path}")
-            xyz, labels = data[:, :points].astype(np.float32), labels[...].reshape(-1)
-    except OSError as error:
-        raise ValueError(f"{path}: not a readable HDF5 file, or truncated: {error}") from error
+def _read(path: str, points: int) -> Objects:
+    size = os.path.getsize(_files.regular(path))
+    h5py = import_extra("h5py")
+    with _files.reading(path, "a readable HDF5 file"), h5py.File(path, "r") as file:
+        missing = {"data", "label"} - set(file)
+        if missing:
+            raise _files.BadFile(f"{path}: got keys {_files.listed(sorted(file))}, expected data and label")
+        data, labels = (_data_set(file, key, size, path) for key in ("data", "label"))
+        if data.ndim != 3 or data.shape[2] != 3 or labels.shape not in (data.shape[:1], (data.shape[0], 1)):
+            raise _files.BadFile(
+                f"{path}: got data {data.shape} and label {labels.shape}, "
+                f"expected (objects, {POINTS_PER_OBJECT}, 3) and one label each"
+            )
+        if points > data.shape[1]:
+            raise _files.BadFile(f"points: got {points}, expected at most the {data.shape[1]} of {path}")
+        xyz, labels = data[:, :points].astype(np.float32), labels[...].reshape(-1)
     if not np.isfinite(xyz).all():
         raise ValueError(f"{path}: got NaN or infinite coordinates, expected none")
-    if len(labels) and (labels.min() < 0 or labels.max() >= len(MODELNET40_CLASSES)):
+    if not (np.all(labels == np.rint(labels)) and np.all((labels >= 0) & (labels < len(MODELNET40_CLASSES)))):
         raise ValueError(f"{path}: got labels in [{labels.min()}, {labels.max()}], expected [0, 39]")
-    return xyz, labels.astype(np.int32)
+    return Objects(xyz, labels.astype(np.int32), "ModelNet40")
+
+
+def _data_set(file: Any, key: str, size: int, path: str) -> Any:
+    """The data set of numbers called `key` in an HDF5 file of `size` bytes; nothing of it is read yet.
+
+    BadFile for a group, a link, numbers that lie in other files, or more of them than the file could hold.
+    """
+    h5py = import_extra("h5py")
+    link = file.get(key, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise _files.BadFile(f"{path}: got {type(link).__name__} for {key}, expected a data set in the file itself")
+    found = file[key]
+    if not isinstance(found, h5py.Dataset) or found.shape is None or found.dtype.kind not in "fiu":
+        kind = getattr(found, "dtype", type(found).__name__)
+        raise _files.BadFile(f"{path}: got {_files.short(str(kind))} for {key}, expected a data set of numbers")
+    if found.is_virtual or found.external:
+        raise _files.BadFile(f"{path}: got numbers in other files for {key}, expected a data set in the file itself")
+    unpacked = found.dtype.itemsize * max(found.size, math.prod(found.chunks or ()))
+    if unpacked > max(MOST_UNPACKED * size, 2**20):
+        raise _files.BadFile(
+            f"{path}: got {key} {found.shape} in chunks {found.chunks}, which unpack to {unpacked:,} bytes, "
+            f"expected at most {MOST_UNPACKED} times the file's {size:,}"
+        )
+    return found

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dyn_jax import _validate
+
 IGNORE = 255
 """The label of points that neither loss nor metric counts (ScanNet's and MinkowskiEngine's convention)."""
 
@@ -51,6 +53,15 @@ def into_unit_sphere(xyz: np.ndarray) -> np.ndarray:
     return centred / radius if radius > 0 else centred
 
 
+def made_scene(
+    rows: np.ndarray, rgb: np.ndarray, labels: np.ndarray | None, name: str, where: str, classes: int | None = None
+) -> Scene:
+    """The checked `Scene` of a file's columns: coordinates [n, 3] and colours [n, 3] in 0..255, of any dtype."""
+    with np.errstate(over="ignore"):  # infinite is refused
+        xyz, colours = rows.astype(np.float32), (rgb / 255).astype(np.float32)
+    return check_scene(Scene(xyz, colours, labels, name), where, classes)
+
+
 def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
     """Returns the scene if it keeps what `Scene` promises.
 
@@ -60,8 +71,8 @@ def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
       classes: labels must lie in [0, classes) or be `IGNORE`; None: in [0, `IGNORE`].
 
     Raises:
-      ValueError: no points; other shapes or dtypes; numbers that are not finite; colours outside [0, 1]; labels
-        outside their range.
+      ValueError: no points; other shapes or dtypes; numbers that are not finite; coordinates so large that float32
+        rounds them by more than 1 mm, as in map coordinates; colours outside [0, 1]; labels outside their range.
     """
     count = len(scene.xyz)
     wanted = {"xyz": ((count, 3), np.float32), "colours": ((count, 3), np.float32), "labels": ((count,), np.int32)}
@@ -77,6 +88,7 @@ def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
             raise ValueError(f"{where}: got {int((~np.isfinite(got)).sum())} NaN or infinite {field}, expected none")
     if count == 0:
         raise ValueError(f"{where}: got no points, expected at least one")
+    _validate.coordinates(f"{where}: xyz", scene.xyz)
     if scene.colours is not None and (scene.colours.min() < 0 or scene.colours.max() > 1):
         raise ValueError(
             f"{where}: got colours in [{255 * scene.colours.min():.6g}, {255 * scene.colours.max():.6g}] / 255, "
@@ -88,3 +100,20 @@ def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
         if len(bad):
             raise ValueError(f"{where}: got label {bad[0]}, expected 0 to {last} or {IGNORE}")
     return scene
+
+
+def check_objects(objects: Objects, where: str, classes: int | None = None) -> Objects:
+    """Returns the objects if they keep what `Objects` promises; labels in [0, classes), or [0, `IGNORE`].
+
+    Raises:
+      ValueError: as `check_scene`; labels that are not one for each object (a column [n, 1] is not).
+    """
+    xyz, labels = objects.xyz, objects.labels
+    if xyz.ndim != 3 or xyz.shape[2] != 3 or labels.shape != xyz.shape[:1]:
+        raise ValueError(
+            f"{where}: got xyz of shape {xyz.shape} and labels of shape {labels.shape}, "
+            "expected (objects, points, 3) and one label each"
+        )
+    check_scene(Scene(xyz.reshape(-1, 3), None, None, where), where)
+    check_scene(Scene(xyz[:, 0], None, labels, where), where, classes)
+    return objects

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from types import ModuleType
 
 import numpy as np
 
-from dyn_jax.datasets.points import Scene, check_scene
+from dyn_jax import _files
+from dyn_jax.datasets.points import IGNORE, Scene, made_scene
 
 
 def read_points_bin(
@@ -25,8 +28,8 @@ def read_points_bin(
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a size that is no multiple of a row (truncated), numbers that are not finite, colours outside
-        0..255, another number of labels than points, or an id that the map lacks.
+      ValueError: a size that is no multiple of a row (truncated), numbers that are not finite or rounded by more than
+        1 mm, colours outside 0..255, another number of labels than points, or an id that the map lacks.
     """
     rows = np.frombuffer(_read_rows(path, 24, "24-byte rows x y z r g b"), "<f4").reshape(-1, 6)
     labels = None
@@ -34,19 +37,23 @@ def read_points_bin(
         labels = np.frombuffer(_read_rows(labels_path, 8, "int64 labels"), "<i8")
         if len(labels) != len(rows):
             raise ValueError(f"{labels_path}: got {len(labels)} labels, expected {len(rows)}, one for each point")
-        labels = labels.astype(np.int32) if label_map is None else map_labels(labels, label_map, str(labels_path))
+        if label_map is None:
+            label_map = np.arange(IGNORE + 1)
+        labels = map_labels(labels, label_map, str(labels_path))
     name = os.path.splitext(os.path.basename(path))[0]
-    return check_scene(
-        Scene(rows[:, :3].astype(np.float32), (rows[:, 3:] / 255).astype(np.float32), labels, name), str(path)
-    )
+    return made_scene(rows[:, :3], rows[:, 3:], labels, name, str(path))
 
 
 def map_labels(ids: np.ndarray, label_map: np.ndarray, where: str) -> np.ndarray:
-    """``label_map[ids]``; ValueError, beginning with `where`, for an id that the map [id] lacks."""
+    """``label_map[ids]`` [n]; ValueError, beginning with `where`, for an id that the map [id] lacks."""
+    ids, label_map = np.asarray(ids), np.asarray(label_map)
+    for name, got in (("ids", ids), ("a label map", label_map)):
+        if got.ndim != 1 or got.dtype.kind not in "iu":
+            raise ValueError(f"{where}: got {name} {got.dtype} of shape {got.shape}, expected integers [n]")
     bad = ids[(ids < 0) | (ids >= len(label_map))]
     if len(bad):
         raise ValueError(f"{where}: got label id {bad[0]}, expected 0 to {len(label_map) - 1}")
-    return np.asarray(label_map, np.int32)[ids]
+    return label_map.astype(np.int32)[ids]
 
 
 def read_ply_vertices(path: str | os.PathLike, properties: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -61,7 +68,6 @@ def read_ply_vertices(path: str | os.PathLike, properties: tuple[str, ...]) -> d
       ValueError: not a readable PLY file, truncated, or without one of the properties.
       ImportError: trimesh is not installed.
     """
-    path = require_file(path)
     loaded = load_mesh(path, "ply")
     elements = loaded.metadata.get("_ply_raw", {})
     vertex = elements.get("vertex", {"properties": {}})
@@ -79,14 +85,15 @@ def read_ply_vertices(path: str | os.PathLike, properties: tuple[str, ...]) -> d
     return {name: np.asarray(vertex["data"][name]).reshape(-1) for name in properties}
 
 
-def load_mesh(path: str, form: str, **options: str) -> object:
+def load_mesh(path: str | os.PathLike, form: str, **options: str) -> object:
     """What trimesh reads from a "ply" or "off" file, vertices in the file's order; ValueError where it cannot."""
+    content = _files.read(path)
     trimesh = import_extra("trimesh")
-    try:
-        with open(path, "rb") as file:
-            return trimesh.load(file, file_type=form, process=False, **options)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable {form.upper()} file, or truncated: {error}") from error
+    with _files.reading(os.fspath(path), f"a readable {form.upper()} file"):
+        for words in re.findall(rb"(?m)^\s*element\s+\S+\s+(\S+)", content.partition(b"end_header")[0]):
+            if not words.isdigit() or int(words) > len(content):
+                raise ValueError(f"it announces {_files.short(words)} elements in {len(content):,} bytes")
+        return trimesh.load(io.BytesIO(content), file_type=form, process=False, **options)
 
 
 def import_extra(name: str) -> ModuleType:
@@ -97,18 +104,8 @@ def import_extra(name: str) -> ModuleType:
         raise ImportError(f"this file form needs {name}: pip install {name} (or the extra dyn_jax[points])") from error
 
 
-def require_file(path: str | os.PathLike, wanted: str = "") -> str:
-    """Returns the path as text; FileNotFoundError with its absolute form if it is no file."""
-    path = os.path.expanduser(os.fspath(path))
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{os.path.abspath(path)}: no such file{wanted and '; expected ' + wanted}")
-    return path
-
-
 def _read_rows(path: str | os.PathLike, size: int, form: str) -> bytes:
-    path = require_file(path)
-    with open(path, "rb") as file:
-        content = file.read()
+    content = _files.read(path)
     if not content or len(content) % size:
         raise ValueError(f"{path}: got {len(content):,} bytes, expected a multiple of {size}: {form} (truncated?)")
     return content

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dyn_jax import _validate
+from dyn_jax import _files, _validate
 from dyn_jax.datasets.base import data_directory
-from dyn_jax.datasets.points import IGNORE, Scene, check_scene
-from dyn_jax.datasets.points_files import map_labels, require_file
+from dyn_jax.datasets.points import IGNORE, Scene, made_scene
+from dyn_jax.datasets.points_files import map_labels
 
 S3DIS_CLASSES = (
     "clutter", "beam", "board", "bookcase", "ceiling", "chair", "column", "door", "floor", "sofa", "table", "wall",
@@ -69,16 +69,12 @@ def read_s3dis_room(path: str | os.PathLike, *, label_order: str | None = None) 
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
         return _read_annotations(path)
-    require_file(path, "the folder of a room, or a .npy or .txt table")
     if path.endswith(".npy"):
-        try:
-            table = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{path}: not a readable .npy file, or truncated: {error}") from error
+        table = _files.read_npy(path, _WANTED)
         if table.ndim != 2 or table.shape[1] not in (6, 7) or table.dtype.kind not in "fiu":
             raise ValueError(f"{path}: got {table.dtype} of shape {table.shape}, expected numbers [n, 6] or [n, 7]")
     else:
-        table = _read_text(path, (6, 7))
+        table = _read_text(path, (6, 7), _WANTED)
     labels = None
     if table.shape[1] == 7:
         if label_order is None:
@@ -86,10 +82,13 @@ def read_s3dis_room(path: str | os.PathLike, *, label_order: str | None = None) 
                 f"label_order: got None, expected one of {', '.join(LABEL_ORDERS)}: {path} has labels, and their ids "
                 "mean different classes in different copies of the data set"
             )
-        if np.any(table[:, 6] != np.rint(table[:, 6])):
+        if not np.all(table[:, 6] == np.rint(table[:, 6])):
             raise ValueError(f"{path}: got labels that are not integers, expected integers")
-        labels = s3dis_labels(table[:, 6].astype(np.int64), label_order, path)
-    return _scene(table[:, :6], labels, os.path.splitext(os.path.basename(path))[0], path)
+        labels = s3dis_labels(np.clip(table[:, 6], -1, 99).astype(np.int64), label_order, path)
+    return made_scene(table[:, :3], table[:, 3:6], labels, os.path.splitext(os.path.basename(path))[0], path)
+
+
+_WANTED = "the folder of a room, or a .npy or .txt table"
 
 
 def s3dis(directory: str | os.PathLike | None = None, areas: Sequence[int] = (5,)) -> Iterator[Scene]:
@@ -133,45 +132,41 @@ def _read_annotations(folder: str) -> Scene:
         file, kind = os.path.join(annotations, name), name.rsplit("_", 1)[0]
         if kind not in (*S3DIS_CLASSES, "stairs"):
             raise ValueError(f"{file}: got class {kind!r}, expected one of {', '.join(S3DIS_CLASSES)}, stairs")
-        rows.append(_read_text(file, (6,)))
+        rows.append(_read_text(file, (6,), "an annotation"))
         labels.append(np.full(len(rows[-1]), _class(kind), np.int32))
     area = os.path.basename(os.path.dirname(room))
     name = f"{area}_{os.path.basename(room)}" if area.startswith("Area_") else os.path.basename(room)
-    return _scene(np.concatenate(rows), np.concatenate(labels), name, annotations)
+    table = np.concatenate(rows)
+    return made_scene(table[:, :3], table[:, 3:], np.concatenate(labels), name, annotations)
 
 
 def _class(name: str) -> int:
     return IGNORE if name == "stairs" else S3DIS_CLASSES.index(name)
 
 
-def _scene(rows: np.ndarray, labels: np.ndarray | None, name: str, where: str) -> Scene:
-    xyz, colours = rows[:, :3].astype(np.float32), (rows[:, 3:] / 255).astype(np.float32)
-    return check_scene(Scene(xyz, colours, labels, name), where)
-
-
-def _read_text(path: str, widths: tuple[int, ...]) -> np.ndarray:
+def _read_text(path: str, widths: tuple[int, ...], wanted: str) -> np.ndarray:
     """Rows of as many numbers as one of `widths`, [n, width] float64; ValueError names the first line that is none."""
+    lines = _files.read(path, wanted).decode("latin1").split("\n")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about an empty file
-            table = np.loadtxt(path, np.float64, comments=None, ndmin=2, encoding="latin1")
+            table = np.loadtxt(lines, np.float64, comments=None, ndmin=2)
         reason = f"a table of shape {table.shape}"
         if len(table) and table.shape[1] in widths and np.isfinite(table).all():
             return table
     except ValueError as error:
-        reason = str(error)
-    wanted = " or ".join(map(str, widths))
+        reason = _files.short(str(error))
+    numbers = " or ".join(map(str, widths))
     width = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            fields = line.split()
-            width = width or len(fields)
-            if fields and not (len(fields) == width and width in widths and all(map(_is_finite, fields))):
-                raise ValueError(f"{path}, line {number}: got {line.rstrip()[:80]!r}, expected {wanted} numbers")
-    raise ValueError(f"{path}: got {reason}, expected rows of {wanted} numbers")
+    for number, line in enumerate(lines, 1):
+        fields = line.split()
+        width = width or len(fields)
+        if fields and not (len(fields) == width and width in widths and all(map(_is_finite, fields))):
+            raise ValueError(f"{path}, line {number}: got {line.rstrip()[:80]!r}, expected {numbers} numbers")
+    raise ValueError(f"{path}: got {reason}, expected rows of {numbers} numbers")
 
 
-def _is_finite(text: bytes) -> bool:
+def _is_finite(text: str) -> bool:
     try:
         return bool(np.isfinite(float(text)))
     except ValueError:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from dyn_jax import _files
 from dyn_jax.datasets.base import data_directory
-from dyn_jax.datasets.points import IGNORE, Scene, check_scene
-from dyn_jax.datasets.points_files import map_labels, read_ply_vertices, require_file
+from dyn_jax.datasets.points import IGNORE, Scene, made_scene
+from dyn_jax.datasets.points_files import map_labels, read_ply_vertices
 
 SCANNET_CLASSES = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
@@ -64,26 +65,24 @@ def read_scannet_scene(path: str | os.PathLike, *, require_labels: bool = False)
         mesh = os.path.join(mesh, os.path.basename(os.path.abspath(mesh)) + MESH_SUFFIX)
     if mesh.endswith(LABEL_SUFFIX) or not mesh.endswith(".ply"):
         raise FileNotFoundError(f"{mesh}: no such folder, and not a name of the form <scene>{MESH_SUFFIX}")
-    require_file(mesh, f"the mesh <scene>{MESH_SUFFIX} of a ScanNet scene")
+    _files.regular(mesh, f"the mesh <scene>{MESH_SUFFIX} of a ScanNet scene")
     vertex = read_ply_vertices(mesh, ("x", "y", "z", "red", "green", "blue"))
     rgb = np.stack([vertex[name] for name in ("red", "green", "blue")], 1)
     if rgb.dtype != np.uint8:
         raise ValueError(f"{mesh}: got colours of type {rgb.dtype}, expected uchar in 0..255")
-    xyz = np.stack([vertex[name] for name in ("x", "y", "z")], 1).astype(np.float32)
+    xyz = np.stack([vertex[name] for name in ("x", "y", "z")], 1)
     name = os.path.basename(mesh).removesuffix(".ply").removesuffix("_vh_clean_2")
     labels_file = mesh.removesuffix(".ply") + ".labels.ply"
     labels = None
-    if require_labels or os.path.isfile(labels_file):
-        require_file(labels_file, "the labels of a ScanNet scene")
+    if require_labels or os.path.lexists(labels_file):
+        _files.regular(labels_file, "the labels of a ScanNet scene")
         ids = read_ply_vertices(labels_file, ("label",))["label"]
         if len(ids) != len(xyz):
             raise ValueError(
                 f"{labels_file}: got {len(ids)} labels, expected {len(xyz)}, one for each vertex of the mesh"
             )
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"{labels_file}: got labels of type {ids.dtype}, expected integers")
-        labels = scannet_labels(ids.astype(np.int64), labels_file)
-    return check_scene(Scene(xyz, rgb.astype(np.float32) / np.float32(255), labels, name), mesh)
+        labels = scannet_labels(ids, labels_file)
+    return made_scene(xyz, rgb, labels, name, mesh)
 
 
 def scannet(
@@ -106,7 +105,7 @@ def scannet(
 
     Raises:
       FileNotFoundError: the folder, the list, or (when it is asked for) a scene's file is missing.
-      ValueError: no scenes; or as `read_scannet_scene`.
+      ValueError: no scenes, or names that are none; or as `read_scannet_scene`.
     """
     folder = os.path.join(data_directory(), "scannet") if directory is None else data_directory(directory)
     if not os.path.isdir(folder):
@@ -118,10 +117,13 @@ def scannet(
             n for n in os.listdir(folder) if n.startswith("scene") and os.path.isdir(os.path.join(folder, n))
         )
     elif isinstance(scenes, (str, os.PathLike)):
-        with open(require_file(scenes, "a list of scene names"), encoding="utf-8") as file:
-            names = file.read().split()
+        content = _files.read(scenes, "a list of scene names", 2**24)
+        with _files.reading(os.fspath(scenes), "a list of scene names"):
+            names = content.decode().split()
     else:
         names = list(scenes)
+    if strange := [name for name in names if not isinstance(name, str) or os.path.basename(name) != name]:
+        raise ValueError(f"scenes: got {_files.listed(strange)}, expected names such as scene0000_00")
     if not names:
         raise ValueError(f"scenes: got none in {os.path.abspath(folder)}, expected at least one name scene0000_00")
     return (read_scannet_scene(os.path.join(folder, name), require_labels=require_labels) for name in names)

@@ -10,18 +10,19 @@ from __future__ import annotations
 import functools
 import glob
 import io
-import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from dyn_jax import _validate
-from dyn_jax.datasets.base import ImageData, data_directory
+from dyn_jax import _files, _validate
+from dyn_jax.datasets.base import ImageData, checked_images, data_directory
 from dyn_jax.datasets.cifar import CIFAR10_CLASS_NAMES, IMAGES_PER_FILE, cifar10
 
-_NAME, _VERSION, _FORMAT = "cifar10", "3.0.2", "array_record"
+_NAME, _VERSION, FORMAT = "cifar10", "3.0.2", "array_record"
+_FORM = "a readable TFDS data set"
 _FILES_PER_SPLIT = {"train": 5, "test": 1}
 
 
@@ -47,19 +48,20 @@ def prepare_tfds(
         file format or lacks examples.
       ImportError: tensorflow-datasets or array_record is missing (array_record exists for Linux only).
     """
-    data_dir = _tfds_directory(data_dir)
-    tfds = _tfds()
+    data_dir = tfds_directory(data_dir)
+    tfds = import_tfds()
     expected = {split: _expected(split, images_per_file) for split in _FILES_PER_SPLIT}
     if not _prepared_folders(data_dir):
         splits = {
             split: cifar10(source_directory, split, images_per_file=images_per_file) for split in _FILES_PER_SPLIT
         }
-        _builder_class()(splits, data_dir=data_dir, file_format=_FORMAT).download_and_prepare()
+        _builder_class()(splits, data_dir=data_dir, file_format=FORMAT).download_and_prepare()
         expected = {split: len(data.labels) for split, data in splits.items()}
     folder = _readable_folder(data_dir)
-    builder = tfds.builder_from_directory(folder)
-    for split, count in expected.items():
-        _check_count(folder, split, len(builder.as_data_source(split)), count)
+    with _files.reading(folder, _FORM):
+        builder = tfds.builder_from_directory(folder)
+        for split, count in expected.items():
+            _check_count(folder, split, len(builder.as_data_source(split)), count)
     return folder
 
 
@@ -87,26 +89,74 @@ def cifar10_from_tfds(
       ImportError: as for `prepare_tfds`.
     """
     _validate.choice("split", split, _FILES_PER_SPLIT)
-    folder = _readable_folder(_tfds_directory(data_dir))
-    tfds = _tfds()
-    source = tfds.builder_from_directory(folder).as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    count = len(source)
+    folder = _readable_folder(tfds_directory(data_dir))
+    decoders = {"image": import_tfds().decode.SkipDecoding()}
+    examples = stored_examples(folder, split, ("id", "image", "label"), decoders)
+    count = len(examples)
     _check_count(folder, split, count, _expected(split, images_per_file))
     images = np.empty((count, 32, 32, 3), np.uint8)
     labels = np.full(count, -1, np.int32)
-    for example in source:
+    for example in examples:
         row = _row(example["id"], split, count, folder)
         if labels[row] >= 0:
             raise ValueError(f"{folder}: got id {example['id']!r} twice, expected every id once")
-        images[row] = _decode(example["image"])
+        with _files.reading(f"{folder}: image {row} of {split}", "a PNG of 32 x 32 colour pixels"):
+            images[row] = _decode(example["image"])
         labels[row] = example["label"]
-    return ImageData(images, labels, "CIFAR-10")
+    return checked_images(ImageData(images, labels, "CIFAR-10"), folder, len(CIFAR10_CLASS_NAMES))
+
+
+def stored_examples(
+    folder: str, split: str, features: tuple[str, ...], decoders: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The examples of one split of a prepared folder, in stored order.
+
+    Args:
+      folder: of one version, in array_record.
+      split: one of those prepared.
+      features: names that every example must have.
+      decoders: as TFDS takes them.
+
+    Raises:
+      ValueError: no such split or features; a file of the folder is damaged, no regular file, or names a class that is
+        not TFDS's own; examples are missing.
+    """
+    tfds = import_tfds()
+    _check_classes(folder)
+    with _files.reading(folder, _FORM):
+        for name in os.listdir(folder):
+            _files.regular(os.path.join(folder, name))
+        builder = tfds.builder_from_directory(folder)
+        splits, found = sorted(builder.info.splits), sorted(builder.info.features)
+        if split not in splits:
+            raise _files.BadFile(f"split: got {split!r}, expected one of {_files.listed(splits)} ({folder})")
+        if not set(features) <= set(found):
+            raise _files.BadFile(f"{folder}: got features {_files.listed(found)}, expected {', '.join(features)}")
+        examples = list(builder.as_data_source(split, decoders=decoders))
+        count = builder.info.splits[split].num_examples
+    if any(example.get(name) is None for example in examples for name in features):
+        raise ValueError(f"{folder}: got {split} examples without content (truncated?); prepare it again")
+    if len(examples) != count:
+        raise ValueError(f"{folder}: got {len(examples)} {split} examples, expected {count}; prepare it again")
+    return examples
+
+
+def _check_classes(folder: str) -> None:
+    """TFDS imports the modules that a folder's features.json names: only its own are let through."""
+    path = os.path.join(folder, "features.json")
+    waiting = [_files.read_json(path)]
+    while waiting:
+        for key, value in waiting.pop().items():
+            if isinstance(value, dict):
+                waiting.append(value)
+            elif key in ("pythonClassName", "type") and not str(value).startswith("tensorflow_datasets.core.features."):
+                raise ValueError(f"{path}: got the class {_files.short(value)}, expected one of TFDS's own")
 
 
 @functools.cache
 def _builder_class() -> type:
     """The builder, made when it is first wanted, so that importing dyn_jax does not import TFDS."""
-    tfds = _tfds()
+    tfds = import_tfds()
     with tfds.core.registered.skip_registration():  # the stock builder keeps the name
 
         class Cifar10(tfds.core.GeneratorBasedBuilder):
@@ -145,7 +195,8 @@ def _builder_class() -> type:
     return Cifar10
 
 
-def _tfds() -> Any:
+def import_tfds() -> Any:
+    """TFDS; ImportError says what to install."""
     try:
         import array_record  # noqa: F401
         import tensorflow_datasets as tfds
@@ -157,7 +208,8 @@ def _tfds() -> Any:
     return tfds
 
 
-def _tfds_directory(data_dir: str | os.PathLike | None) -> str:
+def tfds_directory(data_dir: str | os.PathLike | None) -> str:
+    """The TFDS folder: the argument, else ``tensorflow_datasets`` in the default data directory."""
     return data_directory(os.path.join(data_directory(), "tensorflow_datasets") if data_dir is None else data_dir)
 
 
@@ -175,25 +227,32 @@ def _readable_folder(data_dir: str) -> str:
             f"CIFAR-10: no prepared data set in {os.path.abspath(os.path.join(data_dir, _NAME))}; write it "
             "with dyn_jax.datasets.prepare_tfds(source_directory, data_dir) from the original files"
         )
-    formats = {}
-    for folder in folders:
-        with open(os.path.join(folder, "dataset_info.json"), encoding="utf-8") as file:
-            formats[folder] = json.load(file).get("fileFormat", "tfrecord")
-    readable = [folder for folder in folders if formats[folder] == _FORMAT]
+    formats = {folder: file_format(folder) for folder in folders}
+    readable = [folder for folder in folders if formats[folder] == FORMAT]
     if not readable:
         raise ValueError(
-            f"{os.path.join(data_dir, _NAME)}: got file format {', '.join(sorted(set(formats.values())))}, "
-            f"expected {_FORMAT}; write one in another folder with "
+            f"{os.path.join(data_dir, _NAME)}: got file format {_files.listed(sorted(set(formats.values())))}, "
+            f"expected {FORMAT}; write one in another folder with "
             "dyn_jax.datasets.prepare_tfds(source_directory, data_dir)"
         )
     return max(readable, key=lambda folder: [part.zfill(9) for part in os.path.basename(folder).split(".")])
 
 
+def file_format(folder: str) -> str:
+    """The file format that the record of a prepared folder names."""
+    return str(_files.read_json(os.path.join(folder, "dataset_info.json")).get("fileFormat", "tfrecord"))
+
+
+def as_text(value: bytes | str) -> str:
+    """A text feature, which TFDS gives as bytes; undecodable bytes are escaped."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
 def _row(identifier: bytes | str, split: str, count: int, folder: str) -> int:
-    text = identifier.decode() if isinstance(identifier, bytes) else identifier
+    text = as_text(identifier)
     prefix, _, number = text.partition("_")
-    if prefix != split or not number.isdigit() or int(number) >= count:
-        raise ValueError(f"{folder}: got id {text!r}, expected {split}_00000 to {split}_{count - 1:05d}")
+    if prefix != split or not re.fullmatch("[0-9]{1,18}", number) or int(number) >= count:
+        raise ValueError(f"{folder}: got id {_files.short(text)!r}, expected {split}_00000 to {split}_{count - 1:05d}")
     return int(number)
 
 
@@ -220,5 +279,7 @@ def _encode(image: np.ndarray) -> io.BytesIO:
 def _decode(png: bytes) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if image.size != (32, 32) or image.mode != "RGB":  # before anything is unpacked
+            raise ValueError(f"got {image.mode} of {image.size}")
         return np.asarray(image)

@@ -9,7 +9,6 @@ examples in hashed order; the row puts them back. For instance, ScanNet and Mode
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from dyn_jax.datasets.points import Objects, Scene, check_scene
-from dyn_jax.datasets.tfds_builder import _tfds, _tfds_directory
+from dyn_jax import _files
+from dyn_jax.datasets.points import Objects, Scene, check_objects, check_scene
+from dyn_jax.datasets.tfds_builder import FORMAT, as_text, file_format, import_tfds, stored_examples, tfds_directory
 
-_VERSION, _FORMAT = "1.0.0", "array_record"
+_VERSION = "1.0.0"
+_FEATURES = ("row", "name", "xyz", "colours", "labels")
 
 
 def prepare_scenes_tfds(
@@ -62,13 +63,16 @@ def scenes_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None =
       ImportError: as for `prepare_scenes_tfds`.
     """
     return [
-        Scene(
-            xyz=np.asarray(example["xyz"], np.float32),
-            colours=np.asarray(example["colours"], np.float32) if len(example["colours"]) else None,
-            labels=np.asarray(example["labels"], np.int32) if len(example["labels"]) else None,
-            name=_text(example["name"]),
+        check_scene(
+            Scene(
+                xyz=np.asarray(example["xyz"], np.float32),
+                colours=np.asarray(example["colours"], np.float32) if len(example["colours"]) else None,
+                labels=np.asarray(example["labels"], np.int32) if len(example["labels"]) else None,
+                name=as_text(example["name"]),
+            ),
+            f"{name}: {split} {row}",
         )
-        for example in _examples(name, split, data_dir)
+        for row, example in enumerate(_examples(name, split, data_dir))
     ]
 
 
@@ -84,12 +88,8 @@ def prepare_objects_tfds(
     Returns, raises: as `prepare_scenes_tfds`.
     """
     splits = {}
-    for split, (xyz, labels, title) in objects_by_split.items():
-        if xyz.ndim != 3 or xyz.shape[2] != 3 or labels.shape != xyz.shape[:1]:
-            raise ValueError(
-                f"{split}: got xyz of shape {xyz.shape} and labels of shape {labels.shape}, "
-                "expected (objects, points, 3) and one label each"
-            )
+    for split, objects in objects_by_split.items():
+        xyz, labels, title = check_objects(objects, split)
         splits[split] = [Scene(cloud, None, label, title) for cloud, label in zip(xyz, labels[:, None])]
     return _prepare(splits, name, data_dir)
 
@@ -106,11 +106,12 @@ def objects_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None 
     examples = _examples(name, split, data_dir)
     if any(len(example["labels"]) != 1 or example["xyz"].shape != examples[0]["xyz"].shape for example in examples):
         raise ValueError(f"{name}: got clouds of different lengths or labels, expected objects; see scenes_from_tfds")
-    return Objects(
+    objects = Objects(
         np.stack([np.asarray(example["xyz"], np.float32) for example in examples]),
         np.array([example["labels"][0] for example in examples], np.int32),
-        _text(examples[0]["name"]),
+        as_text(examples[0]["name"]),
     )
+    return check_objects(objects, f"{name}: {split}")
 
 
 def _prepare(splits: dict[str, Iterable[Scene]], name: str, data_dir: str | os.PathLike | None) -> str:
@@ -119,7 +120,7 @@ def _prepare(splits: dict[str, Iterable[Scene]], name: str, data_dir: str | os.P
             raise ValueError(f"name: got {text!r}, expected lower-case letters, digits and underscores, a letter first")
     if not splits:
         raise ValueError("splits: got none, expected at least one")
-    data_dir = _tfds_directory(data_dir)
+    data_dir = tfds_directory(data_dir)
     folder = os.path.join(data_dir, name, _VERSION)
     if os.path.exists(folder):
         raise FileExistsError(f"{os.path.abspath(folder)}: exists; delete the folder, or take another name")
@@ -134,7 +135,7 @@ def _prepare(splits: dict[str, Iterable[Scene]], name: str, data_dir: str | os.P
 
 def _builder(splits: dict[str, Iterable[Scene]], data_set: str, data_dir: str) -> Any:
     """A builder of the given name, whose `counts` say how many examples each split gave."""
-    tfds = _tfds()
+    tfds = import_tfds()
     with tfds.core.registered.skip_registration():
 
         class PointClouds(tfds.core.GeneratorBasedBuilder):
@@ -169,7 +170,7 @@ def _builder(splits: dict[str, Iterable[Scene]], data_set: str, data_dir: str) -
                 if not self.counts[split]:
                     raise ValueError(f"{split}: got nothing, expected at least one point cloud")
 
-    return PointClouds(data_dir=data_dir, file_format=_FORMAT)
+    return PointClouds(data_dir=data_dir, file_format=FORMAT)
 
 
 def _example(scene: Scene, row: int, split: str) -> dict[str, Any]:
@@ -186,25 +187,16 @@ def _example(scene: Scene, row: int, split: str) -> dict[str, Any]:
 
 def _examples(name: str, split: str, data_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
     """The examples of a split in their original order."""
-    folder = os.path.join(_tfds_directory(data_dir), name, _VERSION)
+    folder = os.path.join(tfds_directory(data_dir), name, _VERSION)
     record = os.path.join(folder, "dataset_info.json")
     if not os.path.isfile(record):
         raise FileNotFoundError(
             f"{name}: no prepared data set in {os.path.abspath(folder)}; write it with "
             "dyn_jax.datasets.prepare_scenes_tfds or prepare_objects_tfds"
         )
-    with open(record, encoding="utf-8") as file:
-        form = json.load(file).get("fileFormat", "tfrecord")
-    if form != _FORMAT:
-        raise ValueError(f"{folder}: got file format {form}, expected {_FORMAT}")
-    builder = _tfds().builder_from_directory(folder)
-    if split not in builder.info.splits:
-        raise ValueError(f"split: got {split!r}, expected one of {', '.join(sorted(builder.info.splits))}")
-    examples = sorted(builder.as_data_source(split), key=lambda example: int(example["row"]))
-    if [int(example["row"]) for example in examples] != list(range(builder.info.splits[split].num_examples)):
+    if (form := file_format(folder)) != FORMAT:
+        raise ValueError(f"{folder}: got file format {_files.short(form)}, expected {FORMAT}")
+    examples = sorted(stored_examples(folder, split, _FEATURES), key=lambda example: int(example["row"]))
+    if not examples or [int(example["row"]) for example in examples] != list(range(len(examples))):
         raise ValueError(f"{folder}: got {len(examples)} {split} examples with gaps, expected all; prepare it again")
     return examples
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -23,8 +23,8 @@ class Decision(NamedTuple):
 
     Attributes:
       exit: the exit that answers.
-      prediction: its class.
-      early: whether an internal classifier fired.
+      prediction: the class that the network says.
+      early: whether an exit before the last fired.
       stage: the last stage that ran (the last of all where none fired, whichever exit answers).
     """
 
@@ -43,55 +43,67 @@ class EarlyParts(NamedTuple):
 
 def decide(
     exits: jax.Array,
-    threshold: jax.typing.ArrayLike,
+    threshold: jax.typing.ArrayLike | tuple,
     *,
-    rule: str = "confidence",
-    answer: str = "most_confident",
+    rule: str | early_exit.Rule = "confidence",
+    answer: str | early_exit.Answer = "most_confident",
 ) -> Decision:
     """The decision at a threshold, from the logits of all exits (a sweep over thresholds is a ``vmap``).
 
     Args:
-      exits: [exit, batch, class], as in ``trace.exits``.
-      threshold: in (0, 1]; for the rule ``patience`` a whole number of at least 1.
-      rule: ``confidence``, ``entropy`` or ``patience``, see `dyn_jax.gates.early_exit`.
-      answer: who answers when no internal classifier fires: ``most_confident`` of all exits, or the ``last``.
+      exits: [batch, exit, class], as in ``trace.exits``.
+      threshold: one number, or one for every exit but the last: in (0, 1]; for the rule ``patience`` whole, at least 1.
+      rule: ``confidence``, ``entropy`` or ``patience``, or a `dyn_jax.gates.early_exit.Rule`.
+      answer: who answers when no exit fires: ``most_confident`` of all exits, or the ``last``; or an
+        `dyn_jax.gates.early_exit.Answer`, with which the exit where the network stopped counts as the one that answers.
 
     Raises:
-      ValueError: unknown rule or answer, threshold out of range, fewer than two exits.
+      ValueError, TypeError: unknown rule or answer; thresholds out of range or of another number; fewer than two exits.
     """
-    _validate.choice("answer", answer, early_exit.ANSWERS)
-    if exits.ndim != 3 or exits.shape[0] < 2:
-        raise ValueError(f"exits: got shape {exits.shape}, expected [exit, batch, class] with at least two exits")
-    scores = jnp.stack(early_exit.exit_scores(list(exits[:-1]), threshold, rule))
-    last = exits.shape[0] - 1
-    fired = scores < 0
-    early = jnp.any(fired, axis=0)
-    stage = jnp.where(early, jnp.argmax(fired, axis=0), last)
-    otherwise = jnp.argmax(early_exit.confidence(exits), axis=0) if answer == "most_confident" else last
-    answering = jnp.where(early, stage, otherwise)
-    predictions = jnp.argmax(exits, axis=-1)
-    prediction = jnp.take_along_axis(predictions, answering[None, :], axis=0)[0]
-    return Decision(answering, prediction, early, stage)
+    shape = jnp.shape(exits)
+    if len(shape) != 3 or not shape[0] or shape[1] < 2:
+        raise ValueError(f"exits: got shape {shape}, expected [batch, exit, class] with at least two exits")
+    exits = jnp.asarray(exits)
+    thresholds = early_exit.check_thresholds(threshold, rule, shape[1] - 1)
+    fired = early_exit.exit_scores(exits[:, :-1], thresholds, rule) < 0
+    said = jnp.argmax(early_exit.answers(exits, thresholds, answer), axis=-1)
+    early = jnp.any(fired, axis=1)
+    stage = jnp.where(early, jnp.argmax(fired, axis=1), shape[1] - 1)
+    surest = jnp.argmax(early_exit.confidence(exits), axis=1)
+    answering = jnp.where(early | (answer != "most_confident"), stage, surest)
+    return Decision(answering, jnp.take_along_axis(said, stage[:, None], axis=1)[:, 0], early, stage)
 
 
 def exit_index(trace: Trace) -> jax.Array:
-    """[batch] integer, the exit at which the computation stopped: stages that ran (occupancy >= 1/2), less one."""
-    exits_of(trace)
-    running = jnp.ones(trace.units[0].occupancy.shape, jnp.int32)
-    total = jnp.zeros_like(running)
-    for unit in trace.units:
-        running = running * (unit.occupancy >= 0.5)
-        total = total + running
-    return total
+    """[batch] integer, the exit at which the computation stopped: stages that ran, less one.
+
+    Raises:
+      ValueError: a network without early exits, or whose units are no stages: one number an example for each.
+    """
+    exits = exits_of(trace)
+    shapes = [unit.score.shape for unit in trace.units]
+    if shapes != [exits.shape[:1]] * (exits.shape[1] - 1):
+        raise ValueError(f"trace: got units {shapes} for exits {exits.shape}, expected a [batch] for all but one exit")
+    running = jnp.cumprod(early_exit.columns(unit.on for unit in trace.units), axis=1, dtype=jnp.int32)
+    return jnp.sum(running, axis=1)
 
 
 def exit_change(before: Trace, after: Trace) -> jax.Array:
-    """[batch] integer, `exit_index` after less before: positive where the adversarial image costs more."""
+    """[batch] integer, `exit_index` after less before: positive where the adversarial image costs more.
+
+    Raises:
+      ValueError: as `exit_index`; traces of different networks or batches.
+    """
+    _exits_of_both(before, after)
     return exit_index(after) - exit_index(before)
 
 
 def predictions(trace: Trace) -> jax.Array:
-    """[exit, batch], the class that each exit says."""
+    """[batch, exit], the class that each exit says.
+
+    Raises:
+      ValueError: a network without early exits.
+    """
     return jnp.argmax(exits_of(trace), axis=-1)
 
 
@@ -102,34 +114,41 @@ def first_changed_exit(before: Trace, after: Trace, *, reference: str = "own") -
       before, after: traces of the clean and the adversarial batch.
       reference: ``own``: what the same exit said about the clean image; ``final``: what the last exit said about it.
 
+    Raises:
+      ValueError: unknown `reference`; traces without early exits, or of different networks or batches.
+
     Source: 2308.08709, section 5 (the text leaves open which of the two it compares with).
     """
     _validate.choice("reference", reference, ("own", "final"))
-    old, new = predictions(before), predictions(after)
-    _same_exits(old, new)
-    differs = new != (old if reference == "own" else old[-1][None, :])
-    return jnp.where(jnp.any(differs, axis=0), jnp.argmax(differs, axis=0), old.shape[0])
+    old, new = (jnp.argmax(exits, axis=-1) for exits in _exits_of_both(before, after))
+    differs = new != (old if reference == "own" else old[:, -1:])
+    return jnp.where(jnp.any(differs, axis=1), jnp.argmax(differs, axis=1), old.shape[1])
 
 
 def early_parts(before: Trace, after: Trace) -> EarlyParts:
     """Early Attack's goals, with the last exit's class on the clean image as p; also its transfer rates T1 and T2.
 
+    Raises:
+      ValueError: traces without early exits, or of different networks or batches.
+
     Source: 2308.08709, section 6.2 and table 2.
     """
-    old, new = predictions(before), predictions(after)
-    _same_exits(old, new)
-    kept = old[-1]
-    return EarlyParts(new[-1] == kept, jnp.all(new[:-1] != kept[None, :], axis=0))
+    old, new = (jnp.argmax(exits, axis=-1) for exits in _exits_of_both(before, after))
+    return EarlyParts(new[:, -1] == old[:, -1], jnp.all(new[:, :-1] != old[:, -1:], axis=1))
 
 
 def early_success(before: Trace, after: Trace) -> jax.Array:
-    """[batch] bool, both of `early_parts` with finite logits: what Early Attack aims at."""
+    """[batch] bool, both of `early_parts` with finite logits: what Early Attack aims at; raises as they do."""
     kept, changed = early_parts(before, after)
-    return kept & changed & jnp.all(jnp.isfinite(exits_of(after)), axis=(0, 2))
+    return kept & changed & jnp.all(jnp.isfinite(exits_of(after)), axis=(1, 2))
 
 
 def saved_macs(trace: Trace) -> jax.Array:
-    """[batch], share of the full network's multiply-adds that leaving early saves, in [0, 1)."""
+    """[batch], share of the full network's multiply-adds that leaving early saves, in [0, 1).
+
+    Raises:
+      ValueError: a network without early exits, or without units.
+    """
     exits_of(trace)
     return 1 - executed_macs(trace) / dense_macs(trace)
 
@@ -144,14 +163,20 @@ def transfer_rate(generated: jax.Array, logits: jax.Array, labels: jax.Array) ->
       logits: [batch, class] of the target on them; a row that is not finite never counts.
       labels: [batch], the true classes.
 
+    Raises:
+      ValueError, TypeError: shapes that do not fit; flags that are no bools; labels no integers or out of range.
+
     Source: 2308.08709, section 3.1 ("w.r.t. number of generated adversarial examples").
     """
+    logits = _validate.logits("logits", logits)
+    labels = _validate.labels("labels", labels, *logits.shape)
+    generated = _validate.rows("generated", generated, len(labels))
     wrong = (jnp.argmax(logits, axis=-1) != labels) & jnp.all(jnp.isfinite(logits), axis=-1)
     return success_rate(wrong, generated)
 
 
-def _same_exits(before: jax.Array, after: jax.Array) -> None:
-    if before.shape != after.shape:
-        raise ValueError(
-            f"traces: got exits and batch {before.shape} and {after.shape}, expected one network and batch"
-        )
+def _exits_of_both(before: Trace, after: Trace) -> tuple[jax.Array, jax.Array]:
+    old, new = exits_of(before), exits_of(after)
+    if old.shape != new.shape:
+        raise ValueError(f"traces: got exits {old.shape} and {new.shape}, expected those of one network and batch")
+    return old, new

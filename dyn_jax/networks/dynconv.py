@@ -50,6 +50,8 @@ class DynConv(nn.Module):
     normalization: MeanStd | None = CIFAR10_MEAN_STD
     winograd: bool = False
 
+    gate_layers = ("*_masker",)  # patterns of the names of the layers that score
+
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
         """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has one unit for each block.

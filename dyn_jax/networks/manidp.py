@@ -128,6 +128,8 @@ class ManiDP(nn.Module):
     normalization: MeanStd | None = MANIDP_CIFAR_MEAN_STD
     winograd: bool = False
 
+    gate_layers = ("mb1", "mb2")  # patterns of the names of the layers that score
+
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
         """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has two units for each block.

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from dyn_jax import _validate
 from dyn_jax.nn.norm import BatchNorm
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d.entry import enter
+from dyn_jax.sparse3d.allocate import Capacity
+from dyn_jax.sparse3d.entry import enter, flag_overflow
+from dyn_jax.sparse3d.form import PAPER, Form, check_form
 from dyn_jax.sparse3d.layers import Convolution
-from dyn_jax.sparse3d.passage import PROTOCOLS, Passage, coarser_values, pyramid
+from dyn_jax.sparse3d.passage import Passage, passage_over
 from dyn_jax.sparse3d.tensor import SparseTensor
-from dyn_jax.types import Output, PointCloud, Trace
+from dyn_jax.types import Output, PointCloud, Reach, Trace
 
 ENCODER = ("conv1p1s2", "conv2p2s2", "conv3p4s2", "conv4p8s2")
 DECODER = ("convtr4p16s2", "convtr5p8s2", "convtr6p4s2", "convtr7p2s2")
@@ -82,46 +84,52 @@ class MinkUNet(nn.Module):
         self,
         inputs: SparseTensor | PointCloud,
         *,
+        reach: Reach | jax.typing.ArrayLike | None = None,
         occupancy: Any = None,
-        capacity: Any = None,
-        protocol: str = "paper",
+        capacity: Capacity | None = None,
+        form: Form = PAPER,
         train: bool = False,
     ) -> Output:
         """Scores per voxel row or per point.
 
         Args:
-          inputs: a `SparseTensor` of stride 1, or a `PointCloud`.
+          inputs: a `SparseTensor` of stride 1, or a `PointCloud`, of one or several clouds.
+          reach: how far the points of a cloud may move in the next step: a `Reach`, or its step in metres; see
+            `sparse3d.near_voxels`. Occupancies that look at existing voxels only ignore it.
           occupancy: for point clouds: None or ``hard()`` is the original network; a relation of
             `dyn_jax.occupancy.voxel`, ``lgm(...)`` or ``fgm(...)`` are its differentiable forms.
-          capacity: a `sparse3d.Capacity`; None: computed where the coordinates are concrete, else every level as large
-            as the finest (safe and slow).
-          protocol: ``paper`` or ``release``, see `Passage` and the README's table.
+          capacity: a `sparse3d.Capacity`; None: counted where the coordinates are concrete, else what always fits
+            (large and slow), see `sparse3d.capacity_for`.
+          form: `sparse3d.PAPER` or `sparse3d.RELEASE`, or fields of one's own.
           train: batch statistics in the norms.
 
         Returns:
-          `Output`: logits [row or point, class]; the trace has one unit per kernel map.
+          `Output`: logits [row or point, class]; the trace has one unit per kernel map, and a row for
+          each cloud (for a sparse tensor one row).
 
         Raises:
-          TypeError: neither a sparse tensor nor a point cloud; an occupancy that is no relation.
-          ValueError: wrong widths or shapes; unknown protocol; capacity for another number of levels, or (outside
-            jit) too small.
+          TypeError: neither a sparse tensor nor a point cloud; dtypes that do not fit; no relation as an occupancy.
+          ValueError: wrong widths or shapes; a step beyond a voxel; capacity for another number of levels, or (outside
+            jit) too small. See `sparse3d.cloud.check_cloud` for what jit turns into `Trace.overflow`.
         """
-        _validate.choice("protocol", protocol, PROTOCOLS)
+        check_form(form)
         entry = enter(
             inputs,
             voxel.resolve(occupancy),
             capacity,
-            protocol=protocol,
+            reach=reach,
+            form=form,
             levels=self.levels,
             in_features=self.in_features,
             voxel_size=self.voxel_size,
             coordinate_features=self.coordinate_features,
         )
-        levels = pyramid(entry.sites, (2,) * len(ENCODER), entry.capacities)
-        exists, occupied = coarser_values(levels, entry.exists, entry.occupancy)
-        passage = Passage(levels, exists, occupied, protocol)
-        scores = self._network(entry.features, passage, train)
-        logits, overflow = entry.leave(scores, passage.overflow)
+        factors = (2,) * len(ENCODER)
+        passage = passage_over(
+            entry.sites, entry.exists, entry.occupancy, factors, entry.capacities, form, entry.clouds
+        )
+        logits = entry.back(self._network(entry.features, passage, train))
+        overflow = flag_overflow(entry.overflow | passage.overflow)
         return Output(logits, Trace(passage.units(), 0, overflow=overflow))
 
     def _network(self, x: jax.Array, passage: Passage, train: bool) -> jax.Array:

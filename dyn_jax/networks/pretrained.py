@@ -7,6 +7,7 @@ from importlib import resources
 import flax.linen as nn
 
 from dyn_jax import _validate
+from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.networks.registry import create
 from dyn_jax.types import Variables
 
@@ -34,10 +35,9 @@ def pretrained(name: str) -> tuple[nn.Module, Variables]:
       (module, variables of numpy arrays).
 
     Raises:
-      ValueError: unknown name. Other networks: convert a checkpoint with `weights_convert`, or train.
+      ValueError: unknown name; the package's file is damaged. Other networks: convert a checkpoint with
+        `weights_convert`, or train.
     """
-    from dyn_jax.networks.checkpoint import load_variables
-
     _validate.choice("pretrained network", name, PRETRAINED)
     with resources.as_file(resources.files("dyn_jax") / "weights" / f"{name}.msgpack") as path:
-        return create(name), load_variables(path)
+        return (network := create(name)), load_variables(path, network)

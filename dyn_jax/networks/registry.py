@@ -92,7 +92,8 @@ def create(name: str, *, normalize: bool | tuple = True, **fields: Any) -> nn.Mo
     """
     _validate.choice("network", name, names())
     module = _REGISTRY[name]()
-    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
+    parts = (module, getattr(module, "trunk", module))
+    known = {field.name for part in parts for field in dataclasses.fields(part)} - {"parent", "name"}
     if unknown := sorted(set(fields) - known):
         raise TypeError(f"create({name!r}): got {', '.join(unknown)}, expected fields among {', '.join(sorted(known))}")
     if normalize is not True:

@@ -62,6 +62,8 @@ class SACT(nn.Module):
     normalization: MeanStd | str | None = PER_IMAGE
     winograd: bool = False
 
+    gate_layers = ("*_halting",)  # patterns of the names of the layers that score
+
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
         """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has every unit that can halt.

@@ -1,22 +1,22 @@
 """Shallow-Deep Networks (Kaya, Hong and Dumitras 2019): a trunk with internal classifiers, left at the first sure one.
 
-What the three trunks (`sdn_vgg`, `sdn_resnet`, `sdn_mobilenet`) share: the internal classifier, and how the exits'
-logits become an `Output` whose units are the stages.
+`SDN` is the network; its trunk is a value, one a file (`sdn_vgg`, `sdn_resnet`, `sdn_mobilenet`). Another family of
+stages is another `Trunk`: its layers, and where they differ its exits and its head.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 
 from dyn_jax import _validate, macs
-from dyn_jax.gates.early_exit import answer, exit_scores, exit_weights
-from dyn_jax.nn import DIGITS_MEAN_STD, IMAGENET_MEAN_STD
+from dyn_jax.gates import early_exit
+from dyn_jax.nn import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, flatten, global_mean, mixed_pool, normalize
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
@@ -32,61 +32,47 @@ DATASETS: dict[str, dict] = {
     "digits": {"num_classes": 10, "image_size": 32, "normalization": DIGITS_MEAN_STD},
 }
 
-# U(-1/sqrt(in), 1/sqrt(in)) and N(0, 0.01): PyTorch's default, and the VGG's.
-torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-small_init = nn.initializers.normal(0.01)
+# N(0, 0.01), the VGG's; U(-1/sqrt(in), 1/sqrt(in)), PyTorch's default, which narrow networks need to start learning.
+LINEAR_INITS = {
+    "small": nn.initializers.normal(0.01),
+    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
 
 
-class Linear(nn.Module):
-    """``x @ kernel + bias`` with a choice of initialisation; the bias starts at 0."""
+class Layer(NamedTuple):
+    """What a trunk's layer hands on.
 
-    features: int
-    init: Callable = torch_init
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = promote_dtype(x, kernel, bias)
-        y = x @ kernel
-        return y + jnp.broadcast_to(bias, y.shape)
-
-
-def windows(x: jax.Array, size: int) -> jax.Array:
-    """[batch, h, w, c] -> [batch, h // size, size, w // size, size, c]; rows and columns left over are dropped."""
-    batch, height, width, channels = x.shape
-    rows, columns = height // size, width // size
-    x = x[:, : rows * size, : columns * size]
-    return x.reshape(batch, rows, size, columns, size, channels)
-
-
-def max_pool(x: jax.Array, size: int) -> jax.Array:
-    """``MaxPool2d(size)``: windows side by side.
-
-    Of equal values the first in row-major order takes the gradient, as in PyTorch. Equal positive values are common:
-    deep ReLU maps are zero over whole regions, and what is computed from them is constant there.
+    Attributes:
+      features: [batch, height, width, channel], for the next layer.
+      seen: the same shape, what an exit behind this layer reads.
+      macs: multiply-adds of one example, since the layer before.
     """
-    cells = windows(x, size)
-    columns = functools.reduce(_first_largest, [cells[:, :, :, :, j] for j in range(size)])
-    return functools.reduce(_first_largest, [columns[:, :, i] for i in range(size)])
+
+    features: jax.Array
+    seen: jax.Array
+    macs: int
 
 
-def _first_largest(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(a >= b, a, b)
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """A network of layers, without the exits; its methods run inside `SDN` and make their layers there.
 
-
-def mixed_pool(x: jax.Array, alpha: jax.Array, size: int) -> jax.Array:
-    """``alpha * MaxPool(size) + (1 - alpha) * AvgPool(size)``, windows side by side.
-
-    Source: Lee, Gallagher and Tu 2016, eq. 3; one alpha for the whole map, neither clipped nor squashed.
+    Those here are the Shallow-Deep Networks': a family replaces what differs, and always writes `layers`.
     """
-    mix = alpha.astype(x.dtype).reshape(1, 1, 1, 1)
-    return mix * max_pool(x, size) + (1 - mix) * jnp.mean(windows(x, size), axis=(2, 4))
 
+    def layers(self, x: jax.Array, train: bool) -> Iterator[Layer]:
+        """Normalised images [batch, size, size, 3] -> the layers in order; an exit may stand behind each of them."""
+        raise NotImplementedError
 
-def flatten(x: jax.Array) -> jax.Array:
-    """[batch, h, w, c] -> [batch, c * h * w] in PyTorch's order (channel, row, column)."""
-    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+    def exit(self, x: jax.Array, layer: int, num_classes: int, init: Any, train: bool) -> tuple[jax.Array, int]:
+        """The exit behind a layer: its logits [batch, class] and the multiply-adds of one example."""
+        classifier = InternalClassifier(num_classes, init, name=f"layers_{layer}_output")
+        return classifier(x), classifier.macs(x.shape[1], x.shape[-1])
+
+    def head(self, x: jax.Array, num_classes: int, init: Any, train: bool) -> tuple[jax.Array, int]:
+        """What follows the last layer, as `exit`: the mean over the map, then one linear layer."""
+        logits = nn.Dense(num_classes, kernel_init=init, name="fc")(global_mean(x))
+        return logits, macs.dense(x.shape[-1], num_classes)
 
 
 class InternalClassifier(nn.Module):
@@ -97,7 +83,7 @@ class InternalClassifier(nn.Module):
     """
 
     num_classes: int
-    init: Callable = torch_init
+    init: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,7 +91,7 @@ class InternalClassifier(nn.Module):
         if size >= 4:
             alpha = self.param("alpha", nn.initializers.uniform(1.0), (1,))
             x = mixed_pool(x, alpha, size // 4)
-        return Linear(self.num_classes, self.init, name="linear")(flatten(x))
+        return nn.Dense(self.num_classes, kernel_init=self.init, name="linear")(flatten(x))
 
     def macs(self, size: int, channels: int) -> int:
         """Multiply-adds of one example with a `size` x `size` map; pooling is free."""
@@ -113,53 +99,103 @@ class InternalClassifier(nn.Module):
         return macs.dense(pooled * pooled * channels, self.num_classes)
 
 
-def early_exit_output(
-    exits: Sequence[jax.Array],
-    stage_macs: Sequence[int],
-    *,
-    occupancy: Occupancy | None,
-    threshold: jax.typing.ArrayLike,
-    rule: str,
-    how: str,
-    make_key: Callable[[], jax.Array],
-) -> Output:
-    """Logits of all exits -> `Output` with one unit for every stage after the first.
+class SDN(nn.Module):
+    """A trunk with exits; stage i, up to exit i, is a unit that runs while no exit before has fired.
 
-    ``logits = sum_i e_i logits_i`` (see `dyn_jax.gates.early_exit.exit_weights`); with hard occupancy that is the
+    ``logits = sum_i e_i answer_i`` (see `dyn_jax.gates.early_exit.exit_weights`); with hard occupancy that is the
     deployed network. Every stage is evaluated; what the exits save is `dyn_jax.metrics.executed_macs`.
 
-    Args:
-      exits: logits [batch, class] in depth order, the final ones last.
-      stage_macs: multiply-adds of every stage with its exit.
-      occupancy: score [batch] -> value; default ``hard()``.
-      threshold, rule: see `dyn_jax.gates.early_exit.exit_scores`.
-      how: ``most_confident`` or ``last``, who answers when no exit has fired.
-      make_key: a fresh key, for a `Stochastic` occupancy.
-
-    Returns:
-      A static network's `Output` where there is only one exit.
+    Attributes:
+      trunk: what the stages are made of, e.g. ``sdn_vgg.VggTrunk()``.
+      exit_after: layers (from 0) that an exit follows; () is the static network.
+      threshold: when the network leaves, one number or one for every exit but the last.
+      rule: ``confidence``, ``entropy``, ``patience``, or a `dyn_jax.gates.early_exit.Rule`.
+      answer: who answers when no exit has fired, ``most_confident`` of all or the ``last``; or an
+        `dyn_jax.gates.early_exit.Answer`.
+      linear_init: ``torch`` or ``small``, see LINEAR_INITS.
+      image_size: height and width of the images: the exits' weights fit one size only.
+      normalization: (mean, std) per channel, or None where the images come normalised.
     """
-    if len(exits) == 1:
-        return Output(exits[0], Trace((), stage_macs[0]))
-    occupancy = hard() if occupancy is None else occupancy
-    units = []
-    for number, score in enumerate(exit_scores(exits[:-1], threshold, rule), start=1):
-        o = stochastic.apply(occupancy, score, make_key)
-        units.append(UnitTrace(score, o, stage_macs[number], name=f"stage{number}"))
-    weights = exit_weights([unit.occupancy for unit in units], units[0].occupancy)
-    every = jnp.concatenate([logits[None] for logits in exits])
-    return Output(answer(every, weights, how), Trace(tuple(units), stage_macs[0], every))
+
+    trunk: Trunk
+    exit_after: tuple[int, ...] = ()
+    threshold: float | tuple[float, ...] = 0.8
+    rule: str | early_exit.Rule = "confidence"
+    answer: str | early_exit.Answer = "most_confident"
+    linear_init: str = "torch"
+    num_classes: int = 10
+    image_size: int = 32
+    normalization: MeanStd | None = IMAGENET_MEAN_STD
+
+    @nn.nowrap
+    def clone(self, **fields: Any) -> SDN:
+        """A copy with other fields, of the network or of its trunk."""
+        own = {field.name for field in dataclasses.fields(self.trunk)} & set(fields)
+        if own:
+            trunk = fields.get("trunk", self.trunk)
+            fields["trunk"] = dataclasses.replace(trunk, **{name: fields.pop(name) for name in own})
+        return super().clone(**fields)
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        occupancy: Occupancy | None = None,
+        train: bool = False,
+        threshold: jax.typing.ArrayLike | tuple | None = None,
+    ) -> Output:
+        """Images [batch, size, size, 3] in [0, 1] -> `Output`: units are the stages after the first.
+
+        Args:
+          images: float NHWC.
+          occupancy: score [batch] -> value; default ``hard()``.
+          train: batch statistics instead of running ones (make ``batch_stats`` mutable), and the trunk's dropout.
+          threshold: instead of the field; may be traced.
+
+        Raises:
+          ValueError, TypeError: wrong rank, size, channels or dtype of the images; sizes that make no trunk; thresholds
+            out of range or of another number; unknown rule or answer; an exit after a layer that does not exist.
+        """
+        images = _validate.images("images", images, 3)
+        if images.shape[1:3] != (self.image_size, self.image_size):
+            size = self.image_size
+            raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {size}x{size}")
+        init = LINEAR_INITS[_validate.choice("linear_init", self.linear_init, LINEAR_INITS)]
+        exits, stage_macs, cost, number = [], [], 0, 0
+        x = normalize(images, self.normalization)
+        for number, layer in enumerate(self.trunk.layers(x, train)):
+            x, cost = layer.features, cost + layer.macs
+            if number in self.exit_after:
+                logits, work = self.trunk.exit(layer.seen, number, self.num_classes, init, train)
+                exits.append(logits)
+                stage_macs.append(cost + work)
+                cost = 0
+        if tuple(self.exit_after) != tuple(i for i in range(number + 1) if i in self.exit_after):
+            raise ValueError(f"exit_after: got {self.exit_after}, expected ascending layer numbers in [0, {number}]")
+        logits, work = self.trunk.head(x, self.num_classes, init, train)
+        stage_macs.append(cost + work)
+        if not exits:
+            return Output(logits, Trace((), stage_macs[0]))
+
+        every = early_exit.columns([*exits, logits])
+        threshold = self.threshold if threshold is None else threshold
+        thresholds = early_exit.check_thresholds(threshold, self.rule, len(exits))
+        scores = early_exit.exit_scores(every[:, :-1], thresholds, self.rule)
+        units = []
+        for i, score in enumerate(scores.T, start=1):
+            o = stochastic.apply(hard() if occupancy is None else occupancy, score, lambda: self.make_rng("gate"))
+            units.append(UnitTrace(score, o, stage_macs[i], name=f"stage{i}"))
+        weights = early_exit.exit_weights(early_exit.columns(unit.occupancy for unit in units))
+        answers = early_exit.answers(every, thresholds, self.answer)
+        return Output(jnp.sum(weights[:, :, None] * answers, axis=1), Trace(tuple(units), stage_macs[0], every))
 
 
-def check_exits(exit_after: tuple[int, ...], layers: int) -> None:
-    """Raises ValueError unless `exit_after` are ascending layer numbers in [0, `layers`)."""
-    if list(exit_after) != sorted(set(exit_after)) or any(not 0 <= i < layers for i in exit_after):
-        raise ValueError(f"exit_after: got {exit_after}, expected ascending layer numbers in [0, {layers - 1}]")
+def build(dataset: str, trunk: Trunk, **fields: Any) -> SDN:
+    """`SDN` of `trunk` for a data set of DATASETS, with other fields of the network or the trunk.
 
-
-def check_size(images: jax.Array, image_size: int) -> jax.Array:
-    """Checks images [batch, size, size, 3]: the classifiers' weights fit one size only."""
-    images = _validate.images("images", images, 3)
-    if images.shape[1:3] != (image_size, image_size):
-        raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {image_size}x{image_size}")
-    return images
+    Raises:
+      ValueError: unknown data set.
+    """
+    _validate.choice("dataset", dataset, DATASETS)
+    return SDN(trunk, **DATASETS[dataset]).clone(**fields)

@@ -56,6 +56,8 @@ class SkipNet(nn.Module):
     normalization: MeanStd | None = CIFAR10_MEAN_STD
     winograd: bool = False
 
+    gate_layers = ("control", "group*_gate*")  # patterns of the names of the layers that score
+
     @nn.compact
     def __call__(
         self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False, tap: Tap | None = None

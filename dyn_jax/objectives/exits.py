@@ -34,8 +34,10 @@ def at_exit(forward: Callable[[jax.Array], Output], index: int) -> Callable[[jax
     def forward_at(x: jax.Array) -> Output:
         output = forward(x)
         exits = exits_of(output.trace)
-        _check_index(index, exits.shape[0])
-        return output.replace(logits=exits[index])
+        count = exits.shape[1]
+        if not -count <= index < count:
+            raise ValueError(f"exit: got {index}, expected one of the network's {count} exits, 0 to {count - 1}")
+        return output.replace(logits=exits[:, index])
 
     return forward_at
 
@@ -56,11 +58,6 @@ def sum_of_exits(objective: str | Objective = "ce") -> Objective:
 
     def total(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
         exits = exits_of(output.trace)
-        return sum(inner(output.replace(logits=exits[i]), labels, targets) for i in range(exits.shape[0]))
+        return sum(inner(output.replace(logits=exits[:, i]), labels, targets) for i in range(exits.shape[1]))
 
     return total
-
-
-def _check_index(index: int, count: int) -> None:
-    if not -count <= index < count:
-        raise ValueError(f"exit: got {index}, expected one of the network's {count} exits, 0 to {count - 1}")

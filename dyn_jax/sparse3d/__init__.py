@@ -11,6 +11,9 @@ from dyn_jax.sparse3d.allocate import bucket as bucket
 from dyn_jax.sparse3d.allocate import capacity_for as capacity_for
 from dyn_jax.sparse3d.allocate import point_cloud as point_cloud
 from dyn_jax.sparse3d.convolution import convolve as convolve
+from dyn_jax.sparse3d.form import PAPER as PAPER
+from dyn_jax.sparse3d.form import RELEASE as RELEASE
+from dyn_jax.sparse3d.form import Form as Form
 from dyn_jax.sparse3d.kernel import offsets as offsets
 from dyn_jax.sparse3d.maps import KernelMap as KernelMap
 from dyn_jax.sparse3d.maps import kernel_map as kernel_map
@@ -20,6 +23,7 @@ from dyn_jax.sparse3d.pooling import global_sum as global_sum
 from dyn_jax.sparse3d.pooling import pool_average as pool_average
 from dyn_jax.sparse3d.pooling import pool_max as pool_max
 from dyn_jax.sparse3d.pooling import pool_sum as pool_sum
+from dyn_jax.sparse3d.segments import any_of as any_of
 from dyn_jax.sparse3d.sites import Sites as Sites
 from dyn_jax.sparse3d.sites import coarsen as coarsen
 from dyn_jax.sparse3d.sites import sites_of as sites_of

@@ -2,31 +2,123 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.occupancy.voxel import VoxelOccupancy, relate
 from dyn_jax.sparse3d.allocate import Capacity, capacity_for
-from dyn_jax.sparse3d.segments import any_of, segments, spread, sum_over
+from dyn_jax.sparse3d.cloud import check_cloud
+from dyn_jax.sparse3d.form import Form
+from dyn_jax.sparse3d.segments import Segments, any_of, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites
 from dyn_jax.sparse3d.tensor import SparseTensor
 from dyn_jax.sparse3d.voxelize import (
     Voxels,
     first_of,
     hard_voxels,
+    mean_over,
     near_voxels,
     point_scores,
     soft_features,
 )
-from dyn_jax.types import PointCloud
+from dyn_jax.types import PointCloud, Reach
 
 SOFT_FLOOR = 20.0
 """Slope of the release's soft floor of S3DIS coordinates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HardPoints:
+    """Points and the voxels that hold them: eq. 21-23, 36.
+
+    Attributes:
+      sites, exists, occupancy: of the finest level: the voxels, [voxel] bool, None.
+      groups: the points grouped by voxel.
+      overflow: scalar bool.
+    """
+
+    sites: Sites
+    groups: Segments
+    overflow: jax.Array
+    occupancy = None
+
+    @property
+    def exists(self) -> jax.Array:
+        return self.sites.valid
+
+    def gather(self, values: jax.Array) -> jax.Array:
+        """[point, channel] -> [voxel, channel], the mean."""
+        return mean_over(values, self.groups)
+
+    def back(self, scores: jax.Array) -> jax.Array:
+        """[voxel, class] -> [point, class], the score of its voxel."""
+        return spread(scores, self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftPoints:
+    """Points and the voxels they are near: eq. 29-31, 37-40.
+
+    Attributes:
+      pairs: of the cloud.
+      occupancy: [voxel] of the network's relation, or None where that is `hard`.
+      to_input, to_output: [pair], relations of voxelisation and devoxelisation.
+      filled: [voxel], "any of" the input's relations.
+      form: see `Form`.
+    """
+
+    pairs: Voxels
+    occupancy: jax.Array | None
+    to_input: jax.Array
+    to_output: jax.Array
+    filled: jax.Array
+    form: Form
+
+    @property
+    def sites(self) -> Sites:
+        return self.pairs.sites
+
+    @property
+    def exists(self) -> jax.Array:
+        return self.pairs.exists
+
+    @property
+    def overflow(self) -> jax.Array:
+        return self.pairs.overflow
+
+    def gather(self, values: jax.Array) -> jax.Array:
+        """``o f~`` of eq. 37-38, [point, channel] -> [voxel, channel]."""
+        return soft_features(values, self.to_input, self.pairs) * self.filled[:, None]
+
+    def back(self, scores: jax.Array) -> jax.Array:
+        """[voxel, class] -> [point, class], eq. 40."""
+        return point_scores(scores, self.to_output, self.pairs, normalise=self.form.normalises_scores)
+
+
+def points_in_voxels(
+    cloud: PointCloud,
+    occupancy: VoxelOccupancy | None,
+    capacity: Capacity,
+    reach: Reach | jax.typing.ArrayLike | None,
+    voxel_size: float,
+    form: Form,
+) -> HardPoints | SoftPoints:
+    """The finest level of a network: the voxels of a checked cloud and how values get there and back."""
+    if occupancy is None:
+        return HardPoints(*hard_voxels(cloud, voxel_size, capacity.levels[0]))
+    reach = reach if occupancy.extends else None
+    pairs = near_voxels(cloud, voxel_size, reach=reach, voxels=capacity.levels[0], pairs=capacity.pairs)
+    network = None
+    if occupancy.extends:
+        network = any_of(relate(occupancy.network, pairs.distance, pairs.inside), pairs.voxels)
+    to_input = relate(occupancy.input, pairs.distance, pairs.inside)
+    to_output = relate(occupancy.output, pairs.distance, pairs.inside)
+    return SoftPoints(pairs, network, to_input, to_output, any_of(to_input, pairs.voxels), form)
 
 
 class Entry(NamedTuple):
@@ -38,7 +130,9 @@ class Entry(NamedTuple):
       exists: [voxel] bool.
       occupancy: [voxel] of the network's relation, or None.
       capacities: rows of every level, or None.
-      leave: (scores [voxel, class], overflow) -> (scores per row or point, overflow).
+      overflow: scalar bool.
+      clouds: that the trace tells apart; 1 for a sparse tensor.
+      back: scores [voxel, class] -> scores per row or point.
     """
 
     sites: Sites
@@ -46,7 +140,9 @@ class Entry(NamedTuple):
     exists: jax.Array
     occupancy: jax.Array | None
     capacities: tuple[int, ...] | None
-    leave: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    overflow: jax.Array
+    clouds: int
+    back: Callable[[jax.Array], jax.Array]
 
 
 def enter(
@@ -54,7 +150,8 @@ def enter(
     occupancy: VoxelOccupancy | None,
     capacity: Capacity | None,
     *,
-    protocol: str,
+    reach: Reach | jax.typing.ArrayLike | None,
+    form: Form,
     levels: int,
     in_features: int,
     voxel_size: float,
@@ -62,47 +159,45 @@ def enter(
 ) -> Entry:
     """Checks an input and turns it into voxels; see the networks for the arguments."""
     if isinstance(inputs, SparseTensor):
-        _check_features("features", inputs.features, in_features)
         if occupancy is not None:
             raise TypeError(
                 "occupancy: got a soft one with a SparseTensor, expected a PointCloud: voxels have no points"
             )
-        return _enter_tensor(inputs, capacity, levels)
+        return _enter_tensor(inputs, capacity, levels, in_features)
     if not isinstance(inputs, PointCloud):
         raise TypeError(f"inputs: got {type(inputs).__name__}, expected a SparseTensor or a PointCloud")
-    check_cloud(inputs)
-    _check_features("features", inputs.features, in_features - 3 * coordinate_features)
-    if capacity is None:
-        capacity = capacity_for(inputs, voxel_size, levels, extends=occupancy is not None and occupancy.extends)
-    if occupancy is None:
-        return _enter_hard(inputs, capacity, voxel_size, coordinate_features)
-    return _enter_soft(inputs, occupancy, capacity, voxel_size, coordinate_features, protocol)
+    cloud, lost = check_cloud(inputs, voxel_size, in_features - 3 * coordinate_features)
+    capacity = default_capacity(cloud, occupancy, capacity, reach, voxel_size, levels)
+    points = points_in_voxels(cloud, occupancy, capacity, reach, voxel_size, form)
+    if isinstance(points, SoftPoints):
+        features = soft_voxel_features(cloud, points, voxel_size, coordinate_features)
+    else:
+        features = _hard_voxel_features(cloud, points, coordinate_features)
+    return Entry(
+        points.sites,
+        features,
+        points.exists,
+        points.occupancy,
+        capacity.levels,
+        points.overflow | lost,
+        cloud.clouds,
+        points.back,
+    )
 
 
-def check_cloud(cloud: PointCloud) -> None:
-    """Raises TypeError, ValueError: shapes or dtypes that do not fit; concretely: no valid point, NaN or infinity."""
-    if cloud.xyz.ndim != 2 or cloud.xyz.shape[1] != 3 or not cloud.xyz.shape[0]:
-        raise ValueError(f"xyz: got shape {cloud.xyz.shape}, expected [points, 3] with at least one point")
-    if not jnp.issubdtype(cloud.xyz.dtype, jnp.floating):
-        raise TypeError(f"xyz: got dtype {cloud.xyz.dtype}, expected floating point, metres")
-    count = cloud.xyz.shape[0]
-    if cloud.features.ndim != 2 or cloud.features.shape[0] != count:
-        raise ValueError(f"features: got shape {cloud.features.shape}, expected [{count}, channels]")
-    if cloud.valid.shape != (count,):
-        raise ValueError(f"valid: got shape {cloud.valid.shape}, expected ({count},)")
-    if _validate.is_concrete(cloud.xyz, cloud.features, cloud.valid):
-        valid = np.asarray(cloud.valid)
-        if not valid.any():
-            raise ValueError("valid: got no valid point, expected at least one")
-        for name, values in (("xyz", cloud.xyz), ("features", cloud.features)):
-            bad = int((~np.isfinite(np.asarray(values)[valid])).any(axis=1).sum())
-            if bad:
-                raise ValueError(f"{name}: got {bad} points with NaN or infinite values, expected finite ones")
-
-
-def _check_features(name: str, features: jax.Array, expected: int) -> None:
-    if features.ndim != 2 or features.shape[1] != expected:
-        raise ValueError(f"{name}: got shape {features.shape}, expected [rows, {expected}]")
+def default_capacity(
+    cloud: PointCloud,
+    occupancy: VoxelOccupancy | None,
+    capacity: Capacity | None,
+    reach: Reach | jax.typing.ArrayLike | None,
+    voxel_size: float,
+    levels: int,
+) -> Capacity:
+    """`capacity`, or what the cloud needs under this occupancy."""
+    if capacity is not None:
+        return capacity
+    extends = occupancy is not None and occupancy.extends
+    return capacity_for(cloud, voxel_size, levels, reach=reach, extends=extends)
 
 
 def flag_overflow(overflow: jax.Array) -> jax.Array:
@@ -115,7 +210,9 @@ def flag_overflow(overflow: jax.Array) -> jax.Array:
     return overflow
 
 
-def _enter_tensor(tensor: SparseTensor, capacity: Capacity | None, levels: int) -> Entry:
+def _enter_tensor(tensor: SparseTensor, capacity: Capacity | None, levels: int, in_features: int) -> Entry:
+    if tensor.features.ndim != 2 or tensor.features.shape[1] != in_features:
+        raise ValueError(f"features: got shape {tensor.features.shape}, expected [rows, {in_features}]")
     if tensor.stride != (1, 1, 1):
         raise ValueError(f"stride: got {tensor.stride}, expected a tensor of stride 1")
     sites = tensor.sites()
@@ -123,72 +220,43 @@ def _enter_tensor(tensor: SparseTensor, capacity: Capacity | None, levels: int) 
     groups = segments(row, sites.capacity)
     if capacity is None:
         capacity = capacity_for(tensor, None, levels)
-
-    def leave(scores: jax.Array, overflow: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return spread(scores, groups), flag_overflow(overflow)
-
-    capacities = None if capacity is None else (sites.capacity, *capacity.levels[1:])
-    return Entry(sites, sum_over(tensor.features, groups), sites.valid, None, capacities, leave)
-
-
-def _enter_hard(cloud: PointCloud, capacity: Capacity | None, voxel_size: float, coordinates: bool) -> Entry:
-    """Eq. 21-23, 34, 36: a voxel has its first point's features, a point its voxel's score."""
-    sites, groups, lost = hard_voxels(cloud, voxel_size, capacity.levels[0])
-    features = first_of(cloud.features, groups)
-    if coordinates:
-        position = sites.coordinates[:, 1:].astype(features.dtype)
-        mean = jnp.sum(position * sites.valid[:, None], axis=0) / jnp.maximum(sites.count, 1)
-        features = jnp.concatenate([features, position - mean.at[2].set(0)[None]], axis=1)
-
-    def leave(scores: jax.Array, overflow: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return spread(scores, groups), flag_overflow(overflow | lost)
-
-    return Entry(sites, features, sites.valid, None, capacity.levels, leave)
+    return Entry(
+        sites,
+        sum_over(tensor.features, groups),
+        sites.valid,
+        None,
+        None if capacity is None else (sites.capacity, *capacity.levels[1:]),
+        sites.overflow,
+        1,
+        lambda scores: spread(scores, groups),
+    )
 
 
-def _enter_soft(
-    cloud: PointCloud,
-    occupancy: VoxelOccupancy,
-    capacity: Capacity,
-    voxel_size: float,
-    coordinates: bool,
-    protocol: str,
-) -> Entry:
-    """Eq. 29-31, 37-40."""
-    reaching = cloud if occupancy.extends else cloud.replace(reach=None)
-    pairs = near_voxels(reaching, voxel_size, voxels=capacity.levels[0], pairs=capacity.pairs)
-    network = None
-    if occupancy.extends:
-        network = any_of(relate(occupancy.network, pairs.distance, pairs.inside), pairs.voxels)
-    to_input = relate(occupancy.input, pairs.distance, pairs.inside)
-    to_output = relate(occupancy.output, pairs.distance, pairs.inside)
-    features = soft_voxel_features(cloud, to_input, pairs, voxel_size, coordinates, protocol)
-
-    def leave(scores: jax.Array, overflow: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return point_scores(scores, to_output, pairs, normalise=protocol == "paper"), flag_overflow(
-            overflow | pairs.overflow
-        )
-
-    return Entry(pairs.sites, features, pairs.exists, network, capacity.levels, leave)
+def _hard_voxel_features(cloud: PointCloud, points: HardPoints, coordinates: bool) -> jax.Array:
+    """Eq. 34: a voxel has its first point's features; with its coordinates, x and y centred, behind them."""
+    features = first_of(cloud.features, points.groups)
+    if not coordinates:
+        return features
+    position = points.sites.coordinates[:, 1:].astype(features.dtype)
+    mean = jnp.sum(position * points.exists[:, None], axis=0) / jnp.maximum(points.sites.count, 1)
+    return jnp.concatenate([features, position - mean.at[2].set(0)[None]], axis=1)
 
 
-def soft_voxel_features(
-    cloud: PointCloud, relation: jax.Array, pairs: Voxels, voxel_size: float, coordinates: bool, protocol: str
-) -> jax.Array:
+def soft_voxel_features(cloud: PointCloud, points: SoftPoints, voxel_size: float, coordinates: bool) -> jax.Array:
     """``o f~`` of eq. 37-38, [voxel, channel]; with voxel coordinates, x and y centred, behind the cloud's features.
 
-    ``release`` rounds those coordinates by a steep sigmoid, as LGM's S3DIS code does; the paper has no such step.
+    The release rounds those coordinates by a steep sigmoid, as LGM's S3DIS code does; the paper has no such step.
     """
-    features = cloud.features
-    if coordinates:
-        position = cloud.xyz / voxel_size
-        count = jnp.maximum(jnp.sum(cloud.valid), 1)
-        mean = jnp.sum(jnp.where(cloud.valid[:, None], position, 0), axis=0) / count
-        features = jnp.concatenate([features, position - mean.at[2].set(0)[None]], axis=1)
-    soft = soft_features(features, relation, pairs)
-    if coordinates and protocol == "release":
+    if not coordinates:
+        return points.gather(cloud.features)
+    position = cloud.xyz / voxel_size
+    count = jnp.maximum(jnp.sum(cloud.valid), 1)
+    mean = jnp.sum(jnp.where(cloud.valid[:, None], position, 0), axis=0) / count
+    features = jnp.concatenate([cloud.features, position - mean.at[2].set(0)[None]], axis=1)
+    soft = soft_features(features, points.to_input, points.pairs)
+    if points.form.rounds_coordinates:
         soft = soft.at[:, -3:].set(soft_floor(soft[:, -3:]))
-    return soft * any_of(relation, pairs.voxels)[:, None]
+    return soft * points.filled[:, None]
 
 
 def soft_floor(values: jax.Array, slope: float = SOFT_FLOOR) -> jax.Array:

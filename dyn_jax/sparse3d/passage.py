@@ -9,14 +9,12 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
-from dyn_jax.occupancy import voxel
+from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.kernel import Size, triple
 from dyn_jax.sparse3d.maps import KernelMap, kernel_map
-from dyn_jax.sparse3d.segments import segments
+from dyn_jax.sparse3d.segments import any_of, segments
 from dyn_jax.sparse3d.sites import Sites, coarsen, floor_to
 from dyn_jax.types import UnitTrace
-
-PROTOCOLS = ("paper", "release")
 
 
 def pyramid(sites: Sites, factors: Sequence[Size], capacities: Sequence[int] | None = None) -> tuple[Sites, ...]:
@@ -46,15 +44,15 @@ class Passage:
       levels: from `pyramid`.
       exists: per level, [voxel] bool: holds a point. (Other voxels are only near one.)
       occupancy: per level, [voxel], or None: the original network on the voxels that exist.
-      protocol: what a soft occupancy multiplies. ``paper``: every convolution's output, and convolutions read
-        existing voxels only (eq. 27). ``release``: every convolution's and every norm's output, and convolutions read
-        all voxels.
+      form: what a soft occupancy multiplies, and what convolutions read (eq. 27).
+      clouds: rows of the trace: how many clouds the batch column tells apart.
     """
 
     levels: tuple[Sites, ...]
     exists: tuple[jax.Array, ...]
     occupancy: tuple[jax.Array, ...] | None = None
-    protocol: str = "paper"
+    form: Form = PAPER
+    clouds: int = 1
     _maps: dict[tuple, KernelMap] = dataclasses.field(default_factory=dict)
     _macs: dict[tuple, int] = dataclasses.field(default_factory=dict)
 
@@ -70,7 +68,7 @@ class Passage:
 
     def read(self, x: jax.Array, level: int) -> jax.Array:
         """What a convolution with neighbours reads of `x` [voxel, channel]."""
-        if self.occupancy is None or self.protocol == "release":
+        if self.occupancy is None or self.form.near_feed:
             return x
         return x * self.exists[level][:, None].astype(x.dtype)
 
@@ -79,8 +77,8 @@ class Passage:
         return y if self.occupancy is None else y * self.occupancy[level][:, None]
 
     def normed(self, y: jax.Array, level: int) -> jax.Array:
-        """A norm's output; ``release``: times the occupancy once more."""
-        return self.convolved(y, level) if self.protocol == "release" else y
+        """A norm's output, times the occupancy once more where the form says so."""
+        return self.convolved(y, level) if self.form.multiplies_norms else y
 
     def bill(self, source: int, target: int, kernel_size: Size | None, macs: int) -> None:
         """Writes `macs` multiply-adds per pair on the account of a kernel map; None: one pair per voxel."""
@@ -88,9 +86,10 @@ class Passage:
         self._macs[key] = self._macs.get(key, 0) + macs
 
     def units(self) -> tuple[UnitTrace, ...]:
-        """One unit per kernel map: an element is an output voxel, which costs `macs` for every neighbour.
+        """One unit per kernel map: an element is an output voxel, which costs the map's bill for every neighbour.
 
-        Arrays are [1, voxel]; the score is the occupancy minus 1/2.
+        Arrays are [cloud, voxel]: a row holds the occupancies and costs of its cloud's voxels, and 0 elsewhere; the
+        score is the occupancy minus 1/2. Costs are floats, so that they may exceed 2^31.
         """
         return tuple(self._unit(key, macs) for key, macs in self._macs.items())
 
@@ -100,14 +99,22 @@ class Passage:
         value = self.exists[target].astype(dtype) if self.occupancy is None else self.occupancy[target]
         value = jnp.where(self.levels[target].valid, value, 0)
         if size is None:
-            repeats = self.levels[target].valid.astype(dtype)
+            neighbours = self.levels[target].valid.astype(dtype)
         elif target < source:  # kernel equal to the stride: a fine voxel has one parent
-            repeats = _received(self._maps[(source, target, size)]).astype(dtype)
+            neighbours = _received(self._maps[(source, target, size)]).astype(dtype)
         else:
-            repeats = self._maps[key].neighbours.astype(dtype)
+            neighbours = self._maps[key].neighbours.astype(dtype)
         name = f"level{target}" + ("" if source == target else f"_from{source}")
         name += "_pointwise" if size is None else "_k" + "x".join(map(str, size))
-        return UnitTrace(value[None] - 0.5, value[None], macs, repeats=repeats[None], name=name)
+        value, cost = self._by_cloud(value, target), self._by_cloud(float(macs) * neighbours, target)
+        return UnitTrace(value - 0.5, value, cost, None, name)
+
+    def _by_cloud(self, values: jax.Array, level: int) -> jax.Array:
+        """[voxel] -> [cloud, voxel], 0 for the voxels of other clouds."""
+        if self.clouds == 1:
+            return values[None]
+        cloud = jnp.arange(self.clouds, dtype=jnp.int32)[:, None]
+        return jnp.where(self.levels[level].coordinates[None, :, 0] == cloud, values[None], 0)
 
     @cached_property
     def overflow(self) -> jax.Array:
@@ -125,12 +132,29 @@ def _received(pairs: KernelMap) -> jax.Array:
 def coarser_values(
     levels: Sequence[Sites], exists: jax.Array, occupancy: jax.Array | None
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...] | None]:
-    """(exists, occupancy) of every level from those of the finest: a parent exists where a child does (eq. 31)."""
+    """(exists, occupancy) of every level from those of the finest: a parent exists where a child does.
+
+    The occupancy is ``1 - prod (1 - o)`` over the children, the same as gathering from the points (eq. 31).
+    """
     all_exist, all_occupied = [exists], [occupancy]
     for fine, coarse in zip(levels, levels[1:]):
         parent, _ = coarse.find(floor_to(fine.coordinates, coarse.stride), fine.valid)
         there = jnp.where(all_exist[-1], parent, coarse.capacity)
         all_exist.append(jnp.zeros(coarse.capacity, bool).at[there].set(True, mode="drop"))
         if occupancy is not None:
-            all_occupied.append(voxel.coarser(all_occupied[-1], segments(parent, coarse.capacity)))
+            all_occupied.append(any_of(all_occupied[-1], segments(parent, coarse.capacity)))
     return tuple(all_exist), None if occupancy is None else tuple(all_occupied)
+
+
+def passage_over(
+    sites: Sites,
+    exists: jax.Array,
+    occupancy: jax.Array | None,
+    factors: Sequence[Size],
+    capacities: Sequence[int] | None,
+    form: Form,
+    clouds: int = 1,
+) -> Passage:
+    """The passage through the `pyramid` over a finest level and what is known there."""
+    levels = pyramid(sites, factors, capacities)
+    return Passage(levels, *coarser_values(levels, exists, occupancy), form, clouds)

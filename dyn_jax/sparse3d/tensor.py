@@ -52,8 +52,8 @@ def from_numpy(
 
     Raises:
       TypeError, ValueError: wrong shape or dtype; no rows; features not finite or of another length; a negative
-        batch; coordinates out of range, spanning 2^32 cells or more, or no multiples of the stride; more distinct
-        sites than `capacity`.
+        batch, or one of at least n (columns mixed up); coordinates out of range, spanning 2^32 cells or more, or no
+        multiples of the stride; more distinct sites than `capacity`.
     """
     coordinates, features = np.asarray(coordinates), np.asarray(features)
     steps = triple("stride", stride)
@@ -67,6 +67,8 @@ def from_numpy(
         raise TypeError(f"features: got dtype {features.dtype}, expected floating point")
     if not len(coordinates):
         raise ValueError("coordinates: got no voxels, expected at least one")
+    with np.errstate(over="ignore"):  # infinite is refused below
+        features = features.astype(jax.dtypes.canonicalize_dtype(features.dtype))
     if not np.isfinite(features).all():
         raise ValueError("features: got NaN or infinite values, expected finite ones")
     if coordinates.dtype.kind == "u" and coordinates.max() >= 2**30:  # before a uint64 wraps
@@ -74,6 +76,11 @@ def from_numpy(
     coordinates = coordinates.astype(np.int64)
     if coordinates[:, 0].min() < 0:
         raise ValueError(f"coordinates: got batch {coordinates[:, 0].min()}, expected at least 0 in the first column")
+    if coordinates[:, 0].max() >= len(coordinates):  # (x, y, z, batch), or a cloud without voxels
+        raise ValueError(
+            f"coordinates: got batch {coordinates[:, 0].max()} in the first column of {len(coordinates)} rows, "
+            "expected a number for each cloud; the columns are (batch, x, y, z)"
+        )
     if np.abs(coordinates).max() >= 2**30:
         raise ValueError(f"coordinates: got {np.abs(coordinates).max()}, expected magnitudes below 2^30")
     span = coordinates.max(axis=0) - coordinates.min(axis=0) + 1

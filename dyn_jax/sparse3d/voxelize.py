@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
+from dyn_jax.sparse3d.cloud import FINEST, as_reach
 from dyn_jax.sparse3d.segments import Segments, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites, sites_of
-from dyn_jax.types import PointCloud
+from dyn_jax.types import PointCloud, Reach
 
 MOVES = np.array(list(itertools.product((0, -1, 1), repeat=3)), np.int32)
 """[27, 3], the voxel moves of one step, staying first."""
@@ -45,9 +46,11 @@ class Voxels:
 
 def own_voxel(cloud: PointCloud, voxel_size: float) -> tuple[jax.Array, jax.Array]:
     """(``floor(p / L)`` [point, 3] int32, finite [point] bool): eq. 21. The floor of a float32 quotient, not its
-    truncation; coordinates that are not finite or beyond 2^30 voxels give 0 and False."""
+    truncation; coordinates that are not finite, beyond 2^30 voxels, or so large that their dtype rounds them to more
+    than a sixteenth of a voxel (beyond 2^19 voxels in float32) give 0 and False."""
     quotient = jnp.floor(_quotient(jax.lax.stop_gradient(cloud.xyz), voxel_size))
-    finite = jnp.all(jnp.isfinite(quotient) & (jnp.abs(quotient) < 2.0**30), axis=1)
+    most = min(2.0**30, 1 / (FINEST * float(jnp.finfo(quotient.dtype).eps)))
+    finite = jnp.all(jnp.isfinite(quotient) & (jnp.abs(quotient) < most), axis=1)
     return jnp.where(finite[:, None], quotient, 0).astype(jnp.int32), finite
 
 
@@ -93,69 +96,107 @@ def mean_over(values: jax.Array, groups: Segments) -> jax.Array:
     return sum_over(values, groups) / count
 
 
-def near_voxels(cloud: PointCloud, voxel_size: float, *, voxels: int | None = None, pairs: int | None = None) -> Voxels:
-    """The voxels a point is in or may be in after one step of ``cloud.reach``, and the pairs with them.
+def most_near(reach: Reach | None, voxel_size: float) -> int:
+    """How many voxels a point is near at most: 27, or 8 (two on an axis) for a concrete step below half a voxel.
 
-    A step of at most one voxel per axis leads into at most 27 voxels. Without a reach, every point has one pair.
+    A step of half a voxel leads a point from the middle of a voxel to two faces at once, and rounding decides on which
+    side of them it ends: 49 % of a voxel is what counts as below. Without a reach, or a step of 0, it is 1.
+    """
+    if reach is None:
+        return 1
+    if not _validate.is_concrete(reach.step):
+        return 27
+    share = float(np.max(np.asarray(reach.step))) / voxel_size
+    return 1 if share == 0 else 8 if share < 0.49 else 27
+
+
+def near_voxels(
+    cloud: PointCloud,
+    voxel_size: float,
+    *,
+    reach: Reach | jax.typing.ArrayLike | None = None,
+    voxels: int | None = None,
+    pairs: int | None = None,
+) -> Voxels:
+    """The voxels a point is in or may be in after one step of `reach`, and the pairs with them.
+
+    A step of at most one voxel per axis leads into at most 27 voxels. A longer one leads beyond them, where nothing is
+    looked up: it raises where it is concrete and sets `Voxels.overflow` where it is traced. An attack that starts with
+    steps of eps (APGD) and wants the gradient all the same, of the 27 alone, hands in ``min(step, voxel_size)``.
 
     Args:
       cloud: see `PointCloud`.
       voxel_size: L, metres.
-      voxels: capacity M'; default four times the points (the paper's bound) with a reach, else the points.
-      pairs: capacity; default four times the points with a reach.
+      reach: see `Reach`; a number is its step; the step may also hold one number for each point. None: every point has
+        one pair, with its own voxel.
+      voxels: capacity M'; default: what always fits, see `most_near`.
+      pairs: capacity; default: what always fits. A pair takes some 100 bytes: 27 of 100,000 points 270 MB.
 
     Raises:
-      ValueError: a concrete step above the voxel size; a rule without origin and budget; an unknown rule.
+      TypeError, ValueError: a concrete step above the voxel size, negative or NaN; a step or an origin of another
+        shape; a rule without origin and budget; an unknown rule.
 
     Source: LGM paper section IV.C (N(x) and the extended voxels), appendix IX.B; release for the rule ``any``.
     """
+    reach = as_reach(reach)
     own, finite = own_voxel(cloud, voxel_size)
     valid = cloud.valid & finite
     count = own.shape[0]
-    lost = jnp.any(cloud.valid & ~finite)
-    if cloud.reach is None:
+    if reach is None:
         sites, by_voxel, overflow = hard_voxels(cloud, voxel_size, voxels)
         everyone = jnp.arange(count, dtype=jnp.int32)
         by_point = segments(everyone, count, is_sorted=True)
         center = (own + 0.5).astype(cloud.xyz.dtype)
         distance = jnp.abs(center - cloud.xyz / voxel_size)
         return Voxels(sites, sites.valid, by_point, by_voxel, distance, valid, overflow)
-    pairs = 4 * count if pairs is None else pairs
-    allowed = _allowed(cloud, own, voxel_size) & valid[:, None]
+    most = most_near(reach, voxel_size) * count
+    pairs, voxels = most if pairs is None else pairs, most if voxels is None else voxels
+    within, lost = _allowed(cloud, reach, own, voxel_size)
+    allowed = within & valid[:, None]
     found = jnp.sum(allowed, dtype=jnp.int32)
     place = jnp.nonzero(allowed.reshape(-1), size=pairs, fill_value=27 * count)[0].astype(jnp.int32)
     used = jnp.arange(pairs) < found
     point, move = jnp.minimum(place // 27, count - 1), place % 27
     voxel = own[point] + jnp.asarray(MOVES)[move]
     coordinates = with_batch(cloud, own)[point].at[:, 1:].set(voxel)
-    sites = sites_of(coordinates, used, 4 * count if voxels is None else voxels)
+    sites = sites_of(coordinates, used, voxels)
     row, there = sites.find(coordinates, used)
     inside = used & (move == 0)
     exists = jnp.zeros(sites.capacity, bool).at[jnp.where(inside, row, sites.capacity)].set(True, mode="drop")
     by_point = segments(jnp.where(used, point, count), count, is_sorted=True)
     by_voxel = segments(row, sites.capacity)
     distance = jnp.abs((voxel + 0.5).astype(cloud.xyz.dtype) - spread(cloud.xyz, by_point) / voxel_size)
-    return Voxels(sites, exists, by_point, by_voxel, distance, inside & there, sites.overflow | lost | (found > pairs))
+    overflow = sites.overflow | lost | jnp.any(cloud.valid & ~finite) | (found > pairs)
+    return Voxels(sites, exists, by_point, by_voxel, distance, inside & there, overflow)
 
 
-def _allowed(cloud: PointCloud, own: jax.Array, voxel_size: float) -> jax.Array:
-    """[point, 27] bool: which moves a point can make in one step."""
-    reach, xyz = cloud.reach, jax.lax.stop_gradient(cloud.xyz)
+def _allowed(cloud: PointCloud, reach: Reach, own: jax.Array, voxel_size: float) -> tuple[jax.Array, jax.Array]:
+    """(which moves a point can make in one step [point, 27] bool, whether a step is no step of at most one voxel)."""
+    xyz = jax.lax.stop_gradient(cloud.xyz)
     _validate.choice("reach.rule", reach.rule, RULES)
-    if _validate.is_concrete(reach.step) and not 0 <= float(reach.step) <= voxel_size * (1 + 1e-6):
-        raise ValueError(f"reach.step: got {float(reach.step)}, expected at most one voxel ({voxel_size} m)")
-    size = jnp.asarray(voxel_size, xyz.dtype)
+    size, count = jnp.asarray(voxel_size, xyz.dtype), xyz.shape[0]
+    if jnp.shape(reach.step) not in ((), (count,)):
+        raise ValueError(f"reach.step: got shape {jnp.shape(reach.step)}, expected a number or ({count},)")
+    if _validate.is_concrete(reach.step):
+        wrong = np.asarray(reach.step, float).reshape(-1)
+        wrong = wrong[~((wrong >= 0) & (wrong <= voxel_size * (1 + 1e-6)))]
+        if len(wrong):
+            raise ValueError(f"reach.step: got {wrong[0]}, expected at most one voxel ({voxel_size} m)")
+    step = jnp.asarray(reach.step, xyz.dtype).reshape(-1, 1, 1)
+    lost = ~jnp.all((step >= 0) & (step <= size * (1 + 1e-6)))
     signs = jnp.array((0, -1, 1), xyz.dtype)
-    moved = xyz[:, :, None] + signs[None, None] * jnp.asarray(reach.step, xyz.dtype)  # [point, axis, move]
+    moved = xyz[:, :, None] + signs[None, None] * step  # [point, axis, move]
     corner = jnp.floor(_quotient(moved, size))
     moves = (corner != own[:, :, None]) | (signs == 0)[None, None]
     allowed = moves[:, 0, :, None, None] & moves[:, 1, None, :, None] & moves[:, 2, None, None, :]
     if reach.rule != "none":
         if reach.origin is None or reach.budget is None:
             raise ValueError(f"reach: got no origin and budget, expected both for the rule {reach.rule!r}")
+        if jnp.shape(reach.origin) != xyz.shape:
+            raise ValueError(f"reach.origin: got shape {jnp.shape(reach.origin)}, expected {xyz.shape}")
         low = (own[:, :, None] + jnp.array((0, -1, 1), jnp.int32)[None, None]).astype(xyz.dtype) * size
         high = (own[:, :, None] + jnp.array((1, 0, 2), jnp.int32)[None, None]).astype(xyz.dtype) * size
-        origin, budget = reach.origin[:, :, None], jnp.asarray(reach.budget, xyz.dtype)
+        origin, budget = reach.origin[:, :, None], jnp.asarray(reach.budget, xyz.dtype).reshape(-1, 1, 1)
         if reach.rule == "any":
             near = (jnp.abs(low - origin) < budget) | (jnp.abs(high - origin) < budget)
             fits = near[:, 0, :, None, None] | near[:, 1, None, :, None] | near[:, 2, None, None, :]
@@ -164,7 +205,7 @@ def _allowed(cloud: PointCloud, own: jax.Array, voxel_size: float) -> jax.Array:
             fits = near[:, 0, :, None, None] & near[:, 1, None, :, None] & near[:, 2, None, None, :]
         stay = jnp.zeros((3, 3, 3), bool).at[0, 0, 0].set(True)
         allowed = allowed & (fits | stay[None])
-    return allowed.reshape(-1, 27)
+    return allowed.reshape(-1, 27), lost
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array, groups: Segments) -> jax.Array:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax.attacks.base import Attack, AttackResult, as_forward, is_adversarial
+from dyn_jax.attacks.domains import Domain, domain_of
 from dyn_jax.testing._compare import require
-from dyn_jax.types import Output
+from dyn_jax.types import Output, PointCloud
 
 _CHECK = "check_attack"
 _SLACK = 1e-6
@@ -20,94 +21,97 @@ _UNDECIDED = 1e-4  # logits closer than this may be ranked differently by anothe
 
 def check_attack(
     attack: Attack,
-    forward: Callable[[jax.Array], Output | jax.Array],
-    images: jax.Array,
+    forward: Callable[..., Output | jax.Array],
+    inputs: jax.Array | PointCloud,
     labels: jax.Array,
     key: jax.Array | None,
     *,
-    victim: Callable[[jax.Array], Output | jax.Array] | None = None,
+    victim: Callable[..., Output | jax.Array] | None = None,
     targets: jax.Array | None = None,
     mask: jax.Array | None = None,
     factory: Callable[[float], Attack] | None = None,
     differing: float = 0.01,
 ) -> None:
-    """Checks the contract of `dyn_jax.attacks.AttackResult`.
+    """Checks the contract of `dyn_jax.attacks.AttackResult`, on images or a point cloud.
 
-    Shape and dtype of the images are kept; the result is finite, inside the threat set and unchanged outside the
-    mask; images that the attack leaves alone are the given ones; `success` and `distance` are what one gets from the
-    returned array; jit = eager; two batches of one shape are traced once; eps 0 changes nothing.
+    Shape and dtype of the clean value are kept; the result is finite, inside the threat set and unchanged outside the
+    mask; examples that the attack leaves alone are the given ones; `success` and `distance` are what one gets from the
+    returned value; jit = eager; two batches of one shape are traced once; eps 0 changes nothing.
 
     Args:
-      attack, forward, images, labels, key, victim, targets, mask: as for calling the attack.
+      attack, forward, inputs, labels, key, victim, targets, mask: as for calling the attack.
       factory: eps -> the same kind of attack, for the check of eps 0; None leaves it out.
-      differing: share of pixels in which jit and eager may differ (the sign of a gradient near 0 is undecided).
+      differing: share of values in which jit and eager may differ (the sign of a gradient near 0 is undecided).
 
     Raises:
       AssertionError: naming the promise that was broken, where and by how much.
     """
     given: dict[str, Any] = {"victim": victim, "mask": mask}
+    domain = domain_of(inputs, attack.threat, mask)
     judge = jax.jit(as_forward(forward if victim is None else victim))
     traces = 0
 
     @jax.jit
-    def run(x: jax.Array, y: jax.Array, t: jax.Array | None, k: jax.Array | None) -> AttackResult:
+    def run(x: Any, y: jax.Array, t: jax.Array | None, k: jax.Array | None) -> AttackResult:
         nonlocal traces
         traces += 1
         return attack(forward, x, y, key=k, targets=t, **given)
 
     with jax.debug_nans(False):
-        result = run(images, labels, targets, key)
-        _check_result(result, attack, judge, images, labels, targets, mask)
-        order = np.roll(np.arange(images.shape[0]), 1)
-        run(images[order], labels[order], None if targets is None else targets[order], key)
+        result = run(inputs, labels, targets, key)
+        _check_result(result, attack, domain, judge, labels, targets)
+        other = jax.tree.map(lambda leaf: leaf[np.roll(np.arange(leaf.shape[0]), 1)], (inputs, labels, targets))
+        run(*other, key)
         require(traces == 1, _CHECK, f"traced {traces} times for two batches of one shape, expected once")
-        eager = attack(forward, images, labels, key=key, targets=targets, **given)
+        eager = attack(forward, inputs, labels, key=key, targets=targets, **given)
         share = float(jnp.mean(jnp.abs(eager.adversarial - result.adversarial) > 1e-4))
-        require(share <= differing, _CHECK, f"jit = eager: {100 * share:.2f} % of the pixels differ")
+        require(share <= differing, _CHECK, f"jit = eager: {100 * share:.2f} % of the values differ")
         if factory is not None:
-            still = factory(0.0)(forward, images, labels, key=key, targets=targets, **given)
-            change = float(jnp.max(jnp.abs(still.adversarial - images)))
-            require(change <= _SLACK, _CHECK, f"eps 0 changed the images by up to {change:.6g}")
+            still = factory(0.0)(forward, inputs, labels, key=key, targets=targets, **given)
+            change = float(jnp.max(jnp.abs(still.adversarial - domain.clean)))
+            require(change <= _SLACK, _CHECK, f"eps 0 changed the clean value by up to {change:.6g}")
 
 
 def _check_result(
     result: AttackResult,
     attack: Attack,
-    judge: Callable[[jax.Array], Output],
-    images: jax.Array,
+    domain: Domain,
+    judge: Callable[..., Output],
     labels: jax.Array,
     targets: jax.Array | None,
-    mask: jax.Array | None,
 ) -> None:
-    x = result.adversarial
-    got, expected = (x.shape, x.dtype), (images.shape, images.dtype)
+    x, clean = result.adversarial, domain.clean
+    got, expected = (x.shape, x.dtype), (clean.shape, clean.dtype)
     require(got == expected, _CHECK, f"adversarial: got {got}, expected {expected}")
-    require(bool(jnp.isfinite(x).all()), _CHECK, "adversarial: NaN or infinite pixels")
-    distance = np.asarray(attack.threat.distance(x, images))
-    outside = np.flatnonzero(~np.asarray(attack.threat.contains(x, images)))
+    require(bool(jnp.isfinite(x).all()), _CHECK, "adversarial: NaN or infinite values")
+    distance = np.asarray(domain.threat.distance(x, clean))
+    outside = np.flatnonzero(~np.asarray(domain.threat.contains(x, clean)))
     low, high = float(x.min()), float(x.max())
     text = (
-        f"outside {attack.threat}: examples {outside}, distances {distance[outside]}, pixels in [{low:.6g}, {high:.6g}]"
+        f"outside {attack.threat}: examples {outside}, distances {distance[outside]}, values in [{low:.6g}, {high:.6g}]"
     )
     require(outside.size == 0, _CHECK, text)
-    if mask is not None:
-        free = jnp.asarray(mask)[None, :, :, None] if jnp.ndim(mask) == 2 else jnp.asarray(mask)
-        change = float(jnp.max(jnp.abs(x - images) * (1 - free)))
-        require(change == 0, _CHECK, f"pixels outside the mask changed by up to {change:.6g}")
+    if domain.free is not None:
+        change = float(jnp.max(jnp.abs(x - clean) * (1 - domain.free)))
+        require(change == 0, _CHECK, f"values outside the mask changed by up to {change:.6g}")
+    before, after = judge(domain.input(clean)).logits, judge(domain.input(x)).logits
     if not attack.attack_all and not attack.keep_start:
-        alone = np.asarray(is_adversarial(judge(images).logits, labels, targets))
-        change = float(np.max(np.abs(np.asarray(x - images)) * alone[:, None, None, None]))
-        require(change == 0, _CHECK, f"images that were misclassified to begin with changed by up to {change:.6g}")
+        rows = is_adversarial(before, labels, targets)
+        alone = rows if len(rows) == domain.examples else ~domain.any_row(~rows & result.counted)
+        change = float(jnp.max(jnp.where(domain.spread(alone), jnp.abs(x - clean), 0)))
+        text = f"examples that were misclassified to begin with changed by up to {change:.6g}"
+        require(change == 0, _CHECK, text)
 
     for name, flag, logits, claimed in (
-        ("success", result.success, judge(x).logits, result.logits_adversarial),
-        ("clean_success", result.clean_success, judge(images).logits, result.logits_clean),
+        ("success", result.success, after, result.logits_adversarial),
+        ("clean_success", result.clean_success, before, result.logits_clean),
     ):
         require(flag.dtype == bool and flag.shape == labels.shape, _CHECK, f"{name}: got {flag.dtype}{flag.shape}")
         ranked = np.sort(np.asarray(logits), axis=1)
         undecided = ranked[:, -1] - ranked[:, -2] <= _UNDECIDED
-        wrong = (np.asarray(flag) != np.asarray(is_adversarial(logits, labels, targets))) & ~undecided
-        text = f"{name} of examples {np.flatnonzero(wrong)} is not what the victim says about the returned array"
+        hit = np.asarray(is_adversarial(logits, labels, targets) & result.counted & ~result.invalid)
+        wrong = (np.asarray(flag) != hit) & ~undecided
+        text = f"{name} of examples {np.flatnonzero(wrong)} is not what the victim says about the returned value"
         require(not wrong.any(), _CHECK, text)
         same = np.allclose(claimed, logits, rtol=1e-3, atol=1e-3, equal_nan=True)
         require(same, _CHECK, f"the result's logits for {name} are not the victim's")

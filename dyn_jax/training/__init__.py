@@ -1,1 +1,1 @@
-"""Training, and saving what was trained."""
+"""Training: recipes are values (`recipe`), one loop runs them (`loop`), `embedded` names those that ship."""

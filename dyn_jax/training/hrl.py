@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn_jax.datasets import ImageData
+from dyn_jax import _validate, objectives
 from dyn_jax.occupancy import bernoulli
-from dyn_jax.training.loop import Progress, Recipe, fit
+from dyn_jax.training.recipe import SGD, Progress, Recipe
+from dyn_jax.training.sparsity import skipnet_recipe
 from dyn_jax.types import Output, Variables
 
 
@@ -44,7 +43,7 @@ def hrl_loss(
 
     Source: SkipNet section 3.3, eq. 3 to 5; the CIFAR training of the released code.
     """
-    losses = -jnp.take_along_axis(jax.nn.log_softmax(output.logits), labels[:, None], axis=1)[:, 0]
+    losses = objectives.cross_entropy(output, labels)
     scores = jnp.stack([unit.score for unit in output.trace.units])
     actions = jax.lax.stop_gradient(jnp.stack([unit.occupancy for unit in output.trace.units]))
     rewards = alpha / scores.shape[0] * (1 - actions)
@@ -68,34 +67,51 @@ def hrl_recipe(
     rl_weight: float = 0.01,
     gamma: float = 1.0,
     learning_rate: float = 5e-3,
-    batch_size: int = 64,
+    before: Recipe | None = None,
+    temperature: float = 0.02,
 ) -> Recipe:
-    """The second stage of `train_hrl`: `hrl_loss` under sampled gates, batch statistics, no decay of the gates.
+    """Hybrid reinforcement learning: `hrl_loss` under sampled gates, batch statistics, no decay of the gates.
 
     Departures from the CIFAR training of the released code, which makes 10,000 iterations of 128 images at a constant
     1e-4 with ``alpha`` 0.1: some 120 iterations of 64 images on the digits, hence a learning rate that starts 50 times
     higher (and falls as a cosine, with Nesterov momentum, as all recipes here); ``alpha`` 1, since 0.1 skips little
-    there (and opens every gate where the temperature of `train_hrl` is left out). `rl_weight`, `gamma`, momentum and
-    weight decay are the released ones, but the gates are not decayed.
+    there (and opens every gate where the temperature is left out). `rl_weight`, `gamma`, momentum and weight decay are
+    the released ones, but the gates are not decayed.
 
     Args:
-      epochs, learning_rate, batch_size: see `Recipe`.
+      epochs, learning_rate: see `Recipe`, `SGD`.
       alpha, rl_weight, gamma: see `hrl_loss`. More `alpha` skips more.
+      before: the supervised stage, with straight-through gates; None: the run starts from given variables.
+      temperature: of `hotter`, between the two stages; 1 leaves it out.
+
+    Source: SkipNet section 3.3 (hybrid reinforcement learning with supervised pre-training).
     """
 
     def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
         del progress
         return hrl_loss(output, labels, alpha=alpha, rl_weight=rl_weight, gamma=gamma)[0]
 
+    _validate.positive("temperature", temperature)
     return Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=1e-4,
-        decay_gates=False,
+        epochs,
+        optimizer=SGD(learning_rate, weight_decay=1e-4),
         loss=loss,
         occupancy=lambda epoch: bernoulli(),
+        decay_gates=False,
+        before=before,
+        between=lambda variables: hotter(variables, temperature),
     )
+
+
+def skipnet_rl_recipe(*epochs: int) -> Recipe:
+    """``skipnet-rl-digits``: `skipnet_recipe`, then `hrl_recipe`; `epochs` instead of both their own numbers.
+
+    Departures from the paper, on the digits: the supervised stage has the budget loss (without it, after 15 epochs,
+    every gate was shut for every image, with scores of -3 and less). With it the scores lie within some hundredths of
+    the threshold, where sampled gates are coin tosses that forget what the supervised stage learned: hence the
+    temperature, which the release uses for ImageNet (there 0.05).
+    """
+    return hrl_recipe(*epochs, before=skipnet_recipe(*epochs))
 
 
 def hotter(variables: Variables, temperature: float) -> Variables:
@@ -112,50 +128,9 @@ def hotter(variables: Variables, temperature: float) -> Variables:
 
     Source: the released ImageNet training, between its two stages, with 0.05.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, expected a positive number")
+    _validate.positive("temperature", temperature)
     if "control" not in variables["params"]:
         raise ValueError("variables: got none of recurrent gates (params/control), expected those of SkipNet rnn")
     control = variables["params"]["control"]
     projection = {name: value / temperature for name, value in control["proj"].items()}
     return {**variables, "params": {**variables["params"], "control": {**control, "proj": projection}}}
-
-
-def train_hrl(
-    net: nn.Module,
-    data: ImageData,
-    first: Recipe,
-    second: Recipe,
-    *,
-    temperature: float = 0.02,
-    seed: int = 0,
-    report: Callable[[int, float], None] | None = None,
-) -> Variables:
-    """Supervised pre-training by `first`, `hotter`, then hybrid reinforcement learning by `second`.
-
-    Departures from the paper, on the digits: the supervised stage is that of ``skipnet-digits``, with the budget loss
-    (without it, after 15 epochs, every gate was shut for every image, with scores of -3 and less). With it the scores
-    lie within some hundredths of the threshold, where sampled gates are coin tosses that forget what the supervised
-    stage learned: hence the temperature, which the release uses for ImageNet (there 0.05).
-
-    Args:
-      net: a `SkipNet` with recurrent gates; `first` and `second` bring their own occupancies.
-      data: training images and labels.
-      first: with straight-through gates.
-      second: `hrl_recipe`.
-      temperature: of `hotter`, between the stages; 1 leaves it out.
-      seed: of both stages.
-      report: called with (epoch, mean loss); the second stage goes on counting where the first stopped.
-
-    Returns:
-      Variables of numpy arrays.
-
-    Source: SkipNet section 3.3 (hybrid reinforcement learning with supervised pre-training).
-    """
-    variables = fit(net, data, first, seed=seed, report=report)
-
-    def later(epoch: int, loss: float) -> None:
-        if report is not None:
-            report(first.epochs + epoch, loss)
-
-    return fit(net, data, second, seed=seed, initial=hotter(variables, temperature), report=later)

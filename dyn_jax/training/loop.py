@@ -1,9 +1,13 @@
-"""One jitted training step and the loop over epochs: SGD with momentum and a cosine schedule."""
+"""The training loop: one jitted step, epochs and stages, checkpoints; and the measures of what was trained."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import fnmatch
+import functools
+import itertools
+import os
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,177 +15,215 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from tqdm import tqdm
 
-from dyn_jax import metrics
-from dyn_jax.datasets import Batch, ImageData, augment_crop_flip, batches, to_float
-from dyn_jax.types import Occupancy, Output, Variables
+from dyn_jax import _validate, metrics
+from dyn_jax.training import runs
+from dyn_jax.training.recipe import Images, Progress, Recipe, Source, mean_cross_entropy
+from dyn_jax.training.runs import Position, State
+from dyn_jax.types import PointCloud, Variables
 
-
-class Progress(NamedTuple):
-    """Where training is: the epoch (from 0), and the mean cross-entropy of the epoch before.
-
-    Before the first epoch it is that of the untrained network on the training images, in evaluation mode.
-    """
-
-    epoch: jax.Array
-    cross_entropy: jax.Array
-
-
-Loss = Callable[[Output, jax.Array, Progress], jax.Array]
-
-
-def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
-    """Mean over the batch; the progress has no part in it."""
-    del progress
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(output.logits, labels))
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
-
-    Attributes:
-      epochs, batch_size: of the whole run.
-      learning_rate: at the start; falls to 0 as a cosine.
-      decay_gates: whether weight decay acts on the gates' parameters too.
-      loss: ``loss(output, labels, progress) -> scalar``.
-      occupancy: epoch -> the occupancy of that epoch's training steps, None for the network's own. Return equal
-        objects for epochs that shall share a compiled step.
-      shift: pixels of random translation of the training images.
-      flip: whether half of the training images are mirrored.
-      after_epoch: ``(batch statistics, epoch, training images in the epoch) -> batch statistics``, between epochs
-        (ManiDP sets its thresholds there).
-    """
-
-    epochs: int
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    decay_gates: bool = True
-    loss: Loss = mean_cross_entropy
-    occupancy: Callable[[int], Occupancy | None] = lambda epoch: None
-    shift: int = 4
-    flip: bool = False
-    after_epoch: Callable[[Any, int, int], Any] = lambda batch_stats, epoch, count: batch_stats
+Report = Callable[[int, float], None]
 
 
 def fit(
     net: nn.Module,
-    data: ImageData,
+    data: Any,
     recipe: Recipe,
     *,
     seed: int = 0,
     initial: Variables | None = None,
-    report: Callable[[int, float], None] | None = None,
-) -> Variables:
-    """Trains `net` from `initial`, or from scratch.
+    checkpoint: str | os.PathLike | None = None,
+    every: int = 50,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Trains `net` through the stages of `recipe`, from scratch, from `initial`, or from where a checkpoint stopped.
+
+    Killed at any moment and called again with the same arguments, it gives the same weights, bit for bit, as one that
+    was left alone.
 
     Args:
       net: a network of `dyn_jax.networks`.
-      data: training images and labels.
+      data: what `recipe.source` takes: an `ImageData`, rooms, objects.
       recipe: see `Recipe`.
-      seed: of initialisation, order, augmentation and gate noise.
-      initial: variables to start from (the second stage of a two-stage recipe).
-      report: called with (epoch, mean loss) after each epoch.
+      seed: of everything random: initialisation, order, augmentation, gate noise, dropout.
+      initial: variables to start from.
+      checkpoint: a file written every `every` steps and after every epoch; where it exists, training goes on from it.
+        It stays when training ends: remove it once the variables are kept.
+      every: steps.
+      report: called with (epoch, mean loss), epochs counted from 1 over all stages; a progress bar with the loss and
+        the time left then shows on standard error where that is a terminal.
 
     Returns:
       Variables of numpy arrays.
 
     Raises:
+      ValueError: fewer examples than a batch; a recipe that trains some layers only, without `initial`; a checkpoint of
+        another network, recipe, seed or data.
       FloatingPointError: the loss of an epoch is not finite.
     """
-    images = to_float(data.images)
-    init_key, gate_key = jax.random.split(jax.random.key(seed))
-    variables = jax.jit(net.init)(init_key, images[:1]) if initial is None else initial
-    per_epoch = len(images) // recipe.batch_size
-    schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.epochs * per_epoch)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(recipe.weight_decay, mask=lambda params: _decayed(params, recipe.decay_gates)),
-        optax.sgd(schedule, recipe.momentum, nesterov=True),
-    )
+    run = _Run(net, data, seed, _validate.positive_int("every", every), report)
+    for stage in recipe.stages:
+        if stage.trains is not None and stage.before is None and initial is None:
+            raise ValueError("initial: got None, expected trained variables for a recipe that trains some layers only")
+        if (count := stage.source.count(data)) < stage.batch_size:
+            raise ValueError(f"data: got {count} examples, expected at least a batch of {stage.batch_size}")
+    saved = None
+    if checkpoint is not None:
+        checkpoint = runs.writable("checkpoint", checkpoint)
+        identity = runs.identify(net, recipe, seed, data=data, initial=initial)
+        saved = runs.load(checkpoint, identity)
+        run = run._replace(keep=functools.partial(runs.save, checkpoint, identity))
+    start, at = saved or (initial, Position())
+    steps = [stage.epochs * run.per_epoch(stage) for stage in recipe.stages]
+    done = sum(steps[: at.stage]) + at.epoch * run.per_epoch(recipe.stages[at.stage]) + at.step
+    ended = sum(stage.epochs for stage in recipe.stages[: at.stage])
+    # disable=None: tqdm finds out whether standard error is a terminal
+    with tqdm(total=sum(steps), initial=done, unit="step", disable=None if report else True, leave=False) as bar:
+        for number, stage in enumerate(recipe.stages[at.stage :], start=at.stage):
+            if number > at.stage:
+                start, at = stage.between(start), Position(number)
+            start = _train(run, stage, start, at, ended, bar)
+            ended += stage.epochs
+    return start
+
+
+class _Run(NamedTuple):
+    """What the stages of a run share."""
+
+    net: nn.Module
+    data: Any
+    seed: int
+    every: int
+    report: Report | None
+    keep: Callable[[State, Position], None] | None = None
+
+    def per_epoch(self, recipe: Recipe) -> int:
+        return recipe.source.count(self.data) // recipe.batch_size
+
+
+def _train(run: _Run, recipe: Recipe, start: Any, at: Position, ended: int, bar: tqdm) -> dict[str, Any]:
+    """One stage from `start` (None, variables or a checkpoint's content) and the position `at` on."""
+    net, data, source, size, seed = run.net, run.data, recipe.source, recipe.batch_size, run.seed
+    per_epoch, (init_key, noise_key) = run.per_epoch(recipe), source.keys(seed)
+    options = source.options(net, source.batches(data, size, seed, -1))
+    step, init, optimizer = _step(net, recipe, per_epoch, tuple(options.items()))
+    if start is None:
+        start = init(init_key, source.example(net, data))
+    if "run" in start:
+        state = runs.restore(start, optimizer)
+    else:
+        state = State(start["params"], start.get("batch_stats", {}), optimizer.init(start["params"]))
+        at = at._replace(cross_entropy=_entropy(net, start, recipe, data, seed, options))
+    for epoch in range(at.epoch, recipe.epochs):
+        progress, occupancy = Progress(jnp.float32(epoch), jnp.float32(at.cross_entropy)), recipe.occupancy(epoch)
+        losses, entropies = list(at.losses), list(at.cross_entropies)
+        # an epoch that is resumed is drawn from its start, so that the random numbers are the same
+        ahead = itertools.islice(source.batches(data, size, seed, epoch), at.step, None)
+        for number, (inputs, labels) in enumerate(ahead, start=epoch * per_epoch + at.step):
+            key = jax.random.fold_in(noise_key, number)
+            state, loss, entropy = step(state, inputs, labels, key, progress, occupancy)
+            losses.append(loss)
+            entropies.append(entropy)
+            bar.update()
+            if not bar.disable:
+                bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+            if run.keep and (number + 1) % run.every == 0:
+                done = at._replace(epoch=epoch, step=number + 1 - epoch * per_epoch)
+                run.keep(state, done._replace(losses=tuple(losses), cross_entropies=tuple(entropies)))
+        mean = float(np.mean(jax.device_get(losses)))
+        if not np.isfinite(mean):
+            raise FloatingPointError(
+                f"fit: the loss of epoch {ended + epoch + 1} is {mean}; lower the learning rate (point clouds: or a "
+                f"batch did not fit {options.get('capacity')})"
+            )
+        state = state._replace(batch_stats=recipe.after_epoch(state.batch_stats, epoch, per_epoch * size))
+        at = Position(at.stage, epoch + 1, 0, np.mean(jax.device_get(entropies)))
+        if run.keep:
+            run.keep(state, at)
+        if run.report is not None:
+            run.report(ended + epoch + 1, mean)
+    return jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
+
+
+def _entropy(
+    net: nn.Module, variables: Variables, recipe: Recipe, data: Any, seed: int, options: dict[str, Any]
+) -> np.ndarray:
+    """`Progress.cross_entropy` before the first epoch."""
+    if not recipe.measured:
+        return np.float32(np.inf)
+    still = dataclasses.replace(recipe.source, shift=0, flip=False)
+    entropy = jax.jit(lambda v, x, y: mean_cross_entropy(net.apply(v, x, **options), y))
+    return np.mean([entropy(variables, x, y) for x, y in still.batches(data, recipe.batch_size, seed, 0)])
+
+
+@functools.lru_cache(maxsize=8)
+def _step(
+    net: nn.Module, recipe: Recipe, per_epoch: int, options: tuple[tuple[str, Hashable], ...]
+) -> tuple[Callable, Callable, optax.GradientTransformation]:
+    """(jitted training step, jitted ``net.init``, optimiser); kept, so that a second seed compiles nothing."""
+    decayed = lambda params: jax.tree.map(lambda gate: recipe.decay_gates or not gate, gate_mask(net, params))
+    optimizer = recipe.optimizer(recipe.epochs, per_epoch, decayed)
 
     @jax.jit
-    def step(state: tuple, x: jax.Array, y: jax.Array, key: jax.Array, progress: Progress, occupancy: Any) -> tuple:
-        params, batch_stats, opt_state = state
-
-        def loss(params: Any) -> tuple[jax.Array, tuple]:
+    def step(state: State, inputs: Any, labels: jax.Array, key: jax.Array, progress: Progress, occupancy: Any) -> tuple:
+        def loss_of(params: Variables) -> tuple[jax.Array, tuple]:
             output, updated = net.apply(
-                {"params": params, "batch_stats": batch_stats},
-                x,
+                {"params": params, "batch_stats": state.batch_stats},
+                inputs,
                 occupancy=occupancy,
                 train=True,
-                rngs={"gate": key},
+                rngs={"gate": key, "dropout": key},
                 mutable=["batch_stats"],
+                **dict(options),
             )
-            return recipe.loss(output, y, progress), (updated["batch_stats"], mean_cross_entropy(output, y))
+            loss = recipe.loss(output, labels, progress)
+            if output.trace.overflow is not None:
+                loss = jnp.where(output.trace.overflow, jnp.nan, loss)
+            return loss, (updated.get("batch_stats", {}), mean_cross_entropy(output, labels))
 
-        (value, (batch_stats, entropy)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), batch_stats, opt_state), value, entropy
+        (loss, (batch_stats, entropy)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, optimized = optimizer.update(gradient, state.optimizer, state.params)
+        if recipe.trains is not None:
+            updates = {
+                name: layer if recipe.trains(name) else jax.tree.map(jnp.zeros_like, layer)
+                for name, layer in updates.items()
+            }
+        return State(optax.apply_updates(state.params, updates), batch_stats, optimized), loss, entropy
 
-    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
-    evaluated = jax.jit(lambda v, x, y: mean_cross_entropy(net.apply(v, x), y))
-    entropy = np.mean([evaluated(variables, b.images, b.labels) for b in _whole(data, images, recipe, (seed, 0))])
-    for epoch in range(recipe.epochs):
-        rng = np.random.default_rng((seed, epoch, 1))
-        values, entropies = [], []
-        for number, batch in enumerate(_whole(data, images, recipe, (seed, epoch))):
-            x = augment_crop_flip(batch.images, rng, pad=recipe.shift, flip=recipe.flip)
-            key = jax.random.fold_in(gate_key, epoch * per_epoch + number)
-            progress = Progress(jnp.float32(epoch), jnp.float32(entropy))
-            state, value, own = step(state, x, batch.labels, key, progress, recipe.occupancy(epoch))
-            values.append(value)
-            entropies.append(own)
-        entropy = np.mean(jax.device_get(entropies))
-        state = (state[0], recipe.after_epoch(state[1], epoch, per_epoch * recipe.batch_size), state[2])
-        mean = float(np.mean(jax.device_get(values)))
-        if not np.isfinite(mean):
-            raise FloatingPointError(f"fit: the loss of epoch {epoch} is {mean}; lower the learning rate")
-        if report is not None:
-            report(epoch, mean)
-    return jax.tree.map(np.asarray, {"params": state[0], "batch_stats": state[1]})
+    return step, jax.jit(net.init), optimizer
 
 
-def _whole(data: ImageData, images: np.ndarray, recipe: Recipe, seed: tuple[int, int]) -> Iterator[Batch]:
-    """Batches of one shape; the left-over examples come in another epoch's order."""
-    every = batches(data._replace(images=images), recipe.batch_size, seed=seed)
-    return (batch for batch in every if len(batch.images) == recipe.batch_size)
+def gate_mask(net: nn.Module, params: Variables) -> Any:
+    """True for the leaves of `params` that belong to a gate: below a layer that the network's ``gate_layers`` name."""
+    named = lambda part: any(fnmatch.fnmatchcase(part.key, name) for name in getattr(net, "gate_layers", ()))
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(map(named, path)), params)
 
 
-GATE_LAYERS = ("gate", "control", "masker", "mb1", "mb2")
-
-
-def _decayed(params: Any, decay_gates: bool) -> Any:
-    """True for the leaves that weight decay acts on."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: decay_gates or not any(name in part.key for name in GATE_LAYERS for part in path), params
-    )
-
-
-def evaluate(net: nn.Module, variables: Variables, data: ImageData, batch_size: int = 250) -> dict[str, Any]:
+def evaluate(net: nn.Module, variables: Variables, data: Any, source: Source = Images()) -> dict[str, Any]:  # noqa: B008
     """Clean accuracy, occupancy rates and executed multiply-adds of the deployed (hard) network.
 
     Returns:
-      ``accuracy``; for an adaptive network also ``occupancy_rate`` [unit], ``varying`` [unit] (standard deviation
-      between examples of an example's share of elements that are on) and ``macs_share`` (executed of dense).
+      ``accuracy`` of the rows of the logits; for an adaptive network also ``occupancy_rate`` [unit], ``varying`` [unit]
+      (standard deviation between examples of an example's share of elements that are on) and ``macs_share`` (executed
+      of dense); where every point has a label, ``mean_iou``.
     """
-    apply = jax.jit(net.apply)
-    parts = [
-        (apply(variables, to_float(b.images)), b.labels, b.valid) for b in batches(data, batch_size, pad_last=True)
-    ]
-    correct = np.concatenate([(np.argmax(o.logits, -1) == y)[v] for o, y, v in parts])
-    report: dict[str, Any] = {"accuracy": float(correct.mean())}
-    if parts[0][0].trace.units:
-        shares = np.concatenate([np.asarray(_example_shares(o))[v] for o, _, v in parts])
-        executed = np.concatenate([np.asarray(metrics.executed_macs(o.trace))[v] for o, _, v in parts])
-        report["occupancy_rate"] = shares.mean(0).round(4).tolist()
-        report["varying"] = shares.std(0).round(4).tolist()
-        report["macs_share"] = float(executed.mean() / metrics.dense_macs(parts[0][0].trace))
+    options = source.options(net, source.in_order(data))
+    apply = jax.jit(lambda variables, inputs: net.apply(variables, inputs, **options))
+    matrix, shares, executed, dense = 0, [], [], None
+    for inputs, labels in source.in_order(data):
+        output = apply(variables, inputs)
+        matrix += metrics.confusion(jnp.argmax(output.logits, axis=1), labels, output.logits.shape[1])
+        if output.trace.units and all(unit.dense_macs is not None for unit in output.trace.units):
+            shares.append(np.asarray(metrics.example_shares(output.trace))[labels >= 0])
+            executed.append(np.asarray(metrics.executed_macs(output.trace))[labels >= 0])
+            dense = metrics.dense_macs(output.trace)
+    report: dict[str, Any] = {"accuracy": float(jnp.trace(matrix) / jnp.sum(matrix))}
+    if dense is not None:
+        every = np.concatenate(shares)
+        report["occupancy_rate"] = every.mean(0).round(4).tolist()
+        report["varying"] = every.std(0).round(4).tolist()
+        report["macs_share"] = float(np.concatenate(executed).mean() / dense)
+    if isinstance(inputs, PointCloud) and len(labels) == len(inputs.xyz):
+        report["mean_iou"] = float(metrics.mean_iou(matrix))
     return report
-
-
-def _example_shares(output: Output) -> jax.Array:
-    """[batch, unit], share of a unit's elements that are on."""
-    units = output.trace.units
-    return jnp.stack([u.occupancy.reshape(u.occupancy.shape[0], -1).mean(1) for u in units], axis=1)

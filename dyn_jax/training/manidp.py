@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from dyn_jax.training.loop import Loss, Progress, Recipe
+from dyn_jax.training.recipe import SGD, Loss, Progress, Recipe, cross_entropies
 from dyn_jax.types import Output, Trace
 
 _LEAST_NORM = 1e-12
@@ -83,7 +82,7 @@ def lasso_loss(
     gradient goes through the weights too, as released: an easy image is paid for becoming less easy.
 
     Args:
-      trace: of a `ManiDP` network; ``value`` of its units is the saliency s, before the threshold.
+      trace: of a `ManiDP` network; ``extras['value']`` of its units is the saliency s, before the threshold.
       cross_entropies: [batch], CE_i.
       previous: L, the mean cross-entropy of the epoch before.
       ratio, gamma: r and gamma.
@@ -93,7 +92,7 @@ def lasso_loss(
     limit = jnp.asarray(ratio * previous, cross_entropies.dtype)
     ease = (limit - cross_entropies) / jnp.where(limit > 0, limit, 1)
     weight = (cross_entropies < limit) * jnp.maximum(ease, 1e-10) ** gamma
-    return sum(jnp.mean(weight * jnp.mean(unit.value, axis=1)) for unit in trace.units)
+    return sum(jnp.mean(weight * jnp.mean(unit.extras["value"], axis=1)) for unit in trace.units)
 
 
 def graph_loss(trace: Trace) -> jax.Array:
@@ -105,7 +104,8 @@ def graph_loss(trace: Trace) -> jax.Array:
 
     Source: Tang et al. 2021 (the similarity between instances); which features from the released code.
     """
-    return sum(jnp.mean((_cosines(unit.pooled) - _cosines(unit.value)) ** 2) for unit in trace.units)
+    pairs = [(unit.extras["pooled"], unit.extras["value"]) for unit in trace.units]
+    return sum(jnp.mean((_cosines(features) - _cosines(saliencies)) ** 2) for features, saliencies in pairs)
 
 
 def _cosines(rows: jax.Array) -> jax.Array:
@@ -124,7 +124,7 @@ def manidp_loss(lasso: float = 0.1, graph: float = 0.1, *, ratio: float = 0.5, g
     """
 
     def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
-        each = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
+        each = cross_entropies(output.logits, labels)
         chance = math.log(output.logits.shape[-1])
         previous = jnp.where(progress.cross_entropy < chance, progress.cross_entropy, chance)
         sparsity = lasso_loss(output.trace, each, previous, ratio=ratio, gamma=gamma)
@@ -139,9 +139,10 @@ def manidp_recipe(epochs: int = 40, target: float = 0.65, lasso: float = 0.1, gr
     Departure: the authors start from a trained static network; here ``gate_init`` of the network takes its place.
     """
     return Recipe(
-        epochs=epochs,
-        learning_rate=0.05,
-        decay_gates=False,
+        epochs,
+        optimizer=SGD(0.05),
         loss=manidp_loss(lasso, graph),
+        decay_gates=False,
         after_epoch=threshold_hook(epochs, target),
+        measured=True,
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax.gates.halting import ponder_of_trace
-from dyn_jax.training.loop import Loss, Progress, Recipe, mean_cross_entropy
+from dyn_jax.training.recipe import SGD, Recipe, mean_cross_entropy
 from dyn_jax.types import Output
 
 
@@ -27,16 +27,6 @@ def ponder_loss(output: Output, labels: jax.Array, tau: float) -> jax.Array:
     return mean_cross_entropy(output, labels) + tau * sum(costs)
 
 
-def with_ponder(tau: float) -> Loss:
-    """`ponder_loss` in the form of `Recipe.loss`."""
-
-    def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
-        del progress
-        return ponder_loss(output, labels, tau)
-
-    return loss
-
-
 def sact_recipe(epochs: int = 15, tau: float = 0.05) -> Recipe:
     """The small network on digits, with the published loss and L2 coefficient.
 
@@ -44,4 +34,5 @@ def sact_recipe(epochs: int = 15, tau: float = 0.05) -> Recipe:
     saves 4 % of its multiply-adds, at 0.05 a third, at 0.1 a half), the learning rate falls as a cosine, and the decay
     acts on biases and normalisation too, as in all recipes of this package.
     """
-    return Recipe(epochs=epochs, weight_decay=2e-4, loss=with_ponder(tau))
+    loss = lambda output, labels, progress: ponder_loss(output, labels, tau)
+    return Recipe(epochs, optimizer=SGD(weight_decay=2e-4), loss=loss)

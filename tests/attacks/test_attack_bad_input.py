@@ -16,13 +16,37 @@ fgsm = attacks.fgsm(0.1)
 CALLS = {
     "rank": (lambda: fgsm(forward, IMAGES[0], LABELS), ValueError, "images: got shape .* expected rank 4"),
     "dtype": (lambda: fgsm(forward, jnp.ones((2, 4, 4, 3), jnp.uint8), LABELS), TypeError, "images: got dtype uint8"),
-    "no array": (lambda: fgsm(forward, [[0.5]], LABELS), TypeError, "images: got list, expected an array"),
+    "no array": (lambda: fgsm(forward, [[0.5]], LABELS), TypeError, "inputs: got list, expected images"),
     "empty": (lambda: fgsm(forward, IMAGES[:0], LABELS[:0]), ValueError, "images: got an empty batch"),
     "above": (lambda: fgsm(forward, IMAGES + 1, LABELS), ValueError, r"images: got values in .* expected \[0"),
     "below": (lambda: fgsm(forward, IMAGES - 1, LABELS), ValueError, r"images: got values in .* expected \[0"),
     "NaN": (lambda: fgsm(forward, np.full((2, 4, 4, 3), np.nan, "f4"), LABELS), ValueError, "images: got 96 NaN"),
-    "label range": (lambda: fgsm(forward, IMAGES, LABELS + 5), ValueError, r"labels: got .* expected \[0, 4\]"),
-    "negative label": (lambda: fgsm(forward, IMAGES, LABELS - 1), ValueError, r"labels: got .* expected \[0, 4\]"),
+    "label range": (lambda: fgsm(forward, IMAGES, LABELS + 5), ValueError, r"labels: got .* classes in \[0, 4\]"),
+    "negative label": (lambda: fgsm(forward, IMAGES, LABELS - 1), ValueError, r"labels: got .* classes in \[0, 4\]"),
+    "label column": (lambda: fgsm(forward, IMAGES, LABELS[:, None]), ValueError, r"labels: got shape \(2, 1\)"),
+    "integer key": (lambda: attacks.pgd(0.1, 0.1, 2)(forward, IMAGES, LABELS, key=0), ValueError, "key: got int"),
+    "many keys": (
+        lambda: attacks.pgd(0.1, 0.1, 2)(forward, IMAGES, LABELS, key=jax.random.split(jax.random.key(0))),
+        ValueError,
+        "expected one typed PRNG key",
+    ),
+    "one eps an image": (lambda: attacks.fgsm(np.array([0.1, 0.2])), ValueError, r"eps: got an array of shape \(2,\)"),
+    "one step an image": (lambda: attacks.bim(0.1, np.ones(3), 2), ValueError, "step_size: got an array"),
+    "one K an image": (lambda: attacks.grad_auto(np.ones(2)), ValueError, "lipschitz: got an array"),
+    "huge eps": (lambda: attacks.fgsm(1e40, norm="l2"), ValueError, "eps: got 1e.40, expected finite"),
+    "bounds per channel": (
+        lambda: attacks.fgsm(0.1, bounds=((0, 0, 0), (1, 1, 1))),
+        ValueError,
+        "bounds: got .* one number each for all channels",
+    ),
+    "logits without classes": (lambda: fgsm(lambda x: x.sum((1, 2, 3)), IMAGES, LABELS), ValueError, r"shape \(2,\)"),
+    "logits of a map": (
+        lambda: fgsm(lambda x: x[:, :1, :1], IMAGES, LABELS),
+        ValueError,
+        r"shape \(2, 1, 1, 3\), expected \[batch, class\]; squeeze",
+    ),
+    "a dict": (lambda: fgsm(lambda x: {"out": x}, IMAGES, LABELS), TypeError, "forward: returned dict"),
+    "rows": (lambda: fgsm(lambda x: x.reshape(-1, 3), IMAGES, LABELS), ValueError, "logits of 32 rows, expected 2"),
     "label dtype": (lambda: fgsm(forward, IMAGES, LABELS * 1.0), TypeError, "labels: got dtype float"),
     "label count": (
         lambda: fgsm(forward, IMAGES, LABELS[:1]),
@@ -47,11 +71,6 @@ CALLS = {
         ValueError,
         "objective: got 'dlrr', .* did you mean 'dlr'",
     ),
-    "protocol": (
-        lambda: attacks.bim(0.1, 0.1, 2, protocol="released"),
-        ValueError,
-        "protocol: .* did you mean 'release'",
-    ),
     "bounds": (lambda: attacks.fgsm(0.1, bounds=(1, 0)), ValueError, r"bounds: got \(1, 0\)"),
     "no key": (lambda: attacks.pgd(0.1, 0.1, 2)(forward, IMAGES, LABELS), ValueError, "key: got None"),
     "mask shape": (lambda: fgsm(forward, IMAGES, LABELS, mask=jnp.ones((3, 3))), ValueError, "mask: got shape"),
@@ -70,7 +89,7 @@ CALLS = {
     ),
     "network field": (lambda: networks.create("resnet-20-cifar10", depth=3), TypeError, "got depth, expected fields"),
     "normalize": (lambda: networks.create("resnet-20-cifar10", normalize=(0.5, 0.5)), TypeError, "normalize: got"),
-    "batch size": (lambda: attacks.run_batched(fgsm, forward, IMAGES, LABELS, batch_size=0), ValueError, "batch_size"),
+    "batch size": (lambda: attacks.Batched(fgsm, forward, batch_size=0), ValueError, "batch_size"),
 }
 
 

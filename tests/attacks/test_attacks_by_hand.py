@@ -1,5 +1,7 @@
 """Attacks on networks whose gradient is known, against written-out loops and closed forms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ def test_bim_written_out():
         x = np.clip(np.clip(x, np.asarray(IMAGES) - eps, np.asarray(IMAGES) + eps), 0, 1)
     result = attacks.bim(eps, step, 5, attack_all=True)(curved, IMAGES, LABELS)
     np.testing.assert_allclose(result.adversarial, x, atol=1e-6)
-    assert result.loss_history.shape == (5, 5)
+    assert result.steps.loss.shape == (5, 5)
 
 
 def test_targeted_bim_reaches_the_target():
@@ -68,18 +70,19 @@ def test_l2_bim_written_out():
     np.testing.assert_allclose(result.adversarial, x, atol=1e-5)
 
 
-@pytest.mark.parametrize("protocol", ["paper", "release"])
-def test_momentum_written_out(protocol):
+@pytest.mark.parametrize("form", ["paper", "release"])
+def test_momentum_written_out(form):
     eps, step, decay, x = 0.1, 0.03, 0.7, np.asarray(IMAGES)
     momentum = np.zeros_like(x)
-    low = -1 if protocol == "release" else 0
+    low = -1 if form == "release" else 0
     for _ in range(4):
         gradient = numpy_gradient(curved, x, LABELS)
-        scale = np.abs(gradient).mean() if protocol == "release" else np.abs(gradient).sum((1, 2, 3), keepdims=True)
+        scale = np.abs(gradient).mean() if form == "release" else np.abs(gradient).sum((1, 2, 3), keepdims=True)
         momentum = decay * momentum + gradient / scale
         x = x + step * np.sign(momentum)
         x = np.clip(np.clip(x, np.asarray(IMAGES) - eps, np.asarray(IMAGES) + eps), low, 1)
-    attack = attacks.mi_fgsm(eps, step, 4, decay=decay, protocol=protocol, attack_all=True)
+    factory = attacks.mi_fgsm if form == "paper" else attacks.lgm.mi_fgsm
+    attack = dataclasses.replace(factory(eps, step, 4, decay=decay), attack_all=True)
     np.testing.assert_allclose(attack(curved, IMAGES, LABELS).adversarial, x, atol=1e-6)
 
 
@@ -130,7 +133,7 @@ def test_apgd_against_a_plain_loop():
     result = jax.jit(lambda x: attack(curved, x, LABELS, key=jax.random.key(0), start=start))(IMAGES)
     expected = apgd_in_numpy(curved, IMAGES, LABELS, eps, steps, start)
     np.testing.assert_allclose(result.adversarial, expected, atol=2e-5)
-    assert result.loss_history.shape == (steps + 1, 5)
+    assert result.steps.loss.shape == (5, steps + 1)
 
 
 def test_apgd_checkpoints_of_the_paper():
@@ -183,7 +186,7 @@ def test_hinge_margin_and_the_released_slot():
     output = Output(jnp.array([[-1.0, -3.0, -2.0]]))
     label = jnp.array([0])
     np.testing.assert_allclose(objectives.hinge_margin(0.5)(output, label, None), [-1.0])
-    np.testing.assert_allclose(objectives.hinge_margin(protocol="release")(output, label, None), [0.0])
+    np.testing.assert_allclose(objectives.hinge_margin(0.0, objectives.released_margin)(output, label, None), [0.0])
     np.testing.assert_allclose(objectives.hinge_margin(0.5)(output, jnp.array([1]), None), [0.5])
 
 
@@ -204,7 +207,7 @@ def test_a_nan_gradient_is_counted_and_the_image_kept():
 
     with jax.debug_nans(False):
         result = attacks.bim(0.05, 0.02, 3, attack_all=True)(sometimes_nan, IMAGES, LABELS)
-    np.testing.assert_array_equal(result.nonfinite_gradients, [0, 0, 3, 0, 0])
+    np.testing.assert_array_equal(result.steps.nonfinite.sum(1), [0, 0, 3, 0, 0])
     np.testing.assert_array_equal(result.adversarial[2], IMAGES[2])
 
 
@@ -223,14 +226,36 @@ def test_pixel_mask_is_kept():
     assert np.all(changed <= (np.asarray(mask) == 1)) and changed.any()
 
 
-def test_run_batched_does_not_depend_on_the_batch_size():
+def test_batched_does_not_depend_on_the_batch_size_and_compiles_once():
     attack = attacks.pgd(0.1, 0.04, 3, restarts=2)
     key = jax.random.key(5)
-    whole = attacks.run_batched(attack, curved, IMAGES, LABELS, batch_size=5, key=key)
-    parts = attacks.run_batched(attack, curved, IMAGES, LABELS, batch_size=2, key=key)
+    whole = attacks.Batched(attack, curved, batch_size=5)(IMAGES, LABELS, key=key)
+    run = attacks.Batched(attack, curved, batch_size=2)
+    parts = run(IMAGES, LABELS, key=key)
     np.testing.assert_allclose(whole.adversarial, parts.adversarial, atol=1e-6)
-    assert parts.loss_history.shape == whole.loss_history.shape
+    assert parts.steps.loss.shape == whole.steps.loss.shape == (5, 3)
     np.testing.assert_array_equal(whole.success, parts.success)
+    assert parts.trace_clean is None
+    run(IMAGES[:3], LABELS[:3], key=key)
+    assert run._run._cache_size() == 1
+    kept = attacks.Batched(attack, curved, batch_size=2, keep=lambda r: r.distance)(IMAGES, LABELS, key=key)
+    np.testing.assert_array_equal(kept, parts.distance)
+
+
+def test_an_interrupted_batched_run_keeps_what_was_done():
+    run = attacks.Batched(attacks.fgsm(0.1), curved, batch_size=2)
+    batches = run.batches
+
+    def interrupted(*given, **options):
+        parts = batches(*given, **options)
+        yield next(parts)
+        yield next(parts)
+        raise KeyboardInterrupt
+
+    run.batches = interrupted
+    with pytest.raises(attacks.Interrupted) as caught:
+        run(IMAGES, LABELS)
+    assert caught.value.result.success.shape == (4,)
 
 
 def test_sweep_over_eps_is_a_vmap():

@@ -1,4 +1,4 @@
-"""Early Attack: the loss by hand, the released loop step by step, both protocols, bad input."""
+"""Early Attack: the loss by hand, the released loop step by step, both forms, bad input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import weights_convert
-from dyn_jax import attacks, exits, networks
+from dyn_jax import attacks, networks
+from dyn_jax.metrics import exits
 from dyn_jax.types import Output, Trace
 
 module = importlib.import_module("dyn_jax.attacks.early_attack")
@@ -25,8 +26,8 @@ def weights():
 
 def forward(x):
     """Three linear exits on 2x2x3 images."""
-    every = 4 * jnp.einsum("bp,epc->ebc", x.reshape(x.shape[0], 12) - 0.5, jnp.asarray(weights()))
-    return Output(every[-1], Trace((), 1, every))
+    every = 4 * jnp.einsum("bp,epc->bec", x.reshape(x.shape[0], 12) - 0.5, jnp.asarray(weights()))
+    return Output(every[:, -1], Trace((), 1, every))
 
 
 def some(batch=6):
@@ -35,7 +36,7 @@ def some(batch=6):
 
 
 def test_loss_by_hand():
-    probabilities = np.array([[[0.2, 0.5, 0.3]], [[0.6, 0.3, 0.1]]], np.float32)  # two exits, one image
+    probabilities = np.array([[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]]], np.float32)  # two exits, one image
     loss, first = module.early_loss(jnp.log(probabilities), jnp.array([0]), 2.0)
     np.testing.assert_allclose(first, [2 * (0.3 + 0.5)], rtol=1e-5)
     np.testing.assert_allclose(loss, [0.2 - 1.6], rtol=1e-5)
@@ -46,23 +47,26 @@ def test_loss_by_hand():
 
 
 def test_success_by_hand():
-    says = lambda *classes: jax.nn.one_hot(jnp.array(classes), 3)[:, None, :]
+    says = lambda *classes: jax.nn.one_hot(jnp.array(classes), 3)[None]
     assert module.fools_early_exits(says(0, 2, 1), jnp.array([1]))[0]
     assert not module.fools_early_exits(says(0, 1, 1), jnp.array([1]))[0]
     assert not module.fools_early_exits(says(0, 2, 2), jnp.array([1]))[0]
 
 
-@pytest.mark.parametrize("protocol", module.PROTOCOLS)
-def test_finds_what_it_looks_for(protocol):
+FORMS = {"paper": attacks.early_attack, "release": attacks.released.early_attack}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_finds_what_it_looks_for(form):
     images, labels, key = some()
-    attack = attacks.early_attack(steps=400, learning_rate=0.05, protocol=protocol)
+    attack = FORMS[form](steps=400, learning_rate=0.05)
     result = jax.jit(lambda x: attack(forward, x, labels, key=key))(images)
     found = exits.early_success(result.trace_clean, result.trace_adversarial)
     by_itself = exits.early_success(result.trace_clean, result.trace_clean)
     assert found.sum() >= 3 + by_itself.sum()
     np.testing.assert_array_equal(found, module.fools_early_exits(result.trace_adversarial.exits, labels))
     assert float(result.adversarial.min()) >= 0 and float(result.adversarial.max()) <= 1
-    none = attacks.early_attack(steps=400, learning_rate=0.05, constant=0.0, protocol=protocol)
+    none = FORMS[form](steps=400, learning_rate=0.05, constant=0.0)
     without = none(forward, images, labels, key=key)  # control: nothing but the distance
     assert exits.early_success(without.trace_clean, without.trace_adversarial).sum() < found.sum()
 
@@ -70,14 +74,14 @@ def test_finds_what_it_looks_for(protocol):
 def test_paper_returns_the_first_success_and_release_waits():
     images, labels, key = some()
     history = {}
-    for protocol in module.PROTOCOLS:
-        attack = attacks.early_attack(steps=260, learning_rate=0.05, protocol=protocol)
+    for form in FORMS:
+        attack = FORMS[form](steps=260, learning_rate=0.05)
         result = jax.jit(lambda x, attack=attack: attack(forward, x, labels, key=key))(images)
         # a finished example's loss stays as it is: the step from which it does is the step it returned at
-        moves = np.abs(np.diff(np.asarray(result.loss_history), axis=0)) > 0
+        moves = np.abs(np.diff(np.asarray(result.steps.loss).T, axis=0)) > 0
         found = np.asarray(exits.early_success(result.trace_clean, result.trace_adversarial))
-        history[protocol] = [int(np.flatnonzero([True, *moves[:, b]]).max()) for b in np.flatnonzero(found)]
-        assert len(history[protocol]) >= 2
+        history[form] = [int(np.flatnonzero([True, *moves[:, b]]).max()) for b in np.flatnonzero(found)]
+        assert len(history[form]) >= 2
     assert min(history["release"]) >= 200 and min(history["paper"]) < 200
 
 
@@ -133,7 +137,6 @@ def test_bad_input():
         ({"constant": -1.0}, "constant"),
         ({"steps": 0}, "steps"),
         ({"learning_rate": 0.0}, "learning_rate"),
-        ({"protocol": "code"}, "protocol"),
     ):
         with pytest.raises(ValueError, match=word):
             attacks.early_attack(**fields)
@@ -172,17 +175,17 @@ def test_released_loop_step_by_step(golden):
 
     @jax.jit
     def run(start):
-        attack = attacks.early_attack(alpha=alpha, constant=constant, steps=40, protocol="release")
+        attack = attacks.released.early_attack(alpha=alpha, constant=constant, steps=40)
         return attack(network, images, labels, key=jax.random.key(0), start=start)
 
     start = (jnp.tanh(nhwc(trace["w0"])) + 1) / 2
     long = run(start)
-    np.testing.assert_allclose(-long.loss_history[:, 0], trace["long/losses"][:, 2], rtol=1e-4)
-    np.testing.assert_array_equal(exits.predictions(long.trace_adversarial)[:, 0], trace["long/preds"])
+    np.testing.assert_allclose(-long.steps.loss[0], trace["long/losses"][:, 2], rtol=1e-4)
+    np.testing.assert_array_equal(exits.predictions(long.trace_adversarial)[0], trace["long/preds"])
     assert exits.early_success(long.trace_clean, long.trace_adversarial)[0] == bool(trace["long/success"])
     # our own eighth iterate: Adam's first steps are sign-like, so pixels of tiny gradient may step the other way
     short = jax.jit(
-        lambda s: attacks.early_attack(alpha=alpha, constant=constant, steps=8, protocol="release")(
+        lambda s: attacks.released.early_attack(alpha=alpha, constant=constant, steps=8)(
             network, images, labels, key=jax.random.key(0), start=s
         )
     )(start)

@@ -9,17 +9,22 @@ import pytest
 from catalogue import ALL_NETWORKS, some_images, tiny_forward, tiny_victim, variables_for
 
 from dyn_jax import attacks, metrics, objectives, occupancy
-from dyn_jax.attacks import rectify, tanh_space
+from dyn_jax.attacks import Rectify, domains, rectify, released
+from dyn_jax.attacks.energy import PAPER
 from dyn_jax.attacks.grad_mdm import node, power_norm
-from dyn_jax.types import Dilated, Output, Trace, UnitTrace
+from dyn_jax.types import Output, Trace, UnitTrace
 
 HARD = occupancy.hard()
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def unit(score, macs=1, **fields):
+LAST = PAPER.replace(keep="last")
+
+
+def unit(score, macs=1, logit=False, **fields):
     score = jnp.asarray(score, jnp.float32)
-    return UnitTrace(score, HARD(score), macs, **fields)
+    extras = {"probability": jax.nn.sigmoid(score)} if logit else {}
+    return UnitTrace(score, HARD(score), macs, extras=extras, **fields)
 
 
 def trace_of(*units, static=0):
@@ -28,8 +33,8 @@ def trace_of(*units, static=0):
 
 GATES = trace_of(
     unit([2.0, -1.0], 30, logit=True),  # one gate an example
-    unit([[0.5, -0.25], [1.0, 1.0]], 20, repeats=jnp.full((2, 2), 2.0), most_repeats=2),  # two channels of 40
-    unit([[-0.5], [-3.0]], 50, dilated=Dilated(jnp.ones((2, 4)), 10)),  # 50 + 4 * 10
+    unit([[0.5, -0.25], [1.0, 1.0]], jnp.full((2, 1), 20.0), dense_macs=40),  # two channels of up to 40
+    unit([[-0.5], [-3.0]], jnp.full((2, 1), 70.0), dense_macs=90),
 )
 
 
@@ -52,7 +57,7 @@ def test_losses_by_hand():
 def test_voxels_weigh_by_their_neighbours():
     """Scores are occupancy - 1/2; a voxel with three neighbours weighs three times one with a single neighbour."""
     o = jnp.array([[0.2, 0.9]])
-    trace = trace_of(UnitTrace(o - 0.5, o, 7, repeats=jnp.array([[3.0, 1.0]])))
+    trace = trace_of(UnitTrace(o - 0.5, o, 7 * jnp.array([[3.0, 1.0]])))
     np.testing.assert_allclose(objectives.complexity_loss(trace), [0.75 * 0.3], rtol=1e-6)
     np.testing.assert_allclose(objectives.finished_loss(trace), [-0.25 * 0.4], rtol=1e-6)
 
@@ -98,7 +103,7 @@ def test_rectified_gradients_in_the_plane():
     turned = rectify.direction(g, f)
     np.testing.assert_allclose(turned.gradient, [[0, 4], [3, 4], [0, 0], [3, 4]], atol=1e-6)
     np.testing.assert_array_equal(turned.projected, [True, False, False, False])
-    np.testing.assert_allclose(rectify.released(g, f, 10.0).gradient[0], [0, 10], rtol=1e-6)  # full length
+    np.testing.assert_allclose(released.direction_first(g, f, 10.0).gradient[0], [0, 10], rtol=1e-6)  # full length
     np.testing.assert_allclose(rectify.direction(rectify.magnitude(g, 10.0), f).gradient[0], [0, 8], atol=1e-6)
     opposite = rectify.direction(g[:1] / 3, -7 * g[:1]).gradient
     np.testing.assert_array_equal(opposite, [[0, 0]])  # not a rounding error
@@ -114,23 +119,26 @@ def test_tiny_gradients_keep_their_direction():
 def test_only_the_exact_change_starts_at_the_clean_image():
     images = some_images(8).at[0, 0].set(0.0).at[0, 1].set(1.0)
     zero = jnp.zeros_like(images)
-    change = tanh_space.exact()
-    np.testing.assert_array_equal(jax.jit(change.to_image)(images, zero), images)
-    slope = jax.grad(lambda d: change.to_image(images, d).sum())(zero)
+    threat = attacks.Box()
+    change = lambda images, delta: domains.Pixels(images, threat).perturbed(delta)
+    np.testing.assert_array_equal(jax.jit(change)(images, zero), images)
+    slope = jax.grad(lambda d: change(images, d).sum())(zero)
     assert float(slope.min()) > 0.009  # black and white pixels move
     for far in (-5.0, 5.0):
-        x = change.to_image(images, zero + far)
+        x = change(images, zero + far)
         assert float(x.min()) >= 0 and float(x.max()) <= 1 and float(jnp.abs(x - images).min()) < 0.011
-    np.testing.assert_allclose(tanh_space.as_printed().to_image(images, zero), (jnp.tanh(images) + 1) / 2, atol=1e-6)
-    released = tanh_space.as_released().to_image(jnp.full((1, 1, 1, 3), 0.5), jnp.zeros((1, 1, 1, 3)))
-    np.testing.assert_allclose(released.ravel(), [0.524, 0.564, 0.646], atol=1e-3)
+    printed = released.printed().change(domains.Pixels(images, threat), zero)
+    np.testing.assert_allclose(printed, (jnp.tanh(images) + 1) / 2, atol=1e-6)
+    grey = domains.Pixels(jnp.full((1, 1, 1, 3), 0.5), threat)
+    moved = released.form().change(grey, jnp.zeros((1, 1, 1, 3)))
+    np.testing.assert_allclose(moved.ravel(), [0.524, 0.564, 0.646], atol=1e-3)
 
 
 def gate_forward(x, sharp=1.0, bias=-1.0):
     """Two gates that see the mean brightness and its opposite; a logit for either."""
     mean = jnp.mean(x, axis=(1, 2, 3))
     scores = (sharp * (4 * mean + bias), sharp * (3 - 4 * mean))
-    units = tuple(UnitTrace(s, HARD(s), 10, name=f"g{i}", logit=True) for i, s in enumerate(scores))
+    units = tuple(unit(s, 10, name=f"g{i}", logit=True) for i, s in enumerate(scores))
     return Output(jnp.stack([mean, 1 - mean], axis=1), Trace(units, 5))
 
 
@@ -141,7 +149,7 @@ def test_one_step_moves_as_eq_7_says():
     """Adam's first step is rate * sign(gradient): here every pixel gets brighter by the same delta."""
     w = np.arctanh(0.99 * (2 * 0.1 - 1))
     moved = 0.1 + (np.tanh(w + 0.1) - np.tanh(w)) / 2
-    attack = attacks.grad_auto(steps=1, learning_rate=0.1, direction=False, keep="last")
+    attack = attacks.grad_auto(steps=1, learning_rate=0.1, rectify=Rectify(direction=False), form=LAST)
     last = jax.jit(lambda x: attack(gate_forward, x))(DARK)
     np.testing.assert_allclose(last.adversarial[0], np.full((4, 4, 3), moved), rtol=1e-5)
     np.testing.assert_array_equal(last.adversarial[1], DARK[1])  # every gate is on: nothing to do, nothing done
@@ -152,19 +160,19 @@ def test_record_and_flags(nan_allowed):
     result = jax.jit(lambda x: attack(partial(gate_forward, bias=-1.2), x))(DARK)
     record = result.record
     assert float(metrics.recovery(result.trace_clean, result.trace_adversarial)) == 1.0
-    assert (record.complexity[:, 1] == 0).all() and not record.zero_gradient.any()
-    np.testing.assert_allclose(record.cosine[20:, 0][np.asarray(record.complexity[20:, 0]) > 0], -1, atol=1e-5)
-    assert (record.cosine[:20] == 0).all()  # before the second half nothing is projected
+    assert (record.complexity[1] == 0).all() and not record.zero_gradient.any()
+    np.testing.assert_allclose(record.cosine[0, 20:][np.asarray(record.complexity[0, 20:]) > 0], -1, atol=1e-5)
+    assert (record.cosine[:, :20] == 0).all()  # before the second half nothing is projected
     np.testing.assert_allclose(record.gating[0, 0, 0], jax.nn.sigmoid(4 * 0.1 - 1.2) - 0.5, rtol=1e-4)
     assert int(record.switched_on.sum()) >= 1
-    count = np.asarray(record.on[:, 0].sum(1))
-    ups, downs = np.asarray(record.switched_on[:, 0]), np.asarray(record.switched_off[:, 0])
+    count = np.asarray(record.on[0].sum(1))
+    ups, downs = np.asarray(record.switched_on[0]), np.asarray(record.switched_off[0])
     np.testing.assert_array_equal(np.diff(count), (ups - downs)[1:])
 
 
 def test_saturated_gates_are_flagged():
     result = attacks.grad_auto(steps=3)(partial(gate_forward, sharp=1e3), DARK)
-    assert result.record.zero_gradient[:, 0].all() and (result.record.complexity[:, 0] > 0).all()
+    assert result.record.zero_gradient[0].all() and (result.record.complexity[0] > 0).all()
     np.testing.assert_array_equal(result.adversarial, DARK)
 
 
@@ -179,7 +187,7 @@ def test_scores_reach_saturated_gates():
 def test_weights_choose_the_unit():
     """One-hot weights: only that gate is served, here the one that darkness switches on."""
     images = jnp.full((1, 4, 4, 3), 0.9)  # gate 0 is on, gate 1 off
-    run = jax.jit(lambda w: attacks.grad_auto(weights=w, steps=3, keep="last")(gate_forward, images).record)
+    run = jax.jit(lambda w: attacks.grad_auto(weights=w, steps=3, form=LAST)(gate_forward, images).record)
     assert (run(jnp.array([1.0, 0.0])).complexity == 0).all()
     assert (run(jnp.array([0.0, 1.0])).complexity > 0).all()
     with pytest.raises(ValueError, match=r"weights: got shape \(3,\), expected \(2,\)"):
@@ -189,11 +197,12 @@ def test_weights_choose_the_unit():
 def test_squared_distance_pulls_back():
     """With a small K the square's pull, which grows, ends nearer to the clean image than the norm's, which does not."""
     far = {}
-    for distance in ("norm", "squares"):
-        attack = attacks.grad_auto(0.05, distance=distance, direction=False, steps=60, learning_rate=0.05, keep="last")
+    for distance in (domains.l2, domains.squares):
+        form = LAST.replace(distance=distance)
+        attack = attacks.grad_auto(0.05, form=form, rectify=Rectify(direction=False), steps=60, learning_rate=0.05)
         result = jax.jit(lambda x, attack=attack: attack(partial(gate_forward, bias=-9.0), x))(DARK[:1])
-        far[distance] = float(result.distance[0])
-    assert far["squares"] < 0.7 * far["norm"]
+        far[distance.__name__] = float(result.distance[0])
+    assert far["squares"] < 0.7 * far["l2"]
 
 
 def test_no_gate_on_means_no_projection():
@@ -202,7 +211,7 @@ def test_no_gate_on_means_no_projection():
         units = tuple(u.replace(score=u.score - 9, occupancy=jnp.zeros_like(u.occupancy)) for u in output.trace.units)
         return output.replace(trace=output.trace.replace(units=units))
 
-    record = attacks.grad_auto(steps=2, direction_from=0)(forward, DARK).record
+    record = attacks.grad_auto(steps=2, rectify=Rectify(begin=0))(forward, DARK).record
     assert (record.finished == 0).all() and not record.projected.any() and (record.cosine == 0).all()
 
 
@@ -214,14 +223,14 @@ def test_nan_stays_where_it_is(nan_allowed):
         return output.replace(trace=output.trace.replace(units=units))
 
     result = attacks.ilfo(steps=3, learning_rate=0.1)(forward, DARK.at[1].set(0.1))
-    np.testing.assert_array_equal(result.nonfinite_gradients, [3, 0])
+    np.testing.assert_array_equal(result.steps.nonfinite.sum(1), [3, 0])
     np.testing.assert_array_equal(result.adversarial[0], DARK[0])
     assert float(jnp.abs(result.adversarial[1] - 0.1).max()) > 0.01
 
 
 def test_sweep_over_k_is_a_vmap():
     def run(k):
-        attack = attacks.grad_auto(k, steps=12, learning_rate=0.05, direction=False, keep="last")
+        attack = attacks.grad_auto(k, steps=12, learning_rate=0.05, rectify=Rectify(direction=False), form=LAST)
         return attack(gate_forward, DARK).adversarial
 
     ks, single = jnp.array([0.02, 1.0]), jax.jit(run)
@@ -234,7 +243,7 @@ def test_sweep_over_k_is_a_vmap():
 def test_keeps_the_logits_when_asked():
     @jax.jit
     def drift(weight):
-        attack = attacks.grad_auto(steps=30, learning_rate=0.05, keep_logits=weight)
+        attack = attacks.grad_auto(steps=30, learning_rate=0.05, form=PAPER.replace(keep_logits=weight))
         result = attack(gate_forward, DARK)
         return objectives.logit_drift(Output(result.logits_adversarial), result.logits_clean).max()
 
@@ -261,10 +270,10 @@ def test_labels_may_be_left_out():
         (lambda: attacks.grad_auto(tau=1.0), r"tau: got 1.0, expected a number in \(0, 1\)"),
         (lambda: attacks.ilfo(learning_rate=-1.0), "learning_rate: got -1.0"),
         (lambda: attacks.grad_auto(weights="flops"), "weights: got 'flops'"),
-        (lambda: attacks.grad_auto(change="tan"), "change: got 'tan'"),
+        (lambda: PAPER.replace(keep="best"), "keep: got 'best'"),
         (lambda: attacks.grad_mdm(active=0.0), "active: got 0.0"),
         (lambda: objectives.energy(tau=-0.1), "tau: got -0.1"),
-        (lambda: attacks.point_grad_auto(0.1, -1.0), "lipschitz: got -1.0"),
+        (lambda: attacks.grad_auto(-1.0, eps=0.1), "lipschitz: got -1.0"),
         (lambda: attacks.grad_auto()(lambda x: x.sum((1, 2)), DARK), "without adaptive units"),
         (lambda: attacks.ilfo()(gate_forward, DARK, targets=jnp.zeros(2, int)), "targets: got"),
         (lambda: attacks.ilfo()(gate_forward, DARK, start=DARK), "start: got some"),
@@ -309,10 +318,10 @@ def test_grad_mdm_on_skipnet():
     variables = variables_for(net, 16, seed=3)  # with these a gate is off
 
     def run(even):
-        attack = attacks.grad_mdm(even=even, steps=14, keep="last", learning_rate=0.02)
+        attack = attacks.grad_mdm(even=even, steps=14, form=LAST.replace(distance=domains.squares), learning_rate=0.02)
         forward = lambda x, **options: net.apply(variables, x, occupancy=HARD, **options)
         compiled = jax.jit(lambda x: attack(forward, x).record, compiler_options=QUICK)
-        return compiled(some_images(16)).complexity_norm
+        return compiled(some_images(16)).complexity_norm.T
 
     evened, plain = run(True), run(False)
     np.testing.assert_allclose(evened[:10], plain[:10], rtol=1e-3)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dyn_jax import attacks, objectives
-from dyn_jax.attacks import rectify, tanh_space
+from dyn_jax.attacks import Pixels, Rectify, rectify, released
+from dyn_jax.attacks.threat import Box
 from dyn_jax.types import Output, Trace, UnitTrace
 
 FILES = ("attack_gradauto_K1", "attack_gradauto_K0.01", "attack_gradauto_K1_acc")
@@ -30,7 +31,7 @@ def weights_of(arrays):
 
 def stub(x, gates, out, bias):
     scores = jnp.einsum("nhwc,ghwc->ng", x, gates) + bias[None, :]
-    units = tuple(UnitTrace(s, (s > 0).astype(s.dtype), 1, logit=True) for s in scores.T)
+    units = tuple(UnitTrace(s, (s > 0).astype(s.dtype), 1, extras={"probability": jax.nn.sigmoid(s)}) for s in scores.T)
     return Output(jnp.einsum("nhwc,ohwc->no", x, out), Trace(units, 1))
 
 
@@ -38,25 +39,30 @@ def run(arrays, attack):
     return jax.jit(lambda x, *weights: attack(lambda x: stub(x, *weights), x))(*weights_of(arrays))
 
 
-def released(arrays, steps):
-    return attacks.grad_auto(
+RELEASE = released.form(None)
+
+
+def to_image(x, delta):
+    return RELEASE.change(Pixels(x, Box(RELEASE.bounds)), delta)
+
+
+def released_attack(arrays, steps):
+    return released.grad_auto(
         float(arrays["K"]),
         steps=steps,
         learning_rate=float(arrays["lr"]),
         keep_logits=1e5 * bool(arrays["acc_maintain"]),
-        protocol="release",
         normalization=None,
     )
 
 
 def test_change_of_variable_and_first_gradients(arrays):
     x = nhwc(arrays["x"])
-    change = tanh_space.as_released(None)
-    np.testing.assert_allclose(change.to_image(x, jnp.zeros_like(x)), nhwc(arrays["tanh_rescale_of_x"]), atol=1e-6)
+    np.testing.assert_allclose(to_image(x, jnp.zeros_like(x)), nhwc(arrays["tanh_rescale_of_x"]), atol=1e-6)
 
     def gradient(which):
         def loss(delta, x, *weights):
-            return jnp.sum(which(stub(change.to_image(x, delta), *weights).trace, weights="equal"))
+            return jnp.sum(which(stub(to_image(x, delta), *weights).trace, weights="equal"))
 
         return jax.jit(jax.grad(loss))(jnp.zeros_like(x), *weights_of(arrays))
 
@@ -74,20 +80,19 @@ def test_change_of_variable_and_first_gradients(arrays):
 def test_every_step(arrays):
     """The image of step i is made from the modifier after step i - 1; gates and distortion are of that image."""
     x = nhwc(arrays["x"])
-    to_image = jax.jit(tanh_space.as_released(None).to_image)
     for steps in (2, STEPS):
-        result = run(arrays, released(arrays, steps))
+        result = run(arrays, released_attack(arrays, steps))
         before = nhwc(arrays["modifier_after"][steps - 2])
         # the logits' rounding enters with the weight 1e5 where they are kept
         tolerance = 1e-4 if arrays["acc_maintain"] else 2e-5
         np.testing.assert_allclose(result.adversarial, to_image(x, before), atol=tolerance)
-        np.testing.assert_allclose(result.record.distortion / x[0].size, arrays["var"][:steps], rtol=1e-4)
-        np.testing.assert_array_equal(result.record.on, arrays["masks"][:steps])
+        np.testing.assert_allclose(result.record.distortion.T / x[0].size, arrays["var"][:steps], rtol=1e-4)
+        np.testing.assert_array_equal(jnp.moveaxis(result.record.on, 1, 0), arrays["masks"][:steps])
 
 
 def test_the_paper_s_order_is_another(arrays):
     """Control: normalising before projecting gives other images, once a component was taken off."""
-    fields = {"direction_from": 0, "weights": "equal", "keep": "last", "change": "release", "normalization": None}
+    fields = {"rectify": Rectify(begin=0), "weights": "equal", "form": RELEASE}
     adversarial = run(arrays, attacks.grad_auto(float(arrays["K"]), steps=5, **fields)).adversarial
-    expected = tanh_space.as_released(None).to_image(nhwc(arrays["x"]), nhwc(arrays["modifier_after"][4]))
+    expected = to_image(nhwc(arrays["x"]), nhwc(arrays["modifier_after"][4]))
     assert float(jnp.abs(adversarial - expected).max()) > 1e-3

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dyn_jax import attacks, metrics
-from dyn_jax.attacks.points.bim import direction_of
-from dyn_jax.attacks.points.knn_pert import chamfer_distance, knn_distance
+from dyn_jax.attacks.knn_pert import KNNDistance, chamfer_distance, knn_distance
+from dyn_jax.attacks.point_bim import direction_of
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
 POINTS, CLASSES = 12, 3
@@ -65,7 +65,7 @@ def test_bim_against_a_plain_loop(direction):
     result = attacks.point_bim(0.3, 0.1, 5, direction=direction)(segmenter, cloud, labels)
     expected = by_hand(cloud.xyz, np.asarray(labels), 0.3, 0.1, 5, direction)
     np.testing.assert_allclose(result.adversarial, expected, atol=2e-5)
-    assert result.steps.loss.shape == (5,)
+    assert result.steps.loss.shape == (1, 5)
     assert np.all(np.diff(result.steps.loss) > 0)
     np.testing.assert_allclose(result.distance, np.abs(expected - np.asarray(cloud.xyz)).max(1), atol=2e-5)
 
@@ -73,7 +73,7 @@ def test_bim_against_a_plain_loop(direction):
 def test_release_makes_one_step_less_and_keeps_the_worst():
     cloud = a_cloud()
     labels = labels_of(cloud)
-    release = attacks.point_bim(0.3, 0.1, 5, protocol="release")(segmenter, cloud, labels)
+    release = attacks.lgm.point_bim(0.3, 0.1, 5)(segmenter, cloud, labels)
     expected = by_hand(cloud.xyz, np.asarray(labels), 0.3, 0.1, 4, "linf")
     np.testing.assert_allclose(release.adversarial, expected, atol=2e-5)
 
@@ -84,10 +84,9 @@ def test_release_makes_one_step_less_and_keeps_the_worst():
         z = 10 * jax.nn.one_hot(labels, CLASSES)
         return Output(jnp.where(wrong, jnp.roll(z, 1, axis=1), z))
 
-    last = attacks.point_bim(0.3, 0.1, 4, keep="last")(segmenter, cloud, labels, victim=trap)
-    worst = attacks.point_bim(0.3, 0.1, 4, keep="worst")(segmenter, cloud, labels, victim=trap)
-    assert float(last.mean_iou) == 1.0 and not last.success.any()
-    assert float(worst.mean_iou) == 0.0 and worst.success.all()
+    last = attacks.point_bim(0.3, 0.1, 4)(segmenter, cloud, labels, victim=trap)
+    worst = attacks.lgm.point_bim(0.3, 0.1, 4)(segmenter, cloud, labels, victim=trap)
+    assert not last.success.any() and worst.success.all()
     np.testing.assert_allclose(worst.distance, 0.1, atol=1e-6)
 
 
@@ -122,10 +121,10 @@ def test_targeted():
     "make",
     [
         lambda eps: attacks.point_bim(eps, 0.05, 3),
-        lambda eps: attacks.point_bim(eps, 0.05, 3, protocol="release"),
+        lambda eps: attacks.lgm.point_bim(eps, 0.05, 3),
         attacks.point_noise,
         lambda eps: attacks.point_pert(eps, 4, learning_rate=0.05),
-        lambda eps: attacks.knn_pert(eps, 4, learning_rate=0.05, neighbours=3),
+        lambda eps: attacks.knn_pert(eps, 4, learning_rate=0.05, distance=KNNDistance(3)),
     ],
     ids=["bim", "bim release", "noise", "pert", "knn"],
 )
@@ -167,11 +166,13 @@ class TestEveryAttack:
         cloud, attack = a_cloud(), make(0.1)
         good = jnp.zeros(1, jnp.int32)
         call = partial(attack, classifier, key=jax.random.key(0))
-        with pytest.raises(TypeError, match="cloud: got ArrayImpl, expected a PointCloud"):
+        with pytest.raises(ValueError, match="images: got shape .* expected rank 4"):
             call(cloud.xyz, good)
+        with pytest.raises(ValueError, match=r"mask: got shape \(3,\), expected \(12,\): which points"):
+            call(cloud, good, mask=jnp.ones(3))
         with pytest.raises(ValueError, match=r"labels: got shape \(2,\), expected \(1,\)"):
             call(cloud, jnp.zeros(2, jnp.int32))
-        with pytest.raises(TypeError, match="expected integer classes"):
+        with pytest.raises(TypeError, match="expected integer class"):
             call(cloud, jnp.zeros(1))
         with pytest.raises(ValueError, match=r"got \[7\], expected classes in \[0, 2\] or 255"):
             call(cloud, good + 7)
@@ -273,14 +274,14 @@ def test_nan_logits_are_no_success():
 
 def test_overflow_is_reported():
     def overflowing(cloud):
-        unit = UnitTrace(jnp.ones((1, 2)), jnp.ones((1, 2)), 5, repeats=jnp.array([[3.0, 4.0]]))
+        unit = UnitTrace(jnp.ones((1, 2)), jnp.ones((1, 2)), 5 * jnp.array([[3.0, 4.0]]))
         return Output(segmenter(cloud).logits, Trace((unit,), overflow=cloud.xyz[0, 0] > a_cloud().xyz[0, 0] + 0.05))
 
     cloud = a_cloud()
     labels = labels_of(cloud)
     result = attacks.point_bim(0.3, 0.1, 4, direction="sign")(overflowing, cloud, labels)
-    np.testing.assert_array_equal(result.steps.macs, [35.0] * 4)
-    np.testing.assert_array_equal(result.steps.voxels, [2] * 4)
+    np.testing.assert_array_equal(result.steps.work["macs"], [[35.0] * 4])
+    np.testing.assert_array_equal(result.steps.work["voxels"], [[2] * 4])
     assert bool(result.overflow) == bool(result.adversarial[0, 0] > cloud.xyz[0, 0] + 0.05)
     calm = attacks.point_bim(0.01, 0.1, 4)(overflowing, cloud, labels)
     assert not bool(calm.overflow)
@@ -308,13 +309,13 @@ def rising(cloud):
     exists = (score >= 0).astype(score.dtype)
     repeats = jnp.ones_like(score).at[0, 1].set(3.0)
     o = exists + soft - jax.lax.stop_gradient(soft)
-    return Output(cloud.xyz @ WEIGHTS, Trace((UnitTrace(soft - 0.5, o, 2, repeats=repeats),), 0))
+    return Output(cloud.xyz @ WEIGHTS, Trace((UnitTrace(soft - 0.5, o, 2 * repeats),), 0))
 
 
-@pytest.mark.parametrize("make", [attacks.point_grad_auto, attacks.point_ilfo])
+@pytest.mark.parametrize("make", [attacks.grad_auto, attacks.ilfo])
 def test_energy_attack_raises_what_is_executed(make):
     cloud = a_cloud(valid=9)
-    attack = make(0.5, steps=20, learning_rate=0.05)
+    attack = make(eps=0.5, steps=20, learning_rate=0.05)
     result = jax.jit(lambda cloud, labels: attack(rising, cloud, labels))(cloud, labels_of(cloud))
     z, lifted = np.asarray(cloud.xyz)[:, 2], np.asarray(result.adversarial)[:, 2]
     reachable = (z < -0.01) & (z > -0.49) & (np.arange(POINTS) < 9)
@@ -324,4 +325,4 @@ def test_energy_attack_raises_what_is_executed(make):
     before, after = metrics.executed_macs(result.trace_clean), metrics.executed_macs(result.trace_adversarial)
     np.testing.assert_allclose(metrics.increase(result.trace_clean, result.trace_adversarial), after / before - 1)
     assert float(after[0]) > float(before[0])
-    assert result.steps.loss.shape == (20,) and float(result.steps.loss[-1]) > float(result.steps.loss[0])
+    assert result.steps.loss.shape == (1, 20) and float(result.steps.loss[0, -1]) > float(result.steps.loss[0, 0])

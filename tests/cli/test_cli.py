@@ -1,8 +1,52 @@
-"""Each sub-command at its smallest, and what it says about mistakes."""
+"""Each sub-command at its smallest, what it says about mistakes, and how it ends."""
 
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import numpy as np
 import pytest
 
+import dyn_jax
 from dyn_jax import cli
+from dyn_jax.datasets import ImageData
+from dyn_jax.networks.checkpoint import load_variables, save_variables
+from dyn_jax.training import embedded, runs
+from dyn_jax.types import Output
+
+SACT = ["train", "sact-digits", "--output"]
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """What is wrong must be said before any data are read."""
+    monkeypatch.setitem(embedded.DATA, "digits", lambda split: pytest.fail("data were read"))
+
+
+class Linear(nn.Module):
+    """A network that compiles at once."""
+
+    @nn.compact
+    def __call__(self, images, *, occupancy=None, train=False):
+        return Output(nn.Dense(3)(images.reshape(images.shape[0], -1)))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A small network and few images in place of the digits'."""
+    images = np.random.default_rng(0).random((64, 4, 4, 3)).astype(np.float32)
+    data = ImageData(images, np.arange(64, dtype=np.int32) % 3, "made up")
+    monkeypatch.setattr(dyn_jax.networks, "create", lambda name: Linear())
+    monkeypatch.setitem(embedded.DATA, "digits", lambda split: data)
+
+
+def complaint(capsys, argv):
+    """The one line on standard error of a command that is refused."""
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dyn-jax: ") and error.count("\n") == 1
+    return error
 
 
 def test_list_prints_every_name(capsys):
@@ -10,14 +54,104 @@ def test_list_prints_every_name(capsys):
     assert "skipnet-rl-rnn-110-cifar10" in capsys.readouterr().out.split()
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"dyn-jax {dyn_jax.__version__}\n"
+
+
+def test_reader_that_leaves():
+    """`dyn-jax list | head -1`, with a reader that is gone before the first line."""
+    read, write = os.pipe()
+    os.close(read)
+    code = "import sys; from dyn_jax.cli import main; sys.exit(main(['list']))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_help_of_train_names_every_network(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out.replace("{vgg16,resnet56,mobilenet}", "resnet56")
+    assert all(name.replace("vgg16", "resnet56").replace("mobilenet", "resnet56") in text for name in embedded.RECIPES)
+
+
 def test_unknown_network_names_the_nearest(capsys, tmp_path):
-    assert cli.main(["train", "skipnet-digit", "--output", str(tmp_path / "x")]) == 2
-    error = capsys.readouterr().err
-    assert "skipnet-digit" in error and "skipnet-digits" in error and "Traceback" not in error
+    error = complaint(capsys, ["train", "skipnet-digit", "--output", str(tmp_path / "x")])
+    assert "skipnet-digit" in error and "skipnet-digits" in error
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("count", ["0", "-3"])
-def test_demo_refuses_no_examples(capsys, count):
-    assert cli.main(["demo", f"--examples={count}"]) == 2
-    assert "examples" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["missing/net"], "its folder"),
+        (["."], "is a folder"),
+        (["net", "--epochs", "0"], "epochs: got 0"),
+        (["net", "--seed=-1"], "seed: got -1"),
+        (["net", "--every", "0"], "every: got 0"),
+        (["net", "--checkpoint", "missing/run"], "checkpoint: got 'missing/run'"),
+        (["net", "--checkpoint", "./net"], "--checkpoint: got the file of --output"),
+    ],
+)
+def test_train_is_refused_before_work(capsys, tmp_path, monkeypatch, no_data, options, expected):
+    monkeypatch.chdir(tmp_path)
+    assert expected in complaint(capsys, [*SACT, *options])
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_of_another_run(capsys, tmp_path, no_data):
+    """Refused before work, and left as it is; the message names what differs."""
+    net, recipe = dyn_jax.networks.create("sact-digits"), embedded.recipe_of("sact-digits")
+    state = runs.State({}, {}, {})
+    runs.save(tmp_path / "net.run", runs.identify(net, recipe, 1, initial=None), state, runs.Position())
+    kept = (tmp_path / "net.run").read_bytes()
+    assert "seed is 1 there and 0 here" in complaint(capsys, [*SACT, str(tmp_path / "net")])
+    assert "recipe.epochs is 15 there and 2 here" in complaint(
+        capsys, [*SACT, str(tmp_path / "net"), "--seed", "1", "--epochs", "2"]
+    )
+    assert (tmp_path / "net.run").read_bytes() == kept
+
+
+def test_interrupted_then_finished(capsys, tmp_path, monkeypatch, quick):
+    """Ctrl-C keeps the checkpoint and says so; the same command goes on, writes the output, removes the checkpoint."""
+    output, run = tmp_path / "net", tmp_path / "net.run"
+    command = ["train", "cnn-resnet56-digits", "--epochs", "2", "--output", str(output)]
+    save = runs.save
+
+    def interrupted(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "save", interrupted)
+    assert cli.main(command) == 130
+    assert capsys.readouterr().err == f"dyn-jax: interrupted; the same command goes on from {run}\n"
+    assert run.exists() and not output.exists()
+    monkeypatch.setattr(runs, "save", save)
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "going on from" in printed and "epoch   2 of 2" in printed and '"accuracy"' in printed
+    assert "epoch   1" not in printed
+    assert not run.exists() and set(load_variables(output)) == {"params", "batch_stats"}
+
+
+def test_nothing_to_go_on_from(capsys, tmp_path, monkeypatch):
+    def stopped(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "train", stopped)
+    assert cli.main([*SACT, str(tmp_path / "net")]) == 130
+    assert capsys.readouterr().err == "dyn-jax: interrupted\n"
+
+
+def test_output_that_is_no_checkpoint(capsys, tmp_path, no_data):
+    save_variables(tmp_path / "net.run", {"params": {}})
+    assert "no checkpoint of a training run" in complaint(capsys, [*SACT, str(tmp_path / "net")])
+
+
+@pytest.mark.parametrize(
+    "options", [["--examples=0"], ["--examples=-3"], ["--examples=501"], ["--points", "--rooms=17"]]
+)
+def test_demo_refuses_counts_that_there_are_not(capsys, options):
+    assert options[-1].split("=")[0] in complaint(capsys, ["demo", *options])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dyn_jax import networks, occupancy, plotting
+from dyn_jax.cli import demo
 from dyn_jax.datasets import digits
 
 TINY = {"depths": (1, 1), "widths": (4, 8)}

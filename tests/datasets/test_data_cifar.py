@@ -229,7 +229,7 @@ def test_label_out_of_range_in_bin(tmp_path):
         ({"data": np.zeros(3072, np.uint8), "labels": [1]}, "shape"),
         ({"data": np.zeros((2, 3072), np.float64), "labels": [1, 2]}, "dtype"),
         ({"data": np.zeros((2, 3072), object), "labels": [1, 2]}, "dtype"),
-        ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "2 images and 1 labels"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, r"2 images and labels of shape \(1,\)"),
         ({"data": np.zeros((0, 3072), np.uint8), "labels": []}, "0 images"),
         ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 2]}, "fine_labels"),
         ({"data": bytes(6144), "labels": [1, 2]}, "array 'data'"),

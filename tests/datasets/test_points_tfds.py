@@ -24,7 +24,7 @@ def made_up() -> list[Scene]:
     """Rooms of different lengths; some without colours or labels; extreme numbers."""
     scenes = [room._replace(name=f"röm {i}") for i, room in enumerate(rooms("train", 12, points=300))]
     scenes = [Scene(*(a[: 50 + 20 * i] for a in scene[:3]), scene.name) for i, scene in enumerate(scenes)]
-    extreme = np.array([[-0.0, 1e-45, 3.4e38], [np.float32(0.1), -1e-30, 16777217]], np.float32)
+    extreme = np.array([[-0.0, 1e-45, 32767.999], [np.float32(0.1), -1e-30, -32767.999]], np.float32)
     scenes[2] = Scene(extreme, None, np.array([IGNORE, 0], np.int32), "extreme")
     scenes[5] = scenes[5]._replace(labels=None)
     scenes[7] = scenes[7]._replace(labels=None, colours=None)

@@ -53,8 +53,8 @@ def test_round_trip_of_every_dtype_and_shape(tmp_path, dtype, shape):
 
 def test_float64_special_values_and_strides_keep_their_bits(tmp_path):
     kernel = np.array([[np.nan, -np.inf, -0.0], [1e-310, 1e300, np.pi]]).T
-    save_variables(tmp_path / "v", {"params": {"w": kernel}})
-    got = load_variables(tmp_path / "v")["params"]["w"]
+    save_variables(tmp_path / "v", {"params": {"w": kernel}}, allow_nonfinite=True)
+    got = load_variables(tmp_path / "v", allow_nonfinite=True)["params"]["w"]
     assert got.dtype == np.float64 and got.shape == (3, 2) and got.tobytes() == kernel.tobytes("C")
 
 
@@ -136,7 +136,7 @@ def test_replaces_follows_links_and_keeps_the_usual_permissions(tmp_path):
 
 
 def test_loading_what_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent'"):
+    with pytest.raises(FileNotFoundError, match=r"absent: no such file"):
         load_variables(tmp_path / "absent")
     with pytest.raises(ValueError, match="is a folder"):
         load_variables(tmp_path)
@@ -151,7 +151,7 @@ def test_every_truncation_is_a_value_error(tmp_path):
         with pytest.raises(ValueError, match=r"is empty \(0 bytes\)" if length == 0 else "truncated|not a file"):
             load_variables(path)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(ValueError, match="truncated, damaged or not a file that save_variables wrote"):
+    with pytest.raises(ValueError, match="not a file that save_variables wrote, or truncated or damaged"):
         load_variables(path)
 
 

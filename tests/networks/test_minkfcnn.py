@@ -13,8 +13,8 @@ import weights_convert
 from dyn_jax import occupancy as gates
 from dyn_jax.networks import minkfcnn
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d import Capacity, from_numpy
-from dyn_jax.types import PointCloud, Reach
+from dyn_jax.sparse3d import PAPER, RELEASE, Capacity, from_numpy
+from dyn_jax.types import PointCloud
 
 CLOUDS, POINTS = 4, 1024
 NET = minkfcnn.modelnet40(channels=(8, 12, 16, 24, 32), embedding=64)
@@ -105,7 +105,7 @@ def twin(variables, xyz, net):
 
 
 def by_twin(variables, xyz, labels):
-    """(logits [cloud, class], gradient of the mean cross-entropy [cloud, point, 3], pairs over all clouds)."""
+    """(logits [cloud, class], gradient of the mean cross-entropy [cloud, point, 3], {levels: pairs of every cloud})."""
     torch = pytest.importorskip("torch")
     results, total = [], {}
     for one, label in zip(xyz, labels):
@@ -114,7 +114,7 @@ def by_twin(variables, xyz, labels):
         logits = function(features)
         torch.nn.functional.cross_entropy(logits[None], torch.tensor([int(label)])).backward()
         results.append((logits.detach().numpy(), features.grad.numpy() / len(xyz)))
-        total = {key: total.get(key, 0) + count for key, count in pairs.items()}
+        total = {key: np.append(total.get(key, []), count) for key, count in pairs.items()}
     return np.stack([r[0] for r in results]), np.stack([r[1] for r in results]), total
 
 
@@ -122,7 +122,9 @@ def together(xyz):
     """Clouds [cloud, point, 3] in one `PointCloud`."""
     batch = np.repeat(np.arange(len(xyz)), xyz.shape[1])
     flat = jnp.asarray(xyz.reshape(-1, 3))
-    return PointCloud(flat, jnp.zeros((len(flat), 0)), jnp.ones(len(flat), bool), jnp.asarray(batch, jnp.int32))
+    return PointCloud(
+        flat, jnp.zeros((len(flat), 0)), jnp.ones(len(flat), bool), jnp.asarray(batch, jnp.int32), len(xyz)
+    )
 
 
 def relative(got, want):
@@ -134,7 +136,7 @@ def run():
     """(variables, cloud, labels) -> ((mean cross-entropy, output), gradient in xyz); compiled once."""
 
     def loss(xyz, cloud, variables, labels):
-        output = NET.apply(variables, cloud.replace(xyz=xyz), capacity=CAPACITY, clouds=CLOUDS)
+        output = NET.apply(variables, cloud.replace(xyz=xyz), capacity=CAPACITY)
         log_probability = jax.nn.log_softmax(output.logits)
         return -jnp.mean(jnp.take_along_axis(log_probability, labels[:, None], axis=1)), output
 
@@ -156,12 +158,14 @@ def test_logits_gradient_and_pairs_of_a_dictionary_network(own, run):
     assert relative(output.logits, logits) < 2e-6
     assert relative(gradient.reshape(slope.shape), slope) < 2e-5
     first, *units = output.trace.units
-    assert (first.name, first.macs, float(jnp.sum(first.occupancy))) == ("points", 3 * 8, CLOUDS * POINTS)
+    assert first.name == "points" and first.occupancy.sum(axis=1).tolist() == [POINTS] * CLOUDS
+    np.testing.assert_array_equal(first.macs, 3 * 8 * first.occupancy)
     channels = [8 * 12, 12 * 16, 16 * 24, 24 * 32, 84 * 16, 16 * 32, 32 * 64]
     keys = [(0, 0), (1, 2), (3, 4), (5, 6), (0, 1), (1, 2), (2, 3)]
     expected = sum(pairs[key] * macs for key, macs in zip(keys, channels))
-    assert sum(unit.macs * float(jnp.sum(unit.repeats * unit.occupancy)) for unit in units) == expected
-    assert output.trace.static_macs == CLOUDS * (128 * 512 + 512 * 512 + 512 * 40)
+    np.testing.assert_array_equal(sum(np.sum(u.macs * u.occupancy, axis=1, dtype=np.float64) for u in units), expected)
+    assert {unit.dense_macs for unit in output.trace.units} == {None}
+    assert output.trace.static_macs == 128 * 512 + 512 * 512 + 512 * 40
 
 
 def test_minkowski_engine(golden, run):
@@ -202,6 +206,10 @@ def test_clouds_do_not_see_each_other(own, run):
         (_, output), gradient = run(variables, alone, labels)
         assert relative(output.logits[number], np.asarray(everyone.logits[number])) < 2e-6
         mine = np.asarray(cloud.batch) == number
+        for unit, all_units in zip(output.trace.units[1:], everyone.trace.units[1:]):
+            cost = np.sum(unit.macs * unit.occupancy, axis=1)
+            assert cost[number] == np.sum(all_units.macs[number] * all_units.occupancy[number]) > 0
+            assert not np.delete(cost, number).any()
         assert relative(gradient[mine], np.asarray(slope[mine])) < 1e-5
         assert not np.asarray(gradient)[~mine].any()
 
@@ -224,11 +232,12 @@ def test_traced_batch_indices_out_of_range_are_flagged(own, run):
     assert output.trace.overflow
 
 
-@pytest.mark.parametrize("protocol", ["paper", "release"])
-def test_soft_occupancy(protocol):
+@pytest.mark.parametrize("form", [PAPER, RELEASE], ids=["paper", "release"])
+def test_soft_occupancy(form):
     """With steep relations it is the original network, and the gradient is that of central differences.
 
-    ``paper`` has both clouds in one input, ``release`` each by itself under vmap (without the gradient, for time).
+    The paper's form has both clouds in one input, the release's each by itself under vmap (without the gradient, for
+    time).
     """
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
@@ -237,18 +246,18 @@ def test_soft_occupancy(protocol):
     variables = drawn(TINY, seed=2)
     with jax.enable_x64(True):
         doubles = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), variables)
-        both = together(points).replace(reach=Reach(0.02))
-        one = jax.tree.map(lambda a: a[:30] if jnp.ndim(a) else a, both).replace(batch=None)
+        both = together(points)
+        one = jax.tree.map(lambda a: a[:30] if jnp.ndim(a) else a, both).replace(batch=None, clouds=1)
         capacity = Capacity((384, 384, 192, 64, 32, 32, 32, 32), 512)
 
         def soft(xyz, lam):
             output = TINY.apply(
-                doubles, (both if protocol == "paper" else one).replace(xyz=xyz), occupancy=voxel.sigmoid(lam),
-                capacity=capacity, protocol=protocol, clouds=2 if protocol == "paper" else 1,
+                doubles, (both if form == PAPER else one).replace(xyz=xyz), reach=0.02, occupancy=voxel.sigmoid(lam),
+                capacity=capacity, form=form,
             )  # fmt: skip
             return jnp.sum(jnp.sin(output.logits)), output
 
-        if protocol == "paper":
+        if form == PAPER:
             jitted, shape = quick(jax.value_and_grad(soft, has_aux=True)), (60, 3)
         else:
             jitted, shape = quick(jax.vmap(lambda *a: (soft(*a), None), (0, None))), points.shape
@@ -257,7 +266,7 @@ def test_soft_occupancy(protocol):
         assert not output.trace.overflow.any()
         level = np.asarray(output.trace.units[1].occupancy)
         assert ((level > 0.01) & (level < 0.99)).sum() > 100  # voxels beyond those that hold points
-        for seed in range(3 if protocol == "paper" else 0):
+        for seed in range(3 if form == PAPER else 0):
             move = 1e-6 * np.random.default_rng(seed).normal(size=points.shape)
             (up, _), (down, _) = run(points + move, 10.0)[0], run(points - move, 10.0)[0]
             np.testing.assert_allclose(np.sum(gradient * move.reshape(shape)), (up - down) / 2, rtol=1e-4)
@@ -271,14 +280,14 @@ def test_soft_occupancy(protocol):
 
 
 def test_fgm_has_the_original_voxels_and_training_moves_the_norms():
-    """One compilation for both: the dynamics-unaware occupancy, in training."""
+    """One compilation for both: the dynamics-unaware occupancy, which ignores how far points may move, in training."""
     variables, xyz = drawn(TINY), spheres(clouds=3, points=40)
-    cloud = together(xyz).replace(reach=Reach(0.02))
+    cloud = together(xyz)
 
     @quick
     def train(occupancy, key):
         return TINY.apply(
-            variables, cloud, occupancy=occupancy, capacity=Capacity((128,) * 8), train=True, clouds=3,
+            variables, cloud, reach=9.0, occupancy=occupancy, capacity=Capacity((128,) * 8), train=True,
             rngs={"dropout": key}, mutable=["batch_stats"],
         )  # fmt: skip
 
@@ -311,23 +320,23 @@ def test_sizes():
 def test_bad_input():
     variables = drawn(TINY)
     cloud = together(spheres(clouds=2, points=5))
-    apply = lambda cloud, **arguments: TINY.apply(variables, cloud, **{"clouds": 2, **arguments})
+    apply = lambda cloud, **arguments: TINY.apply(variables, cloud, **arguments)
     with pytest.raises(TypeError, match="inputs: got SparseTensor, expected a PointCloud"):
         apply(from_numpy(np.zeros((1, 4), int), np.zeros((1, 3))))
     with pytest.raises(ValueError, match=r"batch: got None with clouds=2, expected \[10\] integers"):
         apply(cloud.replace(batch=None))
     with pytest.raises(ValueError, match=r"batch: got indices in \[0, 1\], expected \[0, 0\]"):
-        apply(cloud, clouds=1)
+        apply(cloud.replace(clouds=1))
     with pytest.raises(ValueError, match=r"batch: got float32\[10\], expected integers \[10\]"):
         apply(cloud.replace(batch=jnp.zeros(10)))
     with pytest.raises(ValueError, match="clouds: got 0"):
-        apply(cloud, clouds=0)
+        apply(cloud.replace(clouds=0))
     with pytest.raises(ValueError, match="clouds: got 1 in training, expected at least 2"):
-        apply(cloud.replace(batch=None), clouds=1, train=True)
-    with pytest.raises(ValueError, match=r"features: got shape \(10, 0\), expected \[points, 3\]"):
-        TINY.clone(coordinate_features=False).apply(variables, cloud, clouds=2)
-    with pytest.raises(ValueError, match="protocol: got 'papers'"):
-        apply(cloud, protocol="papers")
+        apply(cloud.replace(batch=None, clouds=1), train=True)
+    with pytest.raises(ValueError, match=r"features: got shape \(10, 0\), expected \[10, 3\]"):
+        TINY.clone(coordinate_features=False).apply(variables, cloud)
+    with pytest.raises(TypeError, match="form: got 'paper'"):
+        apply(cloud, form="paper")
     with pytest.raises(TypeError, match="occupancy: got float, expected a relation"):
         apply(cloud, occupancy=0.5)
     with pytest.raises(ValueError, match="xyz: got 1 points with NaN or infinite values"):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import weights_convert
-from dyn_jax.networks.sdn_mobilenet import SDNMobileNet
+from dyn_jax.networks.sdn_mobilenet import mobilenet
+from dyn_jax.testing._compare import quick_jit
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -65,7 +66,7 @@ def twin():
                 x = block.layers(x)
                 if hasattr(block, "output"):
                     exits.append(block.output(x))
-            return torch.stack([*exits, self.end_layers(x)])
+            return torch.stack([*exits, self.end_layers(x)], dim=1)
 
     torch.manual_seed(0)
     net = Net()
@@ -79,14 +80,14 @@ def test_logits_and_gradient():
     theirs = twin()
     state = {key: value.numpy() for key, value in theirs.state_dict().items()}
     widths = {"stem_width": 4, "widths": WIDTHS, "strides": STRIDES, "exit_after": EXIT_AFTER}
-    ours = SDNMobileNet(**widths, image_size=8, num_classes=5, normalization=None)
+    ours = mobilenet(**widths, image_size=8, num_classes=5, normalization=None)
     variables = weights_convert.convert(ours, state)
     images = np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
     x = torch.tensor(images.transpose(0, 3, 1, 2).copy(), requires_grad=True)
     expected = theirs(x)
     torch.logsumexp(expected, 2).sum().backward()
 
-    @jax.jit
+    @quick_jit
     def run(x):
         def total(x):
             every = ours.apply(variables, x).trace.exits

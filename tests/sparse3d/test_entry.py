@@ -11,11 +11,12 @@ from levels import quick
 
 from dyn_jax.networks.minkunet import MinkUNet
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d import capacity_for, from_numpy, near_voxels, point_cloud
-from dyn_jax.sparse3d.entry import enter, soft_floor, soft_voxel_features
+from dyn_jax.sparse3d import PAPER, RELEASE, any_of, capacity_for, from_numpy, near_voxels, point_cloud
+from dyn_jax.sparse3d.entry import SoftPoints, enter, flag_overflow, soft_floor, soft_voxel_features
 from dyn_jax.types import PointCloud, Reach
 
 L, POINTS = 0.1, 60
+HALF, STILL = 0.05, 0.0  # steps
 NET = MinkUNet(planes=(4,) * 8, layers=(1,) * 8, stem_features=4, stem_size=3, num_classes=3, voxel_size=L)
 
 
@@ -39,13 +40,13 @@ def colours(sites) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scene():
-    """(cloud with a reach of half a voxel, voxel of every point, capacity); two points in some voxels."""
+    """(cloud, voxel of every point, capacity for a reach of half a voxel); two points in some voxels."""
     rng = np.random.default_rng(0)
     sites = rng.integers(-5, 5, (45, 3))
     sites = np.concatenate([sites, sites[:15]])
     xyz = (sites + rng.uniform(0.2, 0.8, (POINTS, 3))) * L
-    cloud = point_cloud(xyz, colours(sites), points=72, reach=Reach(jnp.float32(0.05)))
-    return cloud, sites, capacity_for(cloud, L, 5, slack=1.3)
+    cloud = point_cloud(xyz, colours(sites), points=72)
+    return cloud, sites, capacity_for(cloud, L, 5, reach=HALF, slack=1.3)
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +63,20 @@ def variables():
 def hard_scores(scene, variables):
     """Scores of the original network on points; compiled once."""
     run = quick(lambda cloud: NET.apply(variables, cloud, capacity=scene[2]))
-    return lambda cloud: run(cloud.replace(reach=None)).logits
+    return lambda cloud: run(cloud).logits
 
 
 @pytest.fixture(scope="module")
 def soft_scores(scene, variables):
     """Scores with a relation of every place, as the release computes them; compiled once."""
     run = quick(
-        lambda cloud, relation: NET.apply(
-            variables, cloud, occupancy=voxel.lgm(relation), capacity=scene[2], protocol="release"
+        lambda cloud, relation, step: NET.apply(
+            variables, cloud, reach=Reach(step), occupancy=voxel.lgm(relation), capacity=scene[2], form=RELEASE
         )
     )
 
-    def scores(cloud, relation):
-        output = run(cloud, relation)
+    def scores(cloud, relation, step=HALF):
+        output = run(cloud, relation, step)
         assert not output.trace.overflow
         return output.logits
 
@@ -103,24 +104,23 @@ def test_points_equal_voxels_with_the_same_scores_on_every_point(scene, variable
 def test_extended_voxels_do_not_change_the_existing_network(scene, hard_scores, soft_scores):
     """With the step's value, voxels that are only near a point are there and change nothing."""
     cloud, _, _ = scene
-    still = cloud.replace(reach=Reach(jnp.float32(0)))
-    count = lambda cloud: int(quick(lambda c: near_voxels(c, L, voxels=900, pairs=900).sites.count)(cloud))
-    assert count(cloud) > 1.5 * count(still)
+    voxels = quick(lambda step: near_voxels(cloud, L, reach=step, voxels=900, pairs=900).sites.count)
+    assert int(voxels(HALF)) > 1.5 * int(voxels(STILL))
     expected = hard_scores(cloud)
-    np.testing.assert_allclose(soft_scores(still, HARD), expected, atol=1e-4)
+    np.testing.assert_allclose(soft_scores(cloud, HARD, STILL), expected, atol=1e-4)
     np.testing.assert_allclose(soft_scores(cloud, HARD), expected, atol=1e-4)
     assert np.abs(soft_scores(cloud, SOFT) - expected).max() > 1e-2  # control
 
 
 @pytest.mark.slow
 def test_the_same_in_the_papers_form(scene, variables, hard_scores):
-    """Also with the paper's protocol and the straight-through relation itself, whose gradient is not 0."""
+    """Also with the paper's form and the straight-through relation itself, whose gradient is not 0."""
     cloud, _, capacity = scene
 
     @quick
     def run(xyz):
         given, occupancy = cloud.replace(xyz=xyz), voxel.straight_through()
-        return NET.apply(variables, given, occupancy=occupancy, capacity=capacity).logits
+        return NET.apply(variables, given, reach=HALF, occupancy=occupancy, capacity=capacity).logits
 
     np.testing.assert_allclose(run(cloud.xyz), hard_scores(cloud), atol=1e-4)
 
@@ -151,25 +151,24 @@ def test_a_move_by_sixteen_voxels_leaves_the_scores(scene, hard_scores):
 def test_fgm_is_lgm_with_the_constant_relation_in_the_network(scene):
     """The same voxels, features, occupancy 1, and scores on leaving, where points stay in their voxels."""
     cloud, _, capacity = scene
-    still = cloud.replace(reach=Reach(jnp.float32(0)))
     one = lambda distance, inside: inside.astype(distance.dtype)  # not `hard`, so that the pipeline is LGM's
     soft = voxel.sigmoid(10.0)
     kinds = {"fgm": voxel.fgm(soft), "lgm": voxel.lgm(one, input=soft, output=soft)}
 
     @quick
-    def through(cloud):
+    def through(step):
         entries = {
-            kind: enter(cloud, given, capacity, protocol="paper", levels=5, in_features=3, voxel_size=L)
+            kind: enter(cloud, given, capacity, reach=step, form=PAPER, levels=5, in_features=3, voxel_size=L)
             for kind, given in kinds.items()
         }
-        scores = {k: e.leave(jnp.sin(9 * e.features), jnp.zeros((), bool))[0] for k, e in entries.items()}
+        scores = {k: e.back(jnp.sin(9 * e.features)) for k, e in entries.items()}
         return {k: (e.sites, e.features, e.exists, scores[k]) for k, e in entries.items()}, entries["lgm"].occupancy
 
-    results, occupied = through(still)
+    results, occupied = through(STILL)
     for fgm, lgm in zip(jax.tree.leaves(results["fgm"]), jax.tree.leaves(results["lgm"])):
         np.testing.assert_allclose(fgm, lgm, atol=1e-5)
     np.testing.assert_array_equal(occupied, results["lgm"][2])
-    extended, _ = through(cloud)
+    extended, _ = through(HALF)
     assert int(extended["lgm"][0].count) > int(extended["fgm"][0].count)  # control: there the voxels differ
 
 
@@ -177,8 +176,8 @@ def test_coordinate_features_by_hand():
     """Hard: voxel coordinates, x and y minus their mean over voxels; z as it is."""
     cloud = point_cloud([[0.05, 0.05, 0.25], [0.35, 0.15, 0.05], [0.36, 0.15, 0.05]], [[1.0], [2], [3]])
     capacity = capacity_for(cloud, L, 2)
-    arguments = {"protocol": "paper", "levels": 2, "in_features": 4, "voxel_size": L, "coordinate_features": True}
-    features = quick(lambda cloud: enter(cloud, None, capacity, **arguments).features)(cloud)
+    arguments = {"levels": 2, "in_features": 4, "voxel_size": L, "coordinate_features": True}
+    features = quick(lambda cloud: enter(cloud, None, capacity, reach=None, form=PAPER, **arguments).features)(cloud)
     np.testing.assert_allclose(features[:2], [[1, -1.5, -0.5, 2], [2, 1.5, 0.5, 0]], atol=1e-6)
 
 
@@ -195,11 +194,12 @@ def s3dis(points, colour, origin, step, budget, cotangent, voxels):
     """(features of the voxels asked for, gradient in the points)."""
 
     def features(points):
-        cloud = PointCloud(points, colour, jnp.ones(len(points), bool), reach=Reach(step, origin, budget, "any"))
-        pairs = near_voxels(cloud, 0.05, voxels=4000, pairs=14000)
+        cloud = PointCloud(points, colour, jnp.ones(len(points), bool))
+        pairs = near_voxels(cloud, 0.05, reach=Reach(step, origin, budget, "any"), voxels=4000, pairs=14000)
         relation = voxel.sigmoid(45.0)(pairs.distance, pairs.inside)
         row, _ = pairs.sites.find(voxels)
-        found = soft_voxel_features(cloud, relation, pairs, 0.05, True, "release")
+        given = SoftPoints(pairs, None, relation, relation, any_of(relation, pairs.voxels), RELEASE)
+        found = soft_voxel_features(cloud, given, 0.05, True)
         return found.at[row].get(mode="fill", fill_value=0)
 
     values, pullback = jax.vjp(features, points)
@@ -227,6 +227,9 @@ def test_golden_s3dis_features(golden, case):
     np.testing.assert_allclose(gradient, part("grad_f"), rtol=1e-6, atol=1e-7 * np.abs(part("grad_f")).max())
 
 
+ARGUMENTS = {"reach": None, "form": PAPER, "levels": 2, "in_features": 3, "voxel_size": L}
+
+
 def good(**changes) -> PointCloud:
     return point_cloud(np.zeros((4, 3)), np.zeros((4, 3))).replace(**changes)
 
@@ -239,17 +242,38 @@ BAD = {
         good(features=jnp.zeros((3, 3))),
         {},
         ValueError,
-        r"features: got shape \(3, 3\), expected \[4, channels\]",
+        r"features: got shape \(3, 3\), expected \[4, 3\]",
     ),
     "channels": (
         good(features=jnp.zeros((4, 2))),
         {},
         ValueError,
-        r"features: got shape \(4, 2\), expected \[rows, 3\]",
+        r"features: got shape \(4, 2\), expected \[4, 3\]",
     ),
     "valid": (good(valid=jnp.ones(3, bool)), {}, ValueError, r"valid: got shape \(3,\)"),
     "none valid": (good(valid=jnp.zeros(4, bool)), {}, ValueError, "valid: got no valid point"),
     "infinite": (good(xyz=jnp.full((4, 3), jnp.inf)), {}, ValueError, "xyz: got 4 points with NaN or infinite"),
+    "half": (good(xyz=jnp.zeros((4, 3), jnp.float16)), {}, TypeError, "xyz: got dtype float16, expected float32"),
+    "bytes": (good(features=jnp.zeros((4, 3), jnp.uint8)), {}, TypeError, "features: got dtype uint8"),
+    "valid as numbers": (good(valid=jnp.ones(4)), {}, TypeError, "valid: got dtype float32, expected bool"),
+    "lists": (good(xyz=[[0.0, 0, 0]] * 4), {}, TypeError, "xyz: got list, expected an array"),
+    "features NaN": (good(features=jnp.full((4, 3), jnp.nan)), {}, ValueError, "features: got 4 points with NaN"),
+    "map coordinates": (
+        good(xyz=jnp.full((4, 3), 4e6)),
+        {},
+        ValueError,
+        r"coordinates of up to 4e\+06 m, which float32 rounds to 0.25 m.*subtract an origin",
+    ),
+    "no batch": (good(clouds=2), {}, ValueError, r"batch: got None with clouds=2, expected \[4\] integers"),
+    "batch": (
+        good(batch=jnp.arange(4), clouds=3),
+        {},
+        ValueError,
+        r"batch: got indices in \[0, 3\], expected \[0, 2\]",
+    ),
+    "batch of floats": (good(batch=jnp.zeros(4)), {}, ValueError, r"batch: got float32\[4\], expected integers \[4\]"),
+    "no clouds": (good(clouds=0), {}, ValueError, "clouds: got 0"),
+    "protocol": (good(), {"form": "release"}, TypeError, "form: got 'release', expected a sparse3d.Form"),
     "levels": (good(), {"levels": 4}, ValueError, "capacity: got 4 levels"),
 }
 
@@ -257,19 +281,45 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_inputs(variables, case):
     inputs, options, error, message = BAD[case]
-    capacity = capacity_for(good(), L, options["levels"]) if options else None
-    with pytest.raises(error, match=message):
-        NET.apply(variables, inputs, capacity=capacity)
+    if "levels" in options:
+        options = {"capacity": capacity_for(good(), L, options["levels"])}
+    with jax.debug_nans(False), pytest.raises(error, match=message):
+        NET.apply(variables, inputs, **options)
+
+
+def test_what_only_run_time_can_see_is_flagged():
+    """The same faults inside jit: features or coordinates that are not finite, no valid point, a stray batch index."""
+    flagged = quick(lambda cloud: enter(cloud, None, None, **ARGUMENTS).overflow)
+    sound = good(xyz=jnp.arange(12.0).reshape(4, 3), batch=jnp.zeros(4, jnp.int32))
+    faults = {
+        "features": jnp.zeros((4, 3)).at[2, 1].set(jnp.inf),
+        "xyz": sound.xyz.at[3, 0].set(jnp.nan),
+        "valid": jnp.zeros(4, bool),
+        "batch": jnp.array([0, 0, -1, 0]),
+    }
+    with jax.debug_nans(False):
+        assert not flagged(sound)
+        for field, values in faults.items():
+            assert flagged(sound.replace(**{field: values})), field
+            if field != "valid":  # a row that is not used may hold anything
+                spoilt = sound.replace(**{field: values, "valid": jnp.array([True, True, False, False])})
+                assert not flagged(spoilt), field
+
+
+def test_arrays_of_the_host_are_taken():
+    """NumPy arrays in float64, as a user has them, give what JAX arrays give."""
+    host = PointCloud(np.arange(12.0).reshape(4, 3), np.ones((4, 3)), np.ones(4, bool), np.zeros(4, np.int64))
+    entries = [enter(cloud, None, None, **ARGUMENTS) for cloud in (host, jax.tree.map(jnp.asarray, host))]
+    np.testing.assert_array_equal(entries[0].features, entries[1].features)
+    assert entries[0].features.dtype == jnp.float32
 
 
 def test_bad_tensors_and_too_small_a_capacity():
-    arguments = {"protocol": "paper", "levels": 2, "in_features": 3, "voxel_size": L}
     rows = np.array([[0, 0, 0, 0], [0, 2, 0, 0]]), np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match=r"stride: got \(2, 2, 2\)"):
-        enter(from_numpy(*rows, stride=2), None, None, **arguments)
+        enter(from_numpy(*rows, stride=2), None, None, **ARGUMENTS)
     with pytest.raises(TypeError, match="expected a PointCloud: voxels have no points"):
-        enter(from_numpy(*rows), voxel.lgm(), None, **arguments)
-    entry = enter(from_numpy(*rows), None, None, **arguments)
-    entry.leave(jnp.zeros((2, 3)), jnp.array(False))
+        enter(from_numpy(*rows), voxel.lgm(), None, **ARGUMENTS)
+    assert not flag_overflow(enter(from_numpy(*rows), None, None, **ARGUMENTS).overflow)
     with pytest.raises(ValueError, match="capacity: voxels or pairs did not fit"):
-        entry.leave(jnp.zeros((2, 3)), jnp.array(True))
+        flag_overflow(jnp.array(True))

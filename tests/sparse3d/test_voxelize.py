@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from levels import quick
 
-from dyn_jax.sparse3d.segments import segments
 from dyn_jax.sparse3d import near_voxels
+from dyn_jax.sparse3d.allocate import near_coordinates
+from dyn_jax.sparse3d.segments import segments
 from dyn_jax.sparse3d.voxelize import (
     MOVES,
     first_of,
@@ -27,10 +28,10 @@ L = 0.1
 near = quick(near_voxels, static_argnames=("voxel_size", "voxels", "pairs"))
 
 
-def cloud_of(xyz, reach=None, valid=None, batch=None) -> PointCloud:
+def cloud_of(xyz, valid=None, batch=None) -> PointCloud:
     xyz = jnp.asarray(xyz, jnp.float32)
     valid = jnp.ones(len(xyz), bool) if valid is None else jnp.asarray(valid)
-    return PointCloud(xyz, jnp.ones((len(xyz), 1)), valid, batch, reach)
+    return PointCloud(xyz, jnp.ones((len(xyz), 1)), valid, batch)
 
 
 def listed(pairs, points: int) -> list[tuple[int, tuple[int, ...], bool]]:
@@ -66,17 +67,17 @@ def twin(xyz, step, origin=None, budget=None, rule="none"):
 
 def test_by_hand():
     """x = 0.09 reaches voxel 1 with a step of 0.02, y = 0.02 reaches -1 only with more than 0.02."""
-    cloud = cloud_of([[0.09, 0.02, 0.05], [-0.05, 0.05, 0.05]], Reach(0.02))
-    pairs = near(cloud, voxel_size=L)
+    cloud = cloud_of([[0.09, 0.02, 0.05], [-0.05, 0.05, 0.05]])
+    pairs = near(cloud, voxel_size=L, reach=0.02, voxels=8, pairs=8)
     assert listed(pairs, 2) == [(0, (0, 0, 0, 0), True), (0, (0, 1, 0, 0), False), (1, (0, -1, 0, 0), True)]
     np.testing.assert_allclose(pairs.distance[:3], [[0.4, 0.3, 0], [0.6, 0.3, 0], [0, 0, 0]], atol=1e-6)
     assert pairs.sites.coordinates[:3].tolist() == [[0, -1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
     assert pairs.exists.tolist() == [True, True] + [False] * 6 and not pairs.overflow
-    further = near(cloud.replace(reach=Reach(0.021)), voxel_size=L)
+    further = near(cloud, voxel_size=L, reach=Reach(0.021), voxels=8, pairs=8)
     assert [voxel for point, voxel, _ in listed(further, 2) if not point] == [
         *((0, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 1, -1, 0))
     ]
-    alone = near(cloud.replace(reach=None), voxel_size=L)
+    alone = near(cloud, voxel_size=L)
     assert listed(alone, 2) == [(0, (0, 0, 0, 0), True), (1, (0, -1, 0, 0), True)]
 
 
@@ -86,7 +87,8 @@ def test_equals_a_loop(rule, step):
     rng = np.random.default_rng(1)
     xyz = rng.uniform(-0.4, 0.4, (60, 3)).astype(np.float32)
     origin = (xyz + rng.uniform(-0.05, 0.05, (60, 3))).astype(np.float32)
-    pairs = near(cloud_of(xyz, Reach(step, jnp.asarray(origin), 0.06, rule)), voxel_size=L, voxels=1500, pairs=1700)
+    reach = Reach(step, jnp.asarray(origin), 0.06, rule)
+    pairs = near(cloud_of(xyz), voxel_size=L, reach=reach, voxels=1500, pairs=1700)
     expected = twin(xyz, step, origin, np.float32(0.06), rule)
     assert listed(pairs, 60) == expected and not pairs.overflow
     assert int(pairs.sites.count) == len({voxel for _, voxel, _ in expected})
@@ -102,8 +104,8 @@ def test_golden_pairs(golden, case):
     sizes = []
     for rule in ("none", "all", "any"):
         reach = Reach(float(arrays[f"{case}/step"]), jnp.asarray(arrays["p0"]), float(arrays[f"{case}/budget"]), rule)
-        cloud = cloud_of(arrays[f"{case}/points"], reach)
-        pairs = near(cloud, voxel_size=float(arrays["voxel_size"]), voxels=4000, pairs=14000)
+        cloud, size = cloud_of(arrays[f"{case}/points"]), float(arrays["voxel_size"])
+        pairs = near(cloud, voxel_size=size, reach=reach, voxels=4000, pairs=14000)
         voxels = arrays[f"{case}/{rule}/voxels"]
         expected = zip(
             arrays[f"{case}/{rule}/pair_point"].tolist(), voxels[arrays[f"{case}/{rule}/pair_voxel"]].tolist()
@@ -128,28 +130,29 @@ def test_the_voxel_is_the_floor_of_the_float32_quotient(size):
 
 
 def test_one_too_small_is_flagged_and_an_exact_fit_is_not():
-    cloud = cloud_of(np.random.default_rng(2).uniform(-0.3, 0.3, (40, 3)), Reach(0.03))
-    whole = near(cloud, voxel_size=L, voxels=500, pairs=500)
+    cloud = cloud_of(np.random.default_rng(2).uniform(-0.3, 0.3, (40, 3)))
+    whole = near(cloud, voxel_size=L, reach=0.03, voxels=500, pairs=500)
     voxels, count = int(whole.sites.count), int(whole.points.count.sum())
     for (v, p), flagged in {(voxels, count): False, (voxels - 1, count): True, (voxels, count - 1): True}.items():
-        assert bool(near(cloud, voxel_size=L, voxels=v, pairs=p).overflow) == flagged
+        assert bool(near(cloud, voxel_size=L, reach=0.03, voxels=v, pairs=p).overflow) == flagged
     hard = quick(hard_voxels, static_argnames=("voxel_size", "capacity"))
     needed = int(hard(cloud, voxel_size=L)[0].count)
     assert [bool(hard(cloud, voxel_size=L, capacity=needed - less)[2]) for less in (0, 1)] == [False, True]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-@pytest.mark.parametrize("reach", [None, Reach(0.03)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, 6e4])
+@pytest.mark.parametrize("reach", [None, 0.03])
 def test_coordinates_that_are_no_place_are_flagged(bad, reach):
     xyz = np.random.default_rng(2).uniform(-0.3, 0.3, (8, 3)).astype(np.float32)
     spoilt = xyz.copy()
     spoilt[3, 1] = bad
     with jax.debug_nans(False):
-        pairs = near(cloud_of(spoilt, reach), voxel_size=L)
-        assert bool(pairs.overflow) and not near(cloud_of(xyz, reach), voxel_size=L).overflow
+        at = lambda xyz, valid=None: near(cloud_of(xyz, valid), voxel_size=L, reach=reach)
+        pairs = at(spoilt)
+        assert bool(pairs.overflow) and not at(xyz).overflow
         unused = np.arange(8) != 3
-        assert not near(cloud_of(spoilt, reach, unused), voxel_size=L).overflow
-        clean = near(cloud_of(xyz, reach, unused), voxel_size=L)
+        assert not at(spoilt, unused).overflow
+        clean = at(xyz, unused)
     kept = lambda pairs: [entry for entry in listed(pairs, 8) if entry[0] != 3] if reach else None
     assert kept(pairs) == kept(clean)
 
@@ -161,14 +164,18 @@ def test_points_too_far_apart_are_flagged():
 
 
 def test_batch_items_stay_apart():
-    cloud = cloud_of([[0.05, 0.05, 0.05]] * 2, Reach(0.0), batch=jnp.array([0, 3]))
-    assert [voxel for _, voxel, _ in listed(near(cloud, voxel_size=L), 2)] == [(0, 0, 0, 0), (3, 0, 0, 0)]
+    cloud = cloud_of([[0.05, 0.05, 0.05]] * 2, batch=jnp.array([0, 3]))
+    assert [voxel for _, voxel, _ in listed(near(cloud, voxel_size=L, reach=0.0), 2)] == [(0, 0, 0, 0), (3, 0, 0, 0)]
 
 
 @pytest.mark.parametrize(
     ("reach", "message"),
     [
         (Reach(0.11), "reach.step: got 0.1.*, expected at most one voxel"),
+        (0.11, "reach.step: got 0.1.*, expected at most one voxel"),
+        (-0.01, "reach: got -0.01, expected at least 0"),
+        (Reach(jnp.zeros(2)), r"reach.step: got shape \(2,\), expected a number or \(1,\)"),
+        (Reach(0.1, jnp.zeros((2, 3)), 0.1, "any"), r"reach.origin: got shape \(2, 3\), expected \(1, 3\)"),
         (Reach(-0.01), "reach.step: got -0.0"),
         (Reach(float("nan")), "reach.step: got nan"),
         (Reach(0.1, rule="any"), "reach: got no origin and budget"),
@@ -178,7 +185,26 @@ def test_batch_items_stay_apart():
 )
 def test_bad_reach(reach, message):
     with pytest.raises(ValueError, match=message):
-        near_voxels(cloud_of([[0.0, 0, 0]], reach), L)
+        near_voxels(cloud_of([[0.0, 0, 0]]), L, reach=reach)
+
+
+@pytest.mark.parametrize(
+    ("step", "flagged"), [(0.1, False), (0.1001, True), (5.0, True), (-0.01, True), (np.nan, True)]
+)
+def test_a_traced_step_beyond_a_voxel_is_flagged(step, flagged):
+    """Nothing is looked up beyond the 27 voxels, so the numbers would be wrong in silence."""
+    with jax.debug_nans(False):
+        assert bool(near(cloud_of([[0.05, 0.05, 0.05]]), voxel_size=L, reach=step).overflow) == flagged
+
+
+def test_a_step_for_each_point():
+    """As when every cloud of a batch has a step of its own: each point's pairs are those of its step."""
+    xyz = np.random.default_rng(4).uniform(-0.4, 0.4, (30, 3))
+    steps = np.where(np.arange(30) % 2, 0.09, 0.02).astype(np.float32)
+    of = lambda step: listed(near(cloud_of(xyz), voxel_size=L, reach=Reach(step), voxels=810, pairs=810), 30)
+    expected = sorted([e for e in of(0.09) if e[0] % 2] + [e for e in of(0.02) if not e[0] % 2])
+    assert sorted(of(steps)) == expected
+    assert len(expected) == len(near_coordinates(cloud_of(xyz), L, Reach(steps)))
 
 
 def test_weighted_mean_by_hand():
@@ -203,15 +229,15 @@ def test_soft_features_and_scores_by_hand():
 
 def test_one_trace_and_batches():
     clouds = [
-        cloud_of(np.random.default_rng(seed).uniform(-0.2, 0.2, (20, 3)), Reach(jnp.float32(step)))
+        (cloud_of(np.random.default_rng(seed).uniform(-0.2, 0.2, (20, 3))), jnp.float32(step))
         for seed, step in ((1, 0.0), (2, 0.03), (3, 0.1))
     ]
 
-    def whole(cloud):
-        return near_voxels(cloud, L, voxels=300, pairs=500)
+    def whole(cloud, step):
+        return near_voxels(cloud, L, reach=step, voxels=300, pairs=500)
 
     once = quick(chex.assert_max_traces(whole, 1))
     stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    loop = [once(cloud) for cloud in clouds]
+    loop = [once(*given) for given in clouds]
     assert len({int(pairs.points.count.sum()) for pairs in loop}) == 3
-    chex.assert_trees_all_close(quick(jax.vmap(whole))(stack(clouds)), stack(loop), atol=1e-6)
+    chex.assert_trees_all_close(quick(jax.vmap(whole))(*stack(clouds)), stack(loop), atol=1e-6)

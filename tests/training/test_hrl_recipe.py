@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from dyn_jax.networks.skipnet import SkipNet
-from dyn_jax.occupancy import bernoulli
+from dyn_jax.occupancy import bernoulli, straight_through
 from dyn_jax.training import hrl
-from dyn_jax.training.loop import Recipe
 from dyn_jax.types import Output, Trace, UnitTrace
 
 NET = SkipNet(depths=(1, 1), widths=(2, 2), image_size=8, num_classes=3, normalization=None)
@@ -33,23 +32,16 @@ def test_hotter_by_hand():
         hrl.hotter(given, 0.0)
 
 
-def test_stages(monkeypatch):
-    calls, heard = [], []
-
-    def pretended(net, data, recipe, *, seed, report, initial=None):
-        calls.append((recipe, seed, initial))
-        for epoch in range(recipe.epochs):
-            report(epoch, 1.0)
-        return variables(7.0 + len(calls))
-
-    monkeypatch.setattr(hrl, "fit", pretended)
-    first, second = Recipe(epochs=2), hrl.hrl_recipe(3)
-    got = hrl.train_hrl(NET, None, first, second, temperature=0.5, seed=4, report=lambda e, _: heard.append(e))
-    assert [(recipe, seed) for recipe, seed, _ in calls] == [(first, 4), (second, 4)]
-    assert calls[0][2] is None
-    np.testing.assert_array_equal(calls[1][2]["params"]["control"]["proj"]["kernel"], np.full((2, 1), 16.0))
-    np.testing.assert_array_equal(got["params"]["control"]["proj"]["kernel"], np.full((2, 1), 9.0))
-    assert heard == [0, 1, 2, 3, 4]
+def test_stages():
+    recipe = hrl.skipnet_rl_recipe(3)
+    first, second = recipe.stages
+    assert (first.epochs, second.epochs) == (3, 3) and second is recipe
+    assert (first.occupancy(0), second.occupancy(0)) == (straight_through(1.0), bernoulli())
+    got = second.between(variables(2.0))["params"]["control"]["proj"]["kernel"]
+    np.testing.assert_allclose(got, np.full((2, 1), 100.0), rtol=1e-6)
+    assert [stage.epochs for stage in hrl.skipnet_rl_recipe().stages] == [40, 6]
+    with pytest.raises(ValueError, match="temperature"):
+        hrl.hrl_recipe(temperature=0.0)
 
 
 def test_recipe_by_hand():

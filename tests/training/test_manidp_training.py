@@ -13,7 +13,8 @@ from catalogue import variables_for
 from dyn_jax.datasets import ImageData
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.training import manidp
-from dyn_jax.training.loop import Progress, Recipe, fit
+from dyn_jax.training.loop import fit
+from dyn_jax.training.recipe import SGD, Images, Progress, Recipe
 from dyn_jax.types import Output, Trace, UnitTrace
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -21,7 +22,7 @@ quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_l
 
 def trace_of(*pairs):
     """A trace of (saliencies [batch, channel], pooled features [batch, feature])."""
-    units = [UnitTrace(s, s, 1, value=jnp.asarray(s), pooled=jnp.asarray(f)) for s, f in pairs]
+    units = [UnitTrace(s, s, 1, extras={"value": jnp.asarray(s), "pooled": jnp.asarray(f)}) for s, f in pairs]
     return Trace(tuple(units))
 
 
@@ -51,7 +52,10 @@ def test_other_losses_are_noticed(released):
     for fields in ({"ratio": 0.51}, {"gamma": 1.1}):
         got = manidp.lasso_loss(trace, each, previous, **fields)
         assert abs(got / arrays["reg/lasso_loss"] - 1) > 1e-2
-    masked = [unit.replace(value=jnp.asarray(arrays[f"mask/{i:02d}"])) for i, unit in enumerate(trace.units)]
+    masked = [
+        unit.replace(extras={**unit.extras, "value": jnp.asarray(arrays[f"mask/{i:02d}"])})
+        for i, unit in enumerate(trace.units)
+    ]
     assert abs(manidp.graph_loss(Trace(tuple(masked))) / arrays["reg/graph_loss"][0] - 1) > 1e-2
 
 
@@ -135,15 +139,16 @@ def test_fit_sets_thresholds():
     recipe = Recipe(
         epochs=2,
         batch_size=8,
-        learning_rate=0.0,
-        shift=0,
+        optimizer=SGD(0.0),
+        source=Images(shift=0),
+        measured=True,
         loss=manidp.manidp_loss(),
         after_epoch=manidp.threshold_hook(2, 0.5),
     )
     trained = fit(net, data, recipe, initial=start)
     output, _ = quick(lambda x: net.apply(start, x, train=True, mutable=["batch_stats"]))(data.images)
     for name, unit in zip(("mb1", "mb2"), output.trace.units):
-        means = np.sort(np.mean(unit.value, axis=0))
+        means = np.sort(np.mean(unit.extras["value"], axis=0))
         got = trained["batch_stats"]["stage_1_0"][name]
         np.testing.assert_allclose(got["thre"], means[-2:-1], rtol=1e-4)
         np.testing.assert_array_equal(got["mask_sum"], np.zeros(4))
@@ -151,4 +156,4 @@ def test_fit_sets_thresholds():
 
 def test_recipe_of_the_digits():
     recipe = manidp.manidp_recipe(epochs=3)
-    assert recipe.epochs == 3 and not recipe.decay_gates
+    assert recipe.epochs == 3 and not recipe.decay_gates and recipe.measured

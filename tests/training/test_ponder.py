@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dyn_jax import occupancy
-from dyn_jax.gates.halting import EPSILON, halting_scores, ponder_of_trace
+from dyn_jax.gates.halting import EPSILON, halting_scores, ponder_of_trace, with_ponder
 from dyn_jax.networks.sact import SACT
-from dyn_jax.training.loop import Progress
 from dyn_jax.training.ponder import ponder_loss, sact_recipe
+from dyn_jax.training.recipe import Progress
 from dyn_jax.types import Output, Trace, UnitTrace
 
 LABELS = jnp.array([0, 1])
@@ -23,6 +23,7 @@ def halted(blocks):
     for number, halting in enumerate(blocks):
         for u, score in enumerate(halting_scores(list(halting))):
             units.append(UnitTrace(score, occupancy.hard()(score), 1, name=f"block{number + 1}_unit{u + 2}"))
+        units[-1] = with_ponder(units[-len(halting) :])
     return Output(jnp.zeros((2, 4)), Trace(tuple(units)))
 
 
@@ -49,8 +50,8 @@ def test_gradient_by_hand():
 
 def test_blocks_by_name_and_a_trace_without_units():
     blocks = ponder_of_trace(halted(BLOCKS).trace)
-    assert list(blocks) == ["block1", "block2"]
-    np.testing.assert_array_equal(blocks["block2"].units, [[2, 3], [1, 2]])
+    assert list(blocks) == ["block1_unit2", "block2_unit3"]
+    np.testing.assert_array_equal(blocks["block2_unit3"].units, [[2, 3], [1, 2]])
     with pytest.raises(ValueError, match="trace without units"):
         ponder_loss(Output(jnp.zeros((2, 4))), LABELS, 0.1)
 

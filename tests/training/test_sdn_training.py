@@ -1,4 +1,4 @@
-"""Training of early-exit networks: schedules by hand, the first step written out, frozen trunks, resuming."""
+"""Training of early-exit networks: schedules by hand, the first step written out, frozen trunks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from dyn_jax.datasets import ImageData
 from dyn_jax.networks.sdn_resnet import SDNResNet
 from dyn_jax.training import sdn
-from dyn_jax.networks.checkpoint import load_variables, save_variables
+from dyn_jax.training.loop import fit
+from dyn_jax.training.recipe import SGD
 
 NET = SDNResNet(depths=(1, 1, 1), widths=(4, 4, 8), exit_after=(0, 1), image_size=8, num_classes=3)
-RECIPE = sdn.SDNRecipe("full", epochs=3, batch_size=8, learning_rate=0.05, milestones=(2,), shift=1)
+OPTIMIZER = SGD(0.05, 1e-4, nesterov=False, milestones=())
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,13 @@ def leaves(tree):
 
 
 def test_learning_rates_by_hand():
-    recipe = sdn.published("full", "resnet56")
-    rates = [recipe.rate(epoch) for epoch in (1, 34, 35, 59, 60, 84, 85, 100)]
+    optimizer = sdn.published("full", "resnet56").optimizer
+    rates = [optimizer.rate(epoch) for epoch in (1, 34, 35, 59, 60, 84, 85, 100)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4], rtol=1e-9)
-    assert (recipe.weight_decay, sdn.published("full", "vgg16").weight_decay) == (1e-4, 5e-4)
-    inner = sdn.published("classifiers", "mobilenet")
-    assert (inner.epochs, inner.momentum, inner.rate(14), inner.rate(15)) == (25, None, 1e-3, pytest.approx(1e-4))
+    assert (optimizer.weight_decay, sdn.published("full", "vgg16").optimizer.weight_decay) == (1e-4, 5e-4)
+    recipe = sdn.published("classifiers", "mobilenet")
+    inner = recipe.optimizer
+    assert (recipe.epochs, inner.momentum, inner.rate(14), inner.rate(15)) == (25, None, 1e-3, pytest.approx(1e-4))
 
 
 def test_exit_weights_by_hand():
@@ -50,15 +52,15 @@ def test_exit_weights_by_hand():
 def test_the_first_step_written_out(data):
     """One batch, one epoch: params - lr (gradient + decay params), with the loss as a loop over exits."""
     data = ImageData(data.images[:8], data.labels[:8], "")
-    recipe = dataclasses.replace(RECIPE, epochs=1, shift=0, flip=False, weight_decay=0.01, milestones=())
+    recipe = sdn.sdn_recipe("full", 1, dataclasses.replace(OPTIMIZER, weight_decay=0.01), 8, shift=0, flip=False)
     start = jax.jit(NET.init)(jax.random.key(5), data.images[:1])
-    got = sdn.fit(NET, data, recipe, initial=start)
+    got = fit(NET, data, recipe, initial=start)
     tau = np.minimum([0.15, 0.30], 0.01 + np.array([0.15, 0.30]))
 
     def loss(params):
         out, _ = NET.apply({**start, "params": params}, data.images, train=True, mutable=["batch_stats"])
         total = 0.0
-        for weight, logits in zip([*tau, 1.0], out.trace.exits):
+        for weight, logits in zip([*tau, 1.0], out.trace.exits.swapaxes(0, 1)):
             picked = jax.nn.log_softmax(logits)[jnp.arange(8), data.labels]
             total = total - float(weight) * jnp.mean(picked)
         return total
@@ -71,16 +73,17 @@ def test_the_first_step_written_out(data):
 
 def test_full_training_learns(data):
     losses = []
-    sdn.fit(NET, data, dataclasses.replace(RECIPE, epochs=12, milestones=(8,)), report=lambda e, v: losses.append(v))
+    recipe = sdn.sdn_recipe("full", 12, dataclasses.replace(OPTIMIZER, milestones=(8,)), 8, shift=1)
+    fit(NET, data, recipe, report=lambda epoch, loss: losses.append(loss))
     assert losses[-1] < 0.7 * losses[0]
 
 
 def test_classifiers_only(data):
     twin = NET.clone(exit_after=())
-    static = sdn.fit(twin, data, dataclasses.replace(RECIPE, stage="static", epochs=1))
+    static = fit(twin, data, sdn.sdn_recipe("static", 1, OPTIMIZER, 8))
     start = sdn.with_classifiers(NET, static)
-    recipe = dataclasses.replace(RECIPE, stage="classifiers", epochs=1, momentum=None, learning_rate=0.01)
-    got = sdn.fit(NET, data, recipe, initial=start)
+    recipe = sdn.sdn_recipe("classifiers", 1, dataclasses.replace(OPTIMIZER, momentum=None, learning_rate=0.01), 8)
+    got = fit(NET, data, recipe, initial=start)
     moved = {
         name: any((a != b).any() for a, b in zip(leaves(got["params"][name]), leaves(start["params"][name])))
         for name in start["params"]
@@ -93,50 +96,17 @@ def test_classifiers_only(data):
     assert any((a != b).any() for a, b in statistics)  # as released: running statistics move
 
 
-def test_resumes_to_the_same_weights(data, tmp_path):
-    straight = sdn.fit(NET, data, RECIPE, seed=3)
-
-    class Stop(Exception):
-        pass
-
-    def stop(epoch, loss):
-        if epoch == 2:
-            raise Stop
-
-    path = tmp_path / "run.msgpack"
-    with pytest.raises(Stop):
-        sdn.fit(NET, data, RECIPE, seed=3, checkpoint=path, report=stop)
-    resumed_epochs = []
-    resumed = sdn.fit(NET, data, RECIPE, seed=3, checkpoint=path, report=lambda e, v: resumed_epochs.append(e))
-    assert resumed_epochs == [3]
-    for a, b in zip(leaves(resumed), leaves(straight)):
-        np.testing.assert_array_equal(a, b)
-    other = sdn.fit(NET, data, RECIPE, seed=4)  # control: the seed matters
-    assert any((a != b).any() for a, b in zip(leaves(other), leaves(straight)))
-    with pytest.raises(ValueError, match="seed"):
-        sdn.fit(NET, data, RECIPE, seed=4, checkpoint=path)
-    plain = load_variables(path)
-    plain.pop("run")
-    save_variables(path, plain)
-    with pytest.raises(ValueError, match="checkpoint"):
-        sdn.fit(NET, data, RECIPE, seed=3, checkpoint=path)
-
-
 def test_bad_input(data):
     twin = NET.clone(exit_after=())
     with pytest.raises(ValueError, match="without early exits"):
-        sdn.fit(twin, data, RECIPE)
+        fit(twin, data, sdn.sdn_recipe("full", 1, OPTIMIZER, 8))
     with pytest.raises(ValueError, match="initial"):
-        sdn.fit(NET, data, dataclasses.replace(RECIPE, stage="classifiers"))
-    with pytest.raises(ValueError, match="at least a batch"):
-        sdn.fit(NET, data, dataclasses.replace(RECIPE, batch_size=25))
+        fit(NET, data, sdn.sdn_recipe("classifiers", 1, OPTIMIZER, 8))
     with pytest.raises(ValueError, match="stage"):
         sdn.published("ic", "vgg16")
     with pytest.raises(ValueError, match="variant"):
         sdn.published("full", "vgg19")
     with pytest.raises(ValueError, match="at most 6"):
         sdn.exit_weights(1, 10, 7)
-    with pytest.raises(ValueError, match="network"):
-        sdn.train_digits("skipnet-digits")
     with pytest.raises(ValueError, match="static"):
         sdn.with_classifiers(NET, {"params": {}, "batch_stats": {}})

@@ -103,7 +103,7 @@ def test_list_prints_every_name(capsys):
         (None, "resnet-21-cifar10", "resnet-20-cifar10"),
         (None, "dynconv-8-cifar10", "unexpected key"),
         (None, "resnet-20-cifar10", "unexpected key|missing|wrong shape"),
-        (lambda p: p.unlink(), "resnet-20-cifar10", "there is no file"),
+        (lambda p: p.unlink(), "resnet-20-cifar10", "no such file"),
         (lambda p: p.write_bytes(p.read_bytes()[:999]), "resnet-20-cifar10", "truncated"),
         (
             lambda p: p.write_bytes(b"<html>Quota exceeded"),

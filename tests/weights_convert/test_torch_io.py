@@ -160,7 +160,7 @@ def test_files_that_are_no_checkpoints(path, content, words):
 
 
 def test_missing_file_folder_and_no_path(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent\.pth'"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth: no such file"):
         read_state_dict(tmp_path / "absent.pth")
     with pytest.raises(ValueError, match="is a folder"):
         read_state_dict(tmp_path)

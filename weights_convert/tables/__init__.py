@@ -17,9 +17,9 @@ _TABLES = {
     "ResNet": resnet.RULES,
     "SkipNet": skipnet.RULES,
     "DynConv": dynconv.RULES,
-    "SDNVgg": sdn.VGG_RULES,
-    "SDNResNet": sdn.RESNET_RULES,
-    "SDNMobileNet": sdn.MOBILENET_RULES,
+    "VggTrunk": sdn.VGG_RULES,
+    "ResNetTrunk": sdn.RESNET_RULES,
+    "MobileNetTrunk": sdn.MOBILENET_RULES,
     "SACT": sact.RULES,
     "ManiDP": manidp.RULES,
     "MinkUNet": minkowski.UNET_RULES,
@@ -36,7 +36,7 @@ def table_for(module: nn.Module) -> Rename:
     Raises:
       ValueError: the family has no table.
     """
-    family = type(module).__name__
+    family = type(getattr(module, "trunk", module)).__name__
     if family not in _TABLES:
         raise ValueError(f"network: got a {family}, expected one of {', '.join(sorted(_TABLES))}")
     rules = [(re.compile(pattern), replacement) for pattern, replacement in _TABLES[family]]

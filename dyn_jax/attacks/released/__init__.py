@@ -5,6 +5,7 @@
 
 from dyn_jax.attacks.released import lgm as lgm
 from dyn_jax.attacks.released.early_attack import early_attack as early_attack
+from dyn_jax.attacks.released.grad_auto import direction_first as direction_first
 from dyn_jax.attacks.released.grad_auto import form as form
 from dyn_jax.attacks.released.grad_auto import grad_auto as grad_auto
 from dyn_jax.attacks.released.grad_auto import printed as printed

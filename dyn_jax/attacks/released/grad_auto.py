@@ -66,15 +66,19 @@ def form(normalization: MeanStd | None = IMAGENET_MEAN_STD, **fields: object) ->
     return Form(**{"change": change, "distance": distance, "bounds": (lowest, highest), "keep": "last", **fields})
 
 
-def _direction_first(lipschitz: jax.typing.ArrayLike) -> Combine:
+def direction_first(complexity: jax.Array, finished: jax.Array, lipschitz: jax.typing.ArrayLike) -> rectify.Rectified:
     """The component against g_F off first, then ``K g / (||g|| + 1e-20)``: the length is K whatever was lost."""
+    turned = rectify.direction(complexity, finished)
+    length = rectify.norm(turned.gradient) + GUARD
+    return turned._replace(gradient=jnp.asarray(lipschitz, complexity.dtype) * turned.gradient / length)
 
+
+def _combined(lipschitz: jax.typing.ArrayLike) -> Combine:
     def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
         del number
-        turned = rectify.direction(gradients.complexity, gradients.finished)
-        length = rectify.norm(turned.gradient) + GUARD
-        scaled = jnp.asarray(lipschitz, length.dtype) * turned.gradient / length
-        return rectify.Rectified(scaled[0].size * scaled + gradients.distortion, turned.projected)
+        turned = direction_first(gradients.complexity, gradients.finished, lipschitz)
+        moved = gradients.complexity[0].size * turned.gradient + gradients.distortion
+        return turned._replace(gradient=moved)
 
     return combine
 
@@ -102,7 +106,7 @@ def grad_auto(
     """
     lipschitz = _validate.positive("lipschitz", lipschitz)
     search = EnergySearch(
-        _direction_first(lipschitz),
+        _combined(lipschitz),
         gate_losses(tau, "equal"),
         form(normalization, update_last=False, keep_logits=keep_logits),
         steps,

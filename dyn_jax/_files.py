@@ -1,0 +1,199 @@
+"""One guarded reader, and one writer: every file that someone else may have written goes through here.
+
+What is wrong with a file is one of three errors, and each names the file: FileNotFoundError, PermissionError, or
+`BadFile`, which is a ValueError. Only regular files are opened (no pipe is waited for, no device read), sizes are
+looked at before anything is read, and whatever a parser raises on damaged bytes leaves `reading` as a `BadFile`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+
+LIMIT = 2 * 2**30
+"""Bytes of the largest file that is read, where a reader names no other limit."""
+LISTED = 20
+"""Entries of a listing in an error message; the others are counted."""
+
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+class BadFile(ValueError):
+    """A file that cannot be used, in words that already name it."""
+
+
+def regular(path: str | os.PathLike, wanted: str = "", limit: int = LIMIT) -> str:
+    """The path as text, ``~`` opened, of a regular file of at most `limit` bytes; links are followed.
+
+    Args:
+      path: of the file.
+      wanted: what a message says was expected, e.g. "a list of scene names".
+      limit: bytes.
+
+    Raises:
+      TypeError: no path.
+      FileNotFoundError, PermissionError, BadFile: there is none, or it cannot be reached, is a folder, pipe, socket or
+        device, or too large.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"path: got {short(path)} ({type(path).__name__}), expected a path")
+    name = os.path.expanduser(os.fspath(path))
+    with _reached(name, wanted):
+        status = os.stat(name)
+    _check_kind(name, status, limit)
+    return name
+
+
+@contextmanager
+def opened(path: str | os.PathLike, wanted: str = "", limit: int = LIMIT) -> Iterator[BinaryIO]:
+    """The file of `regular`, open for reading bytes."""
+    name = regular(path, wanted, limit)
+    with _reached(name, wanted):
+        file = open(name, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0)))
+    with file:
+        _check_kind(name, os.fstat(file.fileno()), limit)  # what was opened, whatever stood there before
+        yield file
+
+
+def read(path: str | os.PathLike, wanted: str = "", limit: int = LIMIT) -> bytes:
+    """The bytes of the file of `regular`."""
+    with opened(path, wanted, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise BadFile(f"{os.fspath(path)}: got a file whose size changes, expected {size:,} bytes")
+    return content
+
+
+@contextmanager
+def reading(where: str, form: str) -> Iterator[None]:
+    """Around a parser: whatever it raises becomes ``BadFile: <where>: not <form>, or truncated or damaged: <why>``."""
+    try:
+        yield
+    except (BadFile, ImportError):
+        raise
+    except MemoryError as error:
+        raise BadFile(f"{where}: not {form}, or damaged: it asks for more memory than there is") from error
+    except Exception as error:  # damaged bytes surface as every kind of error
+        why = short(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        raise BadFile(f"{where}: not {form}, or truncated or damaged: {why}") from error
+
+
+def read_json(path: str | os.PathLike, wanted: str = "") -> dict[str, Any]:
+    """The object in a JSON file of at most 16 MiB."""
+    content = read(path, wanted, 2**24)
+    with reading(os.fspath(path), "a readable JSON file"):
+        value = json.loads(content)
+    if not isinstance(value, dict):
+        raise BadFile(f"{os.fspath(path)}: got a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def read_npy(path: str | os.PathLike, wanted: str = "") -> np.ndarray:
+    """The array in a .npy file; objects are refused, and a header that announces more than the file holds."""
+    content = read(path, wanted)
+    with reading(os.fspath(path), "a readable .npy file"):
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+
+
+def target(path: str | os.PathLike) -> str:
+    """Where writing to `path` would put its bytes: the real path of a regular file, or of one that can be made.
+
+    For commands that work for hours before they write: call it first.
+
+    Raises:
+      TypeError: no path.
+      FileNotFoundError: its folder does not exist.
+      PermissionError: its folder may not be written to.
+      ValueError: it is a folder, pipe, socket or device, at the end of links too.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: got {short(path)} ({type(path).__name__}), expected a path")
+    given = os.fspath(path)
+    try:
+        name = os.path.realpath(given)
+        mode = os.stat(name).st_mode if os.path.lexists(name) else None
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long, a null byte
+        raise ValueError(f"path: got {short(given)!r}, expected the name of a file ({error})") from error
+    if mode is not None and not stat.S_ISREG(mode):
+        raise ValueError(f"path: got {given!r}, which is a {_kind(mode)}, expected the name of a file")
+    folder = os.path.dirname(name)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"path: got {given!r}, but its folder {folder!r} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"path: got {given!r}, but its folder {folder!r} may not be written to")
+    return name
+
+
+def write(path: str | os.PathLike, content: bytes) -> None:
+    """Puts `content` at `target(path)` in one step: an interrupted write leaves what was there before."""
+    name = target(path)
+    temporary = os.path.join(os.path.dirname(name), f".{os.path.basename(name)[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, name)
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+
+
+def short(value: Any, most: int = 120) -> str:
+    """A text of at most about `most` characters for a value from a file, which may be as large as it likes."""
+    if isinstance(value, str):
+        value = value if len(value) <= most else value[:most] + "..."
+        return value if value.isprintable() else repr(value)[1:-1]
+    if isinstance(value, bytes):
+        return repr(value[:most])
+    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
+        return repr(value)
+    return f"<{type(value).__name__}>"
+
+
+def listed(entries: Iterable[Any], separator: str = ", ", most: int = LISTED) -> str:
+    """The first `most` entries, each shortened, and how many more there are; ``none`` for none."""
+    entries = list(entries)
+    more = [f"and {len(entries) - most} more"] if len(entries) > most else []
+    return separator.join([*(short(entry, 200) for entry in entries[:most]), *more]) or "none"
+
+
+@contextmanager
+def _reached(name: str, wanted: str) -> Iterator[None]:
+    """Errors of stat and open, with the whole path."""
+    where = os.path.abspath(name) if "\0" not in name else name
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{where}: no such file{wanted and '; expected ' + wanted}") from error
+    except PermissionError as error:
+        raise PermissionError(f"{where}: not allowed to read it") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadFile(f"{short(where)}: not the name of a readable file ({reason})") from error
+
+
+def _check_kind(name: str, status: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFile(f"{name}: is a {_kind(status.st_mode)}, expected a file")
+    if status.st_size > limit:
+        raise BadFile(f"{name}: got {status.st_size:,} bytes, expected at most {limit:,}")
+
+
+def _kind(mode: int) -> str:
+    return next((words for test, words in _KINDS if test(mode)), "special file")

@@ -1,0 +1,196 @@
+"""What a training run is told: the recipe, its optimisers, its source of image batches, its cross-entropy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dyn_jax.datasets import ImageData, augment_crop_flip, batches, to_float
+from dyn_jax.types import Occupancy, Output, Variables
+
+
+class Progress(NamedTuple):
+    """Where training is: the epoch (from 0), and the mean cross-entropy of the epoch before.
+
+    Before the first epoch that is infinity, or with `Recipe.measured` the mean over the training images of the network
+    as it starts, in evaluation mode.
+    """
+
+    epoch: jax.Array
+    cross_entropy: jax.Array
+
+
+Loss = Callable[[Output, jax.Array, Progress], jax.Array]
+
+cross_entropies = optax.softmax_cross_entropy_with_integer_labels
+"""Logits [..., class], labels [...] -> [...]: the one cross-entropy of every recipe but SkipNet's policy gradient."""
+
+
+def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
+    """Mean over the rows of the logits; the progress has no part in it."""
+    del progress
+    return jnp.mean(cross_entropies(output.logits, labels))
+
+
+Decayed = Callable[[Any], Any]
+"""Parameters -> a tree of bools like them: where weight decay acts."""
+
+Optimizer = Callable[[int, int, Decayed], optax.GradientTransformation]
+"""(epochs, steps of an epoch, decayed) -> optax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD:
+    """L2 in the gradient, then SGD with momentum, or Adam.
+
+    Attributes:
+      learning_rate: at the start.
+      weight_decay: factor of the parameters in the gradient.
+      momentum: None is Adam.
+      nesterov: how the momentum looks ahead.
+      milestones: epochs, counted from 1, from each of which on the rate is `gamma` times what it was; None: the rate
+        falls to 0 as a cosine.
+      gamma: see `milestones`.
+    """
+
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float | None = 0.9
+    nesterov: bool = True
+    milestones: tuple[int, ...] | None = None
+    gamma: float = 0.1
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of `epoch`, counted from 1, under milestones."""
+        return self.learning_rate * self.gamma ** sum(epoch >= milestone for milestone in self.milestones or ())
+
+    def __call__(self, epochs: int, per_epoch: int, decayed: Decayed) -> optax.GradientTransformation:
+        if self.milestones is None:
+            schedule = optax.cosine_decay_schedule(self.learning_rate, epochs * per_epoch)
+        else:
+            rates = np.asarray([self.rate(epoch + 1) for epoch in range(epochs)], np.float32)
+            schedule = lambda count: jnp.asarray(rates)[count // per_epoch]
+        direction = optax.scale_by_adam() if self.momentum is None else optax.trace(self.momentum, self.nesterov)
+        decay = optax.add_decayed_weights(self.weight_decay, mask=decayed)
+        return optax.chain(decay, direction, optax.scale_by_learning_rate(schedule))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """AdamW with a cosine schedule to 0, gradients clipped to a global norm; no decay of biases and norms."""
+
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+
+    def __call__(self, epochs: int, per_epoch: int, decayed: Decayed) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(self.learning_rate, epochs * per_epoch)
+        mask = lambda params: jax.tree.map(lambda leaf, own: own and leaf.ndim > 1, params, decayed(params))
+        clip = optax.clip_by_global_norm(self.clip)
+        return optax.chain(clip, optax.adamw(schedule, weight_decay=self.weight_decay, mask=mask))
+
+
+Batches = Iterator[tuple[Any, np.ndarray]]
+
+
+class Source(Protocol):
+    """Where batches come from: pairs (inputs, labels of the rows of the logits), all of one shape.
+
+    `count` says how many examples the data hold, `example` makes an input for the shapes of the variables, `keys`
+    (key of the initialisation, key of gate noise and dropout), `options` the static and hashable arguments of the
+    forward pass for batches ``like`` these. `batches` shuffles and augments by (seed, epoch) alone, so that a run can
+    go on in its middle; what is left over comes in another epoch's order; epoch -1 is the one that `options` looks at.
+    `in_order` gives all of the data once, as they are; rows that only fill a batch up have labels below 0.
+    """
+
+    def count(self, data: Any) -> int: ...
+    def example(self, net: nn.Module, data: Any) -> Any: ...
+    def keys(self, seed: int) -> Any: ...
+    def options(self, net: nn.Module, like: Batches) -> dict[str, Any]: ...
+    def batches(self, data: Any, size: int, seed: int, epoch: int) -> Batches: ...
+    def in_order(self, data: Any) -> Batches: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """`Source` of an `ImageData`.
+
+    Attributes:
+      shift: pixels of random translation.
+      flip: whether half of the images are mirrored.
+      first: number of the first epoch in the seeds of order and augmentation.
+    """
+
+    shift: int = 4
+    flip: bool = False
+    first: int = 0
+
+    def count(self, data: ImageData) -> int:
+        return len(data.images)
+
+    def example(self, net: nn.Module, data: ImageData) -> np.ndarray:
+        del net
+        return to_float(data.images[:1])
+
+    def keys(self, seed: int) -> jax.Array:
+        return jax.random.split(jax.random.key(seed))
+
+    def options(self, net: nn.Module, like: Batches) -> dict[str, Any]:
+        del net, like
+        return {}
+
+    def batches(self, data: ImageData, size: int, seed: int, epoch: int) -> Batches:
+        rng = np.random.default_rng((seed, epoch + self.first, 1))
+        for batch in batches(data, size, seed=(seed, epoch + self.first)):
+            if len(batch.images) == size:
+                yield augment_crop_flip(to_float(batch.images), rng, self.shift, self.flip), batch.labels
+
+    def in_order(self, data: ImageData) -> Batches:
+        for batch in batches(data, 250, pad_last=True):
+            yield to_float(batch.images), np.where(batch.valid, batch.labels, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+      epochs, batch_size: of the whole run.
+      optimizer: `SGD`, `AdamW`, or any `Optimizer`.
+      loss: ``loss(output, labels, progress) -> scalar``.
+      occupancy: epoch (from 0) -> the occupancy of that epoch's training steps, None for the network's own. Return
+        equal objects for epochs that shall share a compiled step.
+      source: of the batches.
+      decay_gates: whether weight decay acts on the parameters of the network's ``gate_layers`` too.
+      trains: whether the layer of a name, directly below the network, is trained; None: every one is.
+      after_epoch: ``(batch statistics, epoch, examples of the epoch) -> batch statistics``, after every epoch (ManiDP
+        sets its thresholds there).
+      measured: whether the cross-entropy before the first epoch is measured, see `Progress`.
+      before: the recipe of the stage before this one, of the same network.
+      between: variables that `before` trained -> those that this stage starts from.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    optimizer: Optimizer = SGD()
+    loss: Loss = mean_cross_entropy
+    occupancy: Callable[[int], Occupancy | None] = lambda epoch: None
+    source: Source = Images()
+    decay_gates: bool = True
+    trains: Callable[[str], bool] | None = None
+    after_epoch: Callable[[Any, int, int], Any] = lambda batch_stats, epoch, count: batch_stats
+    measured: bool = False
+    before: Recipe | None = None
+    between: Callable[[Variables], Variables] = lambda variables: variables
+
+    @property
+    def stages(self) -> list[Recipe]:
+        """The stages in order, this one last."""
+        return [*(self.before.stages if self.before else ()), self]

@@ -1,0 +1,160 @@
+"""Checkpoints of training runs: the state, the position, and what the run is of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import re
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from dyn_jax.networks.checkpoint import load_variables, save_variables
+from dyn_jax.training.recipe import Recipe
+
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    params: Any
+    batch_stats: Any
+    optimizer: Any
+
+
+class Position(NamedTuple):
+    """Where a run is: stage, epoch and steps done in it (all from 0), and the means that are under way.
+
+    Attributes:
+      cross_entropy: mean of the epoch before, see `Progress`.
+      losses, cross_entropies: of the steps done in this epoch.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    cross_entropy: Any = np.inf
+    losses: tuple = ()
+    cross_entropies: tuple = ()
+
+
+def save(path: str | os.PathLike, identity: dict[str, str], state: State, position: Position) -> None:
+    """Writes a checkpoint, whole or not at all."""
+    leaves = jax.tree.leaves(state.optimizer)
+    of = np.frombuffer(json.dumps(identity).encode(), np.uint8)
+    where = {name: np.asarray(value) for name, value in jax.device_get(position)._asdict().items()}
+    content = {"params": state.params, "batch_stats": state.batch_stats, "run": {"of": of, **where}}
+    save_variables(path, {**content, "optimizer": {f"{number:05d}": leaf for number, leaf in enumerate(leaves)}})
+
+
+def load(path: str | os.PathLike | None, identity: dict[str, str]) -> tuple[dict[str, Any], Position] | None:
+    """(what `restore` takes, position) of a checkpoint; None where there is no file.
+
+    Args:
+      path: of the checkpoint, or None.
+      identity: what the run is of, or the part of it that is known.
+
+    Raises:
+      ValueError: a damaged file, one that is no checkpoint of a run, or of another run: says what differs.
+    """
+    if path is None or not os.path.exists(path):
+        return None
+    content = load_variables(path)
+    if not {"of", *Position._fields} <= set(content.get("run", {})):
+        raise ValueError(f"checkpoint: {os.fspath(path)!r} holds variables, but is no checkpoint of a training run")
+    run = content["run"]
+    saved = json.loads(bytes(run["of"]))
+    differ = [
+        f"{key} is {_short(saved.get(key, 'none'))} there and {_short(wanted)} here"
+        for key, wanted in identity.items()
+        if saved.get(key) != wanted
+    ]
+    if differ:
+        more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise ValueError(
+            f"checkpoint: {os.fspath(path)!r} is of another run: {'; '.join(differ[:4])}{more}. "
+            "Remove it, or name another file"
+        )
+    whole = (int(run[name]) for name in ("stage", "epoch", "step"))
+    return content, Position(*whole, run["cross_entropy"], tuple(run["losses"]), tuple(run["cross_entropies"]))
+
+
+def restore(content: dict[str, Any], optimizer: optax.GradientTransformation) -> State:
+    """The state in what `load` gave."""
+    leaves = [content["optimizer"][name] for name in sorted(content["optimizer"])]
+    structure = jax.tree.structure(jax.eval_shape(optimizer.init, content["params"]))
+    return State(content["params"], content["batch_stats"], jax.tree.unflatten(structure, leaves))
+
+
+def writable(name: str, path: str | os.PathLike) -> str:
+    """Returns `path` as a string.
+
+    Raises:
+      FileNotFoundError, PermissionError, ValueError: a file could not be written there at the end of a long run.
+    """
+    path = os.fspath(path)
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "no regular file"
+        raise ValueError(f"{name}: got {path!r}, which is {what}, expected the name of a file")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{name}: got {path!r}, but its folder {folder!r} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: got {path!r}, but its folder {folder!r} is not writable")
+    return path
+
+
+def identify(net: nn.Module, recipe: Recipe, seed: int, **arrays: Any) -> dict[str, str]:
+    """What a run is of, in words: every field of the network and of the recipe, the seed, a fingerprint of `arrays`."""
+    identity = {"network": type(net).__name__, "seed": str(seed)}
+    for head, record in (("network", net), ("recipe", recipe)):
+        identity |= {f"{head}.{name}": _describe(value) for name, value in _fields(record)}
+    return identity | {name: _fingerprint(value) for name, value in arrays.items()}
+
+
+def _fields(record: Any) -> list[tuple[str, Any]]:
+    """Of a dataclass, without those that only place a module in another one."""
+    names = [field.name for field in dataclasses.fields(record) if field.name not in ("parent", "name")]
+    return [(name, getattr(record, name)) for name in names]
+
+
+def _describe(value: Any, inside: tuple[int, ...] = ()) -> str:
+    """Words that are equal for equal values in another process; a function is its code and what it closes over."""
+    if id(value) in inside:  # a function that calls itself
+        return "..."
+    inside = (*inside, id(value))
+    listed = lambda values: ", ".join(_describe(v, inside) for v in values)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = ", ".join(f"{name}={_describe(v, inside)}" for name, v in _fields(value))
+        return f"{type(value).__name__}({pairs})"
+    if inspect.isfunction(value):
+        code = value.__code__
+        constants = [c for c in code.co_consts if not inspect.iscode(c)]
+        digest = hashlib.blake2b(repr((code.co_code, constants, code.co_names)).encode(), digest_size=4).hexdigest()
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        defaults = [*(value.__defaults__ or ()), *sorted((value.__kwdefaults__ or {}).items())]
+        return f"{value.__module__}.{value.__qualname__}[{digest}]({listed([*held, *defaults])})"
+    if isinstance(value, (tuple, list)):
+        return f"({listed(value)})"
+    if hasattr(value, "dtype"):
+        return f"{float(value):g}" if np.ndim(value) == 0 else _fingerprint(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _fingerprint(tree: Any) -> str:
+    """A digest of a tree's arrays and strings, with their places."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        head = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+        digest.update(head.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _short(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -1,0 +1,68 @@
+"""The table of shipped networks is complete, and its clouds are what the recipes say."""
+
+import jax
+import numpy as np
+import pytest
+
+from dyn_jax import networks
+from dyn_jax.datasets import objects, rooms
+from dyn_jax.networks.pretrained import PRETRAINED
+from dyn_jax.training import embedded
+from dyn_jax.training.points import Clouds, object_batch, room_batch
+
+
+def test_every_shipped_network_has_a_recipe():
+    ends = ("-digits", "-rooms", "-objects")
+    small = {name for name in networks.names() if name.endswith(ends)}
+    assert set(embedded.RECIPES) == small >= set(PRETRAINED)
+    for name in embedded.RECIPES:
+        assert all(stage.epochs == 2 for stage in embedded.recipe_of(name, 2).stages)
+        assert embedded.recipe_of(name).epochs > 2
+
+
+def test_bad_names_and_numbers(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'sact-digits'"):
+        embedded.train("sact-digit")
+    with pytest.raises(ValueError, match="epochs: got 0"):
+        embedded.train("sact-digits", epochs=0)
+    with pytest.raises(ValueError, match="seed: got -1"):
+        embedded.train("sact-digits", seed=-1)
+
+
+def test_a_checkpoint_is_looked_at_before_the_data(tmp_path, monkeypatch):
+    monkeypatch.setitem(embedded.DATA, "digits", lambda split: pytest.fail("data were read"))
+    path = tmp_path / "run"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match="damaged"):
+        embedded.train("sact-digits", checkpoint=path)
+    with pytest.raises(FileNotFoundError, match="checkpoint: .*does not exist"):
+        embedded.train("sact-digits", checkpoint=tmp_path / "missing" / "run")
+
+
+@pytest.mark.parametrize("chosen", [room_batch, object_batch])
+def test_clouds(chosen):
+    """Side by side, labelled, moved by the seed and epoch alone, and as they are when a network is measured."""
+    data = rooms("train", 5, points=64) if chosen is room_batch else objects("train", 5, points=64)
+    source = Clouds(chosen, test_size=2)
+    first = list(source.batches(data, 2, 0, 0))
+    assert len(first) == 2 and source.count(data) == 5
+    for cloud, labels in first:
+        assert cloud.clouds == 2 and cloud.xyz.shape == (128, 3) and cloud.valid.all()
+        np.testing.assert_array_equal(cloud.batch, np.repeat([0, 1], 64))
+        assert len(labels) == (128 if chosen is room_batch else 2)
+    again = list(source.batches(data, 2, 0, 0))
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again)))
+    assert (first[0][0].xyz != next(source.batches(data, 2, 0, 1))[0].xyz).any()
+    plain = list(source.in_order(data))
+    assert [cloud.clouds for cloud, _ in plain] == [2, 2, 1]
+    xyz = [scene.xyz for scene in data] if chosen is room_batch else data.xyz
+    np.testing.assert_array_equal(np.concatenate([cloud.xyz for cloud, _ in plain]), np.concatenate(xyz))
+
+
+def test_turns_keep_heights_and_distances():
+    data = objects("train", 4, points=32)
+    cloud, _ = object_batch(data, np.arange(4), np.random.default_rng(0))
+    still, _ = object_batch(data, np.arange(4), None)
+    assert np.linalg.norm(cloud.xyz - still.xyz, axis=1).mean() > 0.3
+    # scaled by at most a tenth, shifted by at most 0.1, jittered by 0.01
+    assert np.abs(cloud.xyz[:, 2] - still.xyz[:, 2]).max() < 0.1 * 1 + 0.1 + 0.06
