@@ -1,6 +1,6 @@
 """Draws docs/assets/flips.png: a clean and an attacked digit, and the units that the attack flipped.
 
-    python -m docs.draw
+python -m docs.draw
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def draw(path: pathlib.Path = PATH) -> pathlib.Path:
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
-    patches = [Patch(facecolor=colour, edgecolor="#666666", linewidth=0.4, label=word) for colour, word in WORDS.items()]
+    patches = [
+        Patch(facecolor=colour, edgecolor="#666666", linewidth=0.4, label=word) for colour, word in WORDS.items()
+    ]
     fig.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, metadata={"Software": None})

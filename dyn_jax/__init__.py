@@ -9,4 +9,4 @@ from dyn_jax import occupancy as occupancy
 from dyn_jax import sparse3d as sparse3d
 from dyn_jax import types as types
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from typing import Any
 
+import dyn_jax
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 VERSIONS = ("python", "jax", "jaxlib", "flax", "numpy", "dyn_jax")
 DEVICE = ("platform", "model", "cores")
@@ -126,7 +128,8 @@ def versions(*packages: str) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    return {"python": platform.python_version(), **{name: version(name) for name in (*VERSIONS[1:], *packages)}}
+    own = {"python": platform.python_version(), "dyn_jax": dyn_jax.__version__}
+    return {**{name: own.get(name) or version(name) for name in VERSIONS}, **{name: version(name) for name in packages}}
 
 
 def device() -> dict[str, Any]:

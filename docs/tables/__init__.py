@@ -1,11 +1,13 @@
 """Tables of the documentation, made from the records in experiments/results and benchmarks/results.
 
 A page holds a marked region for each table; ``python -m docs.tables`` fills all of them anew, ``--check`` only
-compares. A table is a function here: record -> Markdown. No measured number stands anywhere else.
+compares. A table is a function here: record -> Markdown. No measured number stands anywhere else. Two more regions:
+``file`` holds a file of the repository as a code block, ``api`` the reference of every public name of a package.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import pathlib
@@ -16,7 +18,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = (ROOT / "experiments" / "results", ROOT / "benchmarks" / "results")
 TABLES: dict[str, Callable[[], str]] = {}
-REGION = re.compile(r"<!-- (table|file): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+REGION = re.compile(r"<!-- (table|file|api): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def named(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
@@ -47,10 +49,14 @@ def find(rows: Iterable[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; None is an empty cell."""
+    """A Markdown table; None is an empty cell, no line breaks before ± and /."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows]
+    lines += ["| " + " | ".join("" if cell is None else _unbroken(str(cell)) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def _unbroken(cell: str) -> str:
+    return re.sub(r" ([±/]) ", "\u00a0\\1\u00a0", cell)
 
 
 def source(*names: str) -> str:
@@ -85,6 +91,24 @@ def bold_least(values: Sequence[float | None], form: str = ".1f") -> list[str | 
     return [None if v is None else f"**{v:{form}}**" if v == least else f"{v:{form}}" for v in values]
 
 
+def reference(package: str) -> str:
+    """Lines for mkdocstrings: the package's own text, then every name that its ``__init__`` hands on, in its order."""
+    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
+    lines = [f"::: {package}\n    options: {{members: [], show_root_heading: false}}"]
+    for node in tree.body:
+        for alias in node.names if isinstance(node, ast.ImportFrom) and alias_only(node) else ():
+            inside = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
+            if inside.is_dir() or inside.with_suffix(".py").is_file():
+                continue  # a module: it has a region of its own, or its names stand above
+            lines.append(f"::: {node.module}.{alias.name}\n    options: {{heading: {package}.{alias.name}}}")
+    return "\n" + "\n\n".join(lines) + "\n"
+
+
+def alias_only(node: ast.ImportFrom) -> bool:
+    """Whether the names are handed on under their own name (``from m import x as x``)."""
+    return all(alias.asname == alias.name for alias in node.names)
+
+
 def fill(text: str) -> str:
     """A page's text with every marked region made anew.
 
@@ -97,6 +121,8 @@ def fill(text: str) -> str:
         kind, name = match.groups()
         if kind == "file":
             body = f"```python\n{(ROOT / name).read_text().rstrip()}\n```"
+        elif kind == "api":
+            body = reference(name)
         elif name in TABLES:
             body = f"\n{TABLES[name]()}\n"
         else:

@@ -1,0 +1,55 @@
+"""Every example runs as its reader would run it, in small."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from docs.tables import ROOT
+
+RUNS = {  # file: arguments, what its output must hold
+    "attack_images.py": (["8"], r"FGM: accuracy \d\.\d+.*\nLGM: accuracy"),
+    "attack_energy.py": (["2", "3"], r"recovered share .* [-\d.]+\nPSNR in dB [\d.]+"),
+    "attack_points.py": (["1024", "2"], r"PGD: .*overflow False\n(.*overflow False\n){4}ILFO: .*overflow False"),
+    "early_exits.py": ([], r"clean: leaves at exit .*\nattacked: leaves at exit"),
+    "convert_checkpoint.py": ([], r"97 leaves do not match:\n  wrong shape conv1\.weight"),
+    "new_occupancy.py": (["-m", "pytest", "-q"], "1 passed"),
+    "chex_property_test.py": (["-m", "pytest", "-q"], "2 passed"),
+}
+SMALL = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compile fast, run slowly
+
+
+def run(name: str, arguments: list[str]) -> str:
+    path = str(ROOT / "examples" / name)
+    words = [*arguments, "-p", "no:cacheprovider", path] if arguments[:1] == ["-m"] else [path, *arguments]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env={**os.environ, **SMALL, "PYTHONPATH": paths}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_all_are_here():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(RUNS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_example(name):
+    arguments, expected = RUNS[name]
+    out = run(name, arguments)
+    assert re.search(expected, out), out
+
+
+@pytest.mark.torch
+def test_a_published_checkpoint_is_converted(shared_dir, tmp_path):
+    pytest.importorskip("torch")
+    checkpoint = shared_dir / "data" / "checkpoints" / "resnet20-12fca82f.th"
+    out = run("convert_checkpoint.py", [str(checkpoint), str(tmp_path / "resnet20.msgpack")])
+    assert re.search(r"class of a black image \d", out), out
