@@ -19,7 +19,8 @@ from dyn_jax.datasets import digits
 from dyn_jax.training import embedded
 from dyn_jax.types import Occupancy, Variables
 from experiments import _record
-from experiments._weights import kept, load as load_shipped
+from experiments._weights import kept
+from experiments._weights import load as load_shipped
 
 STEPS, RATE = 300, 0.01
 HARD, LEADED = "hard", "straight-through"

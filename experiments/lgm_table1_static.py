@@ -25,8 +25,6 @@ from weights_convert.torch_io import read_state_dict
 NETWORK, BATCH_SIZE = "resnet-32-cifar10", 125
 CLAIMED = {0: 92.63, 1: 31.33, 2: 21.45, 4: 16.76, 8: 12.01}
 NORMALISATIONS = {"weights' own": IMAGENET_MEAN_STD, "LGM loader": CIFAR10_MEAN_STD}
-
-
 UNITS = {
     "2/255 (release)": lambda eps: attacks.lgm.fgsm(attacks.lgm.eps_units(eps)),
     "1/255": lambda eps: attacks.fgsm(eps / 255),

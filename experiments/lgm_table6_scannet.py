@@ -36,8 +36,13 @@ def gflops(coordinates: np.ndarray, net: nn.Module) -> float:
     """Twice the multiply-adds of the network on these voxels, in billions; its weights have no part in that."""
     tensor = sparse3d.from_numpy(coordinates, np.zeros((len(coordinates), 3), np.float32))
     capacity = sparse3d.capacity_for(tensor, None, net.levels)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(net.init, jax.random.key(0), net.example_input()))
-    work = jax.jit(lambda tensor: metrics.executed_macs(net.apply(zeros, tensor, capacity=capacity).trace))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), net.example_input())
+
+    @jax.jit
+    def work(tensor: sparse3d.SparseTensor) -> jax.Array:
+        weights = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return metrics.executed_macs(net.apply(weights, tensor, capacity=capacity).trace)
+
     return 2e-9 * float(work(tensor)[0])
 
 
