@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -83,16 +83,6 @@ class SkipNet38(nn.Module):
         return logits, torch.stack(masks, 1), torch.stack(probabilities, 1), state
 
 
-class Attacked(NamedTuple):
-    """The modifier after the last update; what is reported is the forward pass before it, as released."""
-
-    modifier: torch.Tensor
-    masks: torch.Tensor
-    distortion: torch.Tensor
-    accuracy: torch.Tensor | None
-    gradient: torch.Tensor
-
-
 def squashed(x: torch.Tensor) -> torch.Tensor:
     """The released ``tanh(0.8 x)`` between CIFAR-10's normalised black and white."""
     low, high = (torch.tensor(v, device=x.device)[None, :, None, None] for v in (LOW, HIGH))
@@ -113,72 +103,45 @@ def assembled(distortion: torch.Tensor, on: torch.Tensor, off: torch.Tensor, K: 
     return K * off[0].numel() * off + distortion
 
 
-def released_loop(
-    model: Model,
-    x: torch.Tensor,
-    steps: int,
-    K: float = 1.0,
-    learning_rate: float = 0.01,
-    labels: torch.Tensor | None = None,
-) -> Attacked:
-    """GradAuto as released: three backward passes through one graph an iteration, parameters' gradients included.
+def released_gradients(modifier: torch.Tensor, losses: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Gradients of the losses as released: backward passes through one graph, the parameters' gradients included."""
+    gradients = []
+    for loss in losses:
+        modifier.grad = None
+        loss.backward(retain_graph=loss is not losses[-1])
+        gradients.append(modifier.grad.clone().detach())
+    return gradients
+
+
+def careful_gradients(modifier: torch.Tensor, losses: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same as a careful user writes it: no gradient but the modifier's is computed."""
+    return [torch.autograd.grad(loss, modifier, retain_graph=loss is not losses[-1])[0] for loss in losses]
+
+
+def attack(
+    gradients_of: Callable, model: Model, x: torch.Tensor, steps: int, K: float = 1.0, learning_rate: float = 0.01
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """GradAuto as released: three gradients an iteration.
 
     Args:
-      model: in evaluation mode, its parameters as they come (``requires_grad`` is left alone).
+      gradients_of: `released_gradients` or `careful_gradients`.
+      model: in evaluation mode; freeze its parameters (``model.requires_grad_(False)``) for the careful ones, which
+        spares the products that only their gradients need.
       x: [batch, channel, height, width], normalised.
-      labels: [batch], for the accuracy that the loop reports.
+
+    Returns:
+      The modifier after the last update; masks and squared distortion [batch] of the forward pass before it.
     """
     modifier = torch.zeros_like(x).requires_grad_(True)
     adam = torch.optim.Adam([modifier], lr=learning_rate)
-    accuracy = None
     for _ in range(steps):
         adversarial = squashed(modifier + x)
-        logits, masks, probability, _ = model(adversarial)
-        distortion = ((adversarial - x) ** 2).sum()
-        gradients = []
-        on, off = gate_losses(probability)
-        for loss in (distortion, on, off):
-            adam.zero_grad()
-            loss.backward(retain_graph=loss is not off)
-            gradients.append(modifier.grad.clone().detach())
-        modifier.grad = assembled(*gradients, K)
-        gradient = modifier.grad
+        _, masks, probability, _ = model(adversarial)
+        losses = [((adversarial - x) ** 2).sum(), *gate_losses(probability)]
+        modifier.grad = assembled(*gradients_of(modifier, losses), K)
         adam.step()
         squared = ((adversarial - x) ** 2).mean((1, 2, 3)).detach()
-        if labels is not None:
-            accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        reported = masks.detach()
-    return Attacked(modifier.detach(), reported, squared, accuracy, gradient)
+    return modifier.detach(), masks.detach(), squared
 
 
-def careful_loop(
-    model: Model,
-    x: torch.Tensor,
-    steps: int,
-    K: float = 1.0,
-    learning_rate: float = 0.01,
-    labels: torch.Tensor | None = None,
-) -> Attacked:
-    """The same iterations as a careful user writes them: no gradient but the modifier's is computed.
-
-    Args: as of `released_loop`, but freeze the model's parameters first (``model.requires_grad_(False)``), which
-    spares the products that only their gradients need.
-    """
-    modifier = torch.zeros_like(x).requires_grad_(True)
-    adam = torch.optim.Adam([modifier], lr=learning_rate)
-    accuracy = None
-    for _ in range(steps):
-        adversarial = squashed(modifier + x)
-        logits, masks, probability, _ = model(adversarial)
-        on, off = gate_losses(probability)
-        (of_on,) = torch.autograd.grad(on, modifier, retain_graph=True)
-        (of_off,) = torch.autograd.grad(off, modifier, retain_graph=True)
-        (of_distortion,) = torch.autograd.grad(((adversarial - x) ** 2).sum(), modifier)
-        modifier.grad = assembled(of_distortion, of_on, of_off, K)
-        gradient = modifier.grad
-        adam.step()
-        with torch.no_grad():
-            squared = ((adversarial - x) ** 2).mean((1, 2, 3))
-            if labels is not None:
-                accuracy = (logits.argmax(1) == labels).float().mean()
-    return Attacked(modifier.detach(), masks.detach(), squared, accuracy, gradient)
+released_loop, careful_loop = partial(attack, released_gradients), partial(attack, careful_gradients)

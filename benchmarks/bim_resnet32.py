@@ -11,12 +11,8 @@ Runs unchanged on a GPU (JAX's default device; PyTorch uses CUDA where it is ava
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -24,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import dyn_jax
-from dyn_jax import attacks
+from benchmarks import _turns
+from dyn_jax import attacks, networks
 from dyn_jax.nn import IMAGENET_MEAN_STD
 from experiments import _record
+from experiments._data import cifar10_lossless
 
 EPS, STEP = 8 / 255, 2 / 255
 
@@ -43,35 +40,25 @@ def load(checkpoint: str | None, data: str | None, batch: int) -> tuple[dict, np
     images = rng.random((batch, 32, 32, 3), dtype=np.float32)
     labels = rng.integers(0, 10, batch).astype(np.int32)
     if data:
-        from experiments._data import cifar10_lossless
-
         loaded = cifar10_lossless(data, "test")
         images, labels = loaded.images[:batch].astype(np.float32) / 255, loaded.labels[:batch]
     return state, images, labels
 
 
 def jax_contenders(state: dict, images: np.ndarray, labels: np.ndarray, steps: int) -> dict[str, Callable]:
-    """Compiled runs; the seconds of their compilation are printed."""
-    import weights_convert
-
+    """Compiled runs."""
     contenders: dict[str, Callable] = {}
     x, y = jnp.asarray(images), jnp.asarray(labels)
+    attack = attacks.bim(EPS, STEP, steps, attack_all=True)
     for name, winograd in (("dyn_jax BIM", False), ("dyn_jax BIM, winograd=True", True)):
-        net = dyn_jax.networks.create("resnet-32-cifar10", winograd=winograd)
+        net = networks.create("resnet-32-cifar10", winograd=winograd)
         variables = net.init(jax.random.key(0), x[:1])
         if state:
+            import weights_convert
+
             variables = weights_convert.convert("resnet-32-cifar10", state)
-        attack = attacks.bim(EPS, STEP, steps, attack_all=True)
-
-        def run(variables, x, y, net=net, attack=attack):
-            return attack(partial(net.apply, variables), x, y).adversarial
-
-        began = time.perf_counter()
-        compiled = jax.jit(run).lower(variables, x, y).compile()
-        memory = compiled.memory_analysis()
-        temporary = getattr(memory, "temp_size_in_bytes", 0)
-        print(f"{name}: compiled in {time.perf_counter() - began:.1f} s, {temporary / 2**20:.0f} MiB temporaries")
-        contenders[name] = partial(_blocking, compiled, variables, x, y)
+        run = lambda variables, x, y, net=net: attack(partial(net.apply, variables), x, y).adversarial
+        contenders[name] = partial(_blocking, _turns.compiled(name, run, variables, x, y), variables, x, y)
         if not winograd:
             contenders["steps x gradient"] = _gradient_loop(net, variables, x, y, steps)
     return contenders
@@ -93,17 +80,11 @@ def _gradient_loop(net, variables, x, y, steps: int) -> Callable:
         body = lambda _, x: x + 1e-6 * jax.grad(loss)(x, variables)
         return jax.lax.fori_loop(0, steps, body, x)
 
-    _blocking(run, variables, x)
     return partial(_blocking, run, variables, x)
 
 
-def torch_contenders(state: dict, images: np.ndarray, labels: np.ndarray, steps: int) -> dict[str, Callable]:
+def torch_contenders(torch, state: dict, images: np.ndarray, labels: np.ndarray, steps: int) -> dict[str, Callable]:
     """torchattacks, and the hand-written loop eager and compiled; those that can be imported."""
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: no peers (pip install 'dyn_jax[bench]')")
-        return {}
     from benchmarks._torch_peers import ResNet, bim_loop
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,74 +94,38 @@ def torch_contenders(state: dict, images: np.ndarray, labels: np.ndarray, steps:
     model = model.to(device).eval().requires_grad_(False)
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
     y = torch.from_numpy(labels.astype(np.int64)).to(device)
-    contenders: dict[str, Callable] = {}
+    loops: dict[str, Callable] = {}
     try:
         import torchattacks
 
-        peer = torchattacks.BIM(model, eps=EPS, alpha=STEP, steps=steps)
-        contenders["torchattacks BIM"] = partial(_synchronised, torch, peer, x, y)
+        loops["torchattacks BIM"] = torchattacks.BIM(model, eps=EPS, alpha=STEP, steps=steps)
     except ImportError as error:
         print(f"torchattacks is missing ({error}): pip install --no-deps torchattacks")
-    contenders["torch loop, eager"] = partial(_synchronised, torch, bim_loop(model, EPS, STEP, steps), x, y)
+    loops["torch loop, eager"] = bim_loop(model, EPS, STEP, steps)
     compiled = torch.compile(model)
-    fast = bim_loop(compiled, EPS, STEP, steps)
     try:
         bim_loop(compiled, EPS, STEP, 2)(x, y)
-        contenders["torch loop, torch.compile"] = partial(_synchronised, torch, fast, x, y)
+        loops["torch loop, torch.compile"] = bim_loop(compiled, EPS, STEP, steps)
     except Exception as error:  # the compiler needs a C++ toolchain; without one the peer is reported as missing
         print(f"torch.compile does not work here: {type(error).__name__}")
-    return contenders
-
-
-def _synchronised(torch, fun: Callable, *args):
-    result = fun(*args)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result
-
-
-def measure(contenders: dict[str, Callable], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """{name: [(wall seconds, CPU seconds)]}, the contenders taking turns after one warm-up each."""
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    for round_number in range(rounds + 1):
-        for name, run in contenders.items():
-            cpu, wall = _cpu_seconds(), time.perf_counter()
-            run()
-            if round_number:
-                samples[name].append((time.perf_counter() - wall, _cpu_seconds() - cpu))
-    return samples
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def import_seconds() -> float:
-    """Best of three imports of dyn_jax in a fresh interpreter."""
-    code = "import time; t = time.perf_counter(); import dyn_jax; print(time.perf_counter() - t)"
-    return min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3))
+    return {name: partial(_turns.synchronised, torch, loop, x, y) for name, loop in loops.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = _turns.parser(__doc__, steps=100)
     parser.add_argument("--checkpoint")
     parser.add_argument("--data")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", help="JSON file for the numbers")
     arguments = parser.parse_args()
     state, images, labels = load(arguments.checkpoint, arguments.data, arguments.batch)
-    print(f"import dyn_jax: {import_seconds():.2f} s")
     contenders = jax_contenders(state, images, labels, arguments.steps)
-    contenders |= torch_contenders(state, images, labels, arguments.steps)
-    samples = measure(contenders, arguments.rounds)
+    if torch := _turns.torch_of(arguments):
+        contenders |= torch_contenders(torch, state, images, labels, arguments.steps)
     rows = []
     print(f"\n{'contender':28} {'images/s':>9} {'ms/step':>8} {'min..max':>15} {'CPU ms/step':>12}")
-    for name, values in samples.items():
-        wall = sorted(1000 * w / arguments.steps for w, _ in values)
-        cpu = statistics.median(1000 * c / arguments.steps for _, c in values)
+    for name, samples in _turns.in_turns(contenders, arguments.rounds).items():
+        wall = [1000 * seconds / arguments.steps for seconds in _turns.walls(samples)]
+        cpu = statistics.median(1000 * sample.cpu / arguments.steps for sample in samples)
         middle = statistics.median(wall)
         speed = 1000 * len(labels) / middle / arguments.steps
         rows.append({"contender": name, "images/s": speed, "ms/step": middle, "CPU ms/step": cpu, "wall": wall})

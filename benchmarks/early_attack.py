@@ -11,10 +11,8 @@ the time does not depend on them. Needs the `bench` extra; without torch our sid
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -22,18 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import dyn_jax
-from dyn_jax import attacks
+from benchmarks import _turns
+from dyn_jax import attacks, networks
 from experiments import _record
 
 NETWORK, ALPHA, CONSTANT, RATE = "sdn-resnet56-cifar10", 1.0, 50.0, 0.01
 
 
 def jax_contenders(images: np.ndarray, steps: int, loop_images: int) -> dict[str, tuple[int, Callable]]:
-    """{name: (images, run)}, compiled; the seconds of compilation are printed."""
-    nets = {flag: dyn_jax.networks.create(NETWORK, winograd=flag) for flag in (False, True)}
+    """{name: (images, run)}, compiled."""
+    nets = {flag: networks.create(NETWORK, winograd=flag) for flag in (False, True)}
     variables = jax.jit(nets[False].init)(jax.random.key(0), images[:1])
-    attack = attacks.early_attack(alpha=ALPHA, constant=CONSTANT, steps=steps, learning_rate=RATE, protocol="release")
+    attack = attacks.released.early_attack(alpha=ALPHA, constant=CONSTANT, steps=steps, learning_rate=RATE)
 
     def run(winograd, variables, x):
         labels = jnp.zeros(x.shape[0], jnp.int32)
@@ -45,9 +43,7 @@ def jax_contenders(images: np.ndarray, steps: int, loop_images: int) -> dict[str
         ("dyn_jax, all at once, winograd", len(images), 1, True),
         ("dyn_jax, one at a time", 1, loop_images, False),
     ):
-        began = time.perf_counter()
-        compiled = jax.jit(partial(run, winograd)).lower(variables, images[:count]).compile()
-        print(f"{name}: compiled in {time.perf_counter() - began:.1f} s")
+        compiled = _turns.compiled(name, partial(run, winograd), variables, images[:count])
 
         def call(compiled=compiled, count=count, repeats=repeats):
             for i in range(repeats):
@@ -57,13 +53,8 @@ def jax_contenders(images: np.ndarray, steps: int, loop_images: int) -> dict[str
     return contenders
 
 
-def torch_contenders(images: np.ndarray, steps: int, loop_images: int) -> dict[str, tuple[int, Callable]]:
-    """The released loop, if torch is there."""
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: no peer (pip install 'dyn_jax[bench]')")
-        return {}
+def torch_contenders(torch, images: np.ndarray, steps: int, loop_images: int) -> dict[str, tuple[int, Callable]]:
+    """The released loop, with one and with all threads."""
     from benchmarks._torch_sdn import ResNet56SDN, released_loop
 
     model = ResNet56SDN().eval().requires_grad_(False)
@@ -76,32 +67,24 @@ def torch_contenders(images: np.ndarray, steps: int, loop_images: int) -> dict[s
         torch.set_num_threads(threads)
         for i in range(loop_images):
             released_loop(model, x[i : i + 1], ALPHA, CONSTANT, RATE, steps)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
 
-    # on a busy machine PyTorch's second thread costs more than it gives
-    counts = sorted({1, torch.get_num_threads()})
-    return {f"released loop, one at a time, {n} threads": (loop_images, partial(call, n)) for n in counts}
+    return {
+        f"released loop, one at a time, {n} threads": (loop_images, partial(_turns.synchronised, torch, call, n))
+        for n in _turns.thread_counts(torch)
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = _turns.parser(__doc__, steps=10)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--loop-images", type=int, default=3, help="images that the one-at-a-time loops attack")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", default=None, help="JSON file")
     arguments = parser.parse_args()
     images = np.random.default_rng(0).random((arguments.images, 32, 32, 3), np.float32)
     contenders = jax_contenders(images, arguments.steps, arguments.loop_images)
-    contenders |= torch_contenders(images, arguments.steps, arguments.loop_images)
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(arguments.rounds + 1):
-        for name, (count, call) in contenders.items():
-            began = time.perf_counter()
-            call()
-            if number:  # the first round warms up
-                rates[name].append(count / (time.perf_counter() - began))
+    if torch := _turns.torch_of(arguments):
+        contenders |= torch_contenders(torch, images, arguments.steps, arguments.loop_images)
+    samples = _turns.in_turns({name: call for name, (_, call) in contenders.items()}, arguments.rounds)
+    rates = {name: [contenders[name][0] / wall for wall in _turns.walls(runs)] for name, runs in samples.items()}
     rows = []
     peer = max((statistics.median(r) for name, r in rates.items() if name.startswith("released")), default=None)
     for name, values in rates.items():

@@ -12,60 +12,48 @@ torch our side alone is measured.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import numpy as np
 
-import dyn_jax
-from dyn_jax import attacks, occupancy
+from benchmarks import _turns
+from dyn_jax import attacks, networks, occupancy
 from experiments import _record
 
 NETWORK, RELEASED_STEPS = "skipnet-rl-rnn-38-cifar10", 300
 
 
 def jax_contenders(images: np.ndarray, steps: int) -> dict[str, Callable[[], None]]:
-    """Compiled attacks; the seconds of compilation and the temporaries are printed."""
-    nets = {flag: dyn_jax.networks.create(NETWORK, winograd=flag) for flag in (False, True)}
+    """Compiled attacks."""
+    nets = {flag: networks.create(NETWORK, winograd=flag) for flag in (False, True)}
     variables = jax.jit(nets[False].init)(jax.random.key(0), images[:1])
-    release = {"protocol": "release", "normalization": nets[False].normalization}
-    cases = {
-        "dyn_jax, release": (False, release),
-        "dyn_jax, release, winograd": (True, release),
-        "dyn_jax, paper": (False, {}),
-        "dyn_jax, paper, winograd": (True, {}),
+    forms = {
+        "release": attacks.released.grad_auto(steps=steps, normalization=nets[False].normalization),
+        "paper": attacks.grad_auto(steps=steps),
     }
     contenders = {}
-    for name, (winograd, fields) in cases.items():
-        attack = attacks.grad_auto(steps=steps, **fields)
+    for form, attack in forms.items():
+        for winograd, net in nets.items():
 
-        def run(variables, x, attack=attack, net=nets[winograd]):
-            return attack(partial(net.apply, variables, occupancy=occupancy.hard()), x).adversarial
+            def run(variables, x, attack=attack, net=net):
+                return attack(partial(net.apply, variables, occupancy=occupancy.hard()), x).adversarial
 
-        began = time.perf_counter()
-        compiled = jax.jit(run).lower(variables, images).compile()
-        seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
-        print(f"{name}: compiled in {seconds:.1f} s, temporaries {memory.temp_size_in_bytes / 2**20:.0f} MiB")
-        contenders[name] = partial(lambda f, v: jax.block_until_ready(f(v, images)), compiled, variables)
+            name = f"dyn_jax, {form}" + (", winograd" if winograd else "")
+            compiled = _turns.compiled(name, run, variables, images)
+            contenders[name] = partial(lambda f: jax.block_until_ready(f(variables, images)), compiled)
     return contenders
 
 
-def torch_contenders(images: np.ndarray, steps: int) -> dict[str, Callable[[], None]]:
-    """The released loop and the careful one, if torch is there, with one and with all threads."""
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: no peer (pip install 'dyn_jax[bench]')")
-        return {}
+def torch_contenders(torch, images: np.ndarray, steps: int) -> dict[str, Callable[[], None]]:
+    """The released loop and the careful one, with one and with all threads."""
     from benchmarks._torch_skipnet import SkipNet38, careful_loop, released_loop
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    mean, std = (np.asarray(v, np.float32) for v in dyn_jax.networks.create(NETWORK).normalization)
+    mean, std = (np.asarray(v, np.float32) for v in networks.create(NETWORK).normalization)
     x = torch.from_numpy(np.ascontiguousarray(((images - mean) / std).transpose(0, 3, 1, 2))).to(device)
     models = {"released": SkipNet38().eval().to(device), "careful": SkipNet38().eval().to(device)}
     models["careful"].requires_grad_(False)
@@ -74,29 +62,24 @@ def torch_contenders(images: np.ndarray, steps: int) -> dict[str, Callable[[], N
     def call(kind: str, threads: int) -> None:
         torch.set_num_threads(threads)
         loops[kind](models[kind], x, steps)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    counts = sorted({1, torch.get_num_threads()})
-    return {f"PyTorch, {kind} loop, {n} threads": partial(call, kind, n) for kind in loops for n in counts}
+    return {
+        f"PyTorch, {kind} loop, {n} threads": partial(_turns.synchronised, torch, call, kind, n)
+        for kind in loops
+        for n in _turns.thread_counts(torch)
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = _turns.parser(__doc__, steps=5)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", default=None, help="JSON file")
     arguments = parser.parse_args()
     images = np.random.default_rng(0).random((arguments.batch, 32, 32, 3), np.float32)
-    contenders = jax_contenders(images, arguments.steps) | torch_contenders(images, arguments.steps)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(arguments.rounds + 1):
-        for name, call in contenders.items():
-            began = time.perf_counter()
-            call()
-            if number:  # the first round warms up
-                times[name].append(1000 * (time.perf_counter() - began) / arguments.steps)
+    contenders = jax_contenders(images, arguments.steps)
+    if torch := _turns.torch_of(arguments):
+        contenders |= torch_contenders(torch, images, arguments.steps)
+    samples = _turns.in_turns(contenders, arguments.rounds)
+    times = {name: [1000 * wall / arguments.steps for wall in _turns.walls(runs)] for name, runs in samples.items()}
     best = {
         kind: min((statistics.median(v) for name, v in times.items() if f"{kind} loop" in name), default=None)
         for kind in ("released", "careful")

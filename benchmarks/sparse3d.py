@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import _turns
 from dyn_jax import networks, sparse3d
 from experiments import _record
 
@@ -38,14 +39,10 @@ always computes the weight gradients)."""
 
 def timed(run: Callable[[], object], repeats: int) -> dict[str, float]:
     """Median wall and user seconds of `run` after one call to warm up."""
-    run()
-    wall, user = [], []
-    for _ in range(repeats):
-        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_utime, time.perf_counter()
-        run()
-        wall.append(time.perf_counter() - began)
-        user.append(resource.getrusage(resource.RUSAGE_SELF).ru_utime - before)
-    return {"wall s": statistics.median(wall), "user s": statistics.median(user), "lowest user s": min(user)}
+    samples = _turns.in_turns({"": run}, repeats)[""]
+    user = [sample.user for sample in samples]
+    wall = statistics.median(_turns.walls(samples))
+    return {"wall s": wall, "user s": statistics.median(user), "lowest user s": min(user)}
 
 
 def random_variables(net: object) -> dict:
@@ -93,6 +90,7 @@ def cylinder_voxels(path: str) -> np.ndarray:
 
 
 LAYERS, WIDTH = 8, 32
+GROWTH = (5_000, 10_000, 20_000, 50_000, 100_000)
 
 
 def stack_ours(coordinates: np.ndarray, repeats: int) -> list[dict]:
@@ -162,7 +160,7 @@ def growth(scene: np.ndarray, repeats: int) -> list[dict]:
     """MinkUNet14A forward with input gradient on 5,000 to 100,000 voxels: parts of the scene, or copies in a row."""
     whole = np.unique(np.floor(scene[:, :3] / 0.05).astype(np.int64), axis=0)
     rows = []
-    for wanted in (5_000, 10_000, 20_000, 50_000, 100_000):
+    for wanted in GROWTH:
         copies = -(-wanted // len(whole))
         tiled = [whole + np.array([400 * i, 0, 0]) for i in range(copies)]
         voxels = np.concatenate(tiled)

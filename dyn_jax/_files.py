@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import secrets
 import stat
@@ -104,10 +105,17 @@ def read_json(path: str | os.PathLike, wanted: str = "") -> dict[str, Any]:
 
 
 def read_npy(path: str | os.PathLike, wanted: str = "") -> np.ndarray:
-    """The array in a .npy file; objects are refused, and a header that announces more than the file holds."""
+    """The array in a .npy file, read-only; objects are refused, and a header that announces what the file lacks."""
     content = read(path, wanted)
     with reading(os.fspath(path), "a readable .npy file"):
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        file = io.BytesIO(content)
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size != len(content) - file.tell():  # before any of it is allocated
+            raise ValueError(f"it announces {dtype} {short(str(shape))}, and has {len(content) - file.tell():,} bytes")
+        return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def target(path: str | os.PathLike) -> str:

@@ -38,7 +38,7 @@ _FREE = frozenset(
     reduce_sum reduce_window_max reduce_window_sum rem reshape rev round rsqrt scatter scatter-add select_n
     shift_right_logical sign sin slice sort split sqrt square squeeze stop_gradient sub tanh top_k transpose xor
     dynamic_slice dynamic_update_slice select_and_gather_add random_bits random_wrap random_unwrap random_fold_in
-    random_seed threefry2x32 shift_left mul_add optimization_barrier
+    random_seed threefry2x32 shift_left mul_add optimization_barrier stack unstack
     """.split()
 )
 

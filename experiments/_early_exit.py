@@ -6,13 +6,12 @@ Networks are trained on first use and kept in a cache folder, so the four script
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import os
 import pathlib
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +21,13 @@ from jax.tree_util import Partial
 from dyn_jax import attacks, networks
 from dyn_jax.datasets import ImageData, digits
 from dyn_jax.datasets.corruptions import with_corrupted_copies
-from dyn_jax.training import sdn
-from dyn_jax.networks.checkpoint import load_variables, save_variables
-from dyn_jax.types import Output, Variables
+from dyn_jax.plotting import figure
+from dyn_jax.training import embedded
+from dyn_jax.training.loop import fit
+from dyn_jax.training.sdn import digits_recipe
+from dyn_jax.types import Output, Trace, Variables
+from experiments import _record
+from experiments._weights import kept
 
 VARIANTS = ("vgg16", "resnet56", "mobilenet")
 # (surrogate, target) of the black-box rows: every architecture attacks another one.
@@ -38,24 +41,8 @@ ATTACKS: dict[str, attacks.Attack] = {
 HELD_OUT = 150  # of the 500 test digits: these label the surrogates' data, the attacked ones are among the rest
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """Where trained networks are kept, the seeds, and how long training takes."""
-
-    cache: pathlib.Path
-    seeds: tuple[int, ...]
-    epochs: int
-    surrogate_epochs: int
-    examples: int
-    results: str | None
-
-    def facts(self) -> dict[str, int]:
-        """What a record says about training and data."""
-        return {"epochs": self.epochs, "surrogate_epochs": self.surrogate_epochs, "examples": self.examples}
-
-
-def setting(description: str, argv: Sequence[str] | None = None) -> Setting:
-    """Parses the options that all four scripts have."""
+def setting(description: str) -> argparse.Namespace:
+    """The options of all four scripts: where trained networks are kept, how many, and how long training takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--cache", default=os.path.join("~", ".cache", "dyn_jax", "early_exit"), metavar="FOLDER")
     parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
@@ -63,20 +50,13 @@ def setting(description: str, argv: Sequence[str] | None = None) -> Setting:
     parser.add_argument("--surrogate-epochs", type=int, default=12)
     parser.add_argument("--examples", type=int, default=200, help="images attacked, at most 350")
     parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
-    arguments = parser.parse_args(argv)
-    cache = pathlib.Path(arguments.cache).expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
-    return Setting(
-        cache,
-        tuple(range(arguments.seeds)),
-        arguments.epochs,
-        arguments.surrogate_epochs,
-        min(arguments.examples, 500 - HELD_OUT),
-        arguments.results,
-    )
+    how = parser.parse_args()
+    how.cache, how.seeds = pathlib.Path(how.cache).expanduser(), list(range(how.seeds))
+    how.examples = min(how.examples, 500 - HELD_OUT)
+    return how
 
 
-def attacked_data(how: Setting) -> tuple[jax.Array, jax.Array]:
+def attacked_data(how: argparse.Namespace) -> tuple[jax.Array, jax.Array]:
     """Images and labels that the attacks see."""
     data = digits("test")
     rows = slice(HELD_OUT, HELD_OUT + how.examples)
@@ -84,10 +64,12 @@ def attacked_data(how: Setting) -> tuple[jax.Array, jax.Array]:
 
 
 # Networks are arguments here (pytrees of their variables): another seed compiles nothing.
-@partial(jax.jit, static_argnames="name")
-def attack_on(name: str, source: Callable, x: jax.Array, y: jax.Array, key: jax.Array) -> attacks.AttackResult:
-    """The attack of that name on a network."""
-    return ATTACKS[name](source, x, y, key=key)
+@partial(jax.jit, static_argnums=0)
+def attack_on(
+    attack: attacks.Attack, source: Callable, x: jax.Array, y: jax.Array, key: jax.Array
+) -> attacks.AttackResult:
+    """An attack on a network."""
+    return attack(source, x, y, key=key)
 
 
 @jax.jit
@@ -101,16 +83,23 @@ def generated(result: attacks.AttackResult) -> np.ndarray:
     return np.asarray(result.success & ~result.clean_success)
 
 
-def network(how: Setting, family: str, variant: str, seed: int) -> Callable:
+@functools.cache
+def _apply(name: str) -> Callable:
+    """One bound method for every name: jit compares those by identity."""
+    return networks.create(name).apply
+
+
+def network(how: argparse.Namespace, family: str, variant: str, seed: int) -> Callable:
     """The trained ``sdn-*`` or ``cnn-*`` network as images -> Output."""
     name = f"{family}-{variant}-digits"
-    train = partial(sdn.train_digits, name, seed=seed, epochs=how.epochs)
-    return Partial(networks.create(name).apply, _cached(how, f"{name}-{seed}-{how.epochs}", train))
+    train = partial(embedded.train, name, seed=seed, epochs=how.epochs)
+    return Partial(_apply(name), kept(how.cache / f"{name}-{seed}-{how.epochs}.msgpack", train))
 
 
-def surrogate(how: Setting, family: str, variant: str, target_variant: str, seed: int) -> Callable:
+def surrogate(how: argparse.Namespace, family: str, variant: str, target_variant: str, seed: int) -> Callable:
     """A copy of the target of the other family, trained on its answers to held-out and corrupted images."""
     target_family = "cnn" if family == "sdn" else "sdn"
+    name = f"{family}-{variant}-digits"
 
     def train() -> Variables:
         target = network(how, target_family, target_variant, seed)
@@ -118,20 +107,46 @@ def surrogate(how: Setting, family: str, variant: str, target_variant: str, seed
         held_out = ImageData(test.images[:HELD_OUT], test.labels[:HELD_OUT], test.name)
         data = with_corrupted_copies(held_out, seed=seed)
         data = data._replace(labels=attacks.query(target, data.images))
-        recipe = sdn.digits_recipe("full" if family == "sdn" else "static", how.surrogate_epochs)
-        return sdn.fit(networks.create(f"{family}-{variant}-digits"), data, recipe, seed=100 + seed)
+        recipe = digits_recipe("full" if family == "sdn" else "static", how.surrogate_epochs)
+        return fit(networks.create(name), data, recipe, seed=100 + seed)
 
     stem = f"{family}-{variant}-of-{target_family}-{target_variant}-{seed}-{how.epochs}-{how.surrogate_epochs}"
-    return Partial(networks.create(f"{family}-{variant}-digits").apply, _cached(how, stem, train))
+    return Partial(_apply(name), kept(how.cache / f"{stem}.msgpack", train))
 
 
-def _cached(how: Setting, stem: str, train: Callable[[], Variables]) -> Variables:
-    path = how.cache / f"{stem}.msgpack"
-    if not path.exists():
-        began = time.perf_counter()
-        save_variables(path, train())
-        print(f"trained {stem} in {time.perf_counter() - began:.0f} s", flush=True)
-    return load_variables(path)
+class Seen(NamedTuple):
+    """An attack's result on its source, and what the dynamic target did with the clean and the adversarial images."""
+
+    result: attacks.AttackResult
+    clean: Trace
+    adversarial: Trace
+
+
+def on_dynamic_targets(
+    how: argparse.Namespace, white: Callable[[Partial, str, int], Callable]
+) -> Iterator[tuple[str, str, dict[str, list[Seen]]]]:
+    """(box, variant, {attack: one `Seen` a seed}) of every dynamic network.
+
+    ``white(target, variant, seed)`` is what the white box attacks; in the black box that is a static surrogate of
+    another architecture.
+    """
+    images, labels = attacked_data(how)
+    surrogate_of = {target: source for source, target in PAIRS}
+    for box in ("white", "black"):
+        for variant in VARIANTS:
+            seen: dict[str, list[Seen]] = {name: [] for name in ATTACKS}
+            for seed in how.seeds:
+                target = network(how, "sdn", variant, seed)
+                if box == "white":
+                    source = white(target, variant, seed)
+                else:
+                    source = surrogate(how, "cnn", surrogate_of[variant], variant, seed)
+                clean = answers(target, images).trace
+                for name, attack in ATTACKS.items():
+                    result = attack_on(attack, source, images, labels, key_of(seed))
+                    seen[name].append(Seen(result, clean, answers(target, result.adversarial).trace))
+            yield box, variant, seen
+            print(f"{box} box, {variant} done", flush=True)
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
@@ -151,10 +166,19 @@ def density(values: Sequence[np.ndarray], support: range) -> dict[str, Any]:
     return {"support": list(support), "mean": np.mean(shares, axis=0).tolist(), "std": std}
 
 
+def report(
+    name: str, how: argparse.Namespace, rows: list[dict], panels: dict[str, dict], xlabel: str, **facts: Any
+) -> None:
+    """Draws the densities and writes the record; the claims, the data and all else are among the `facts`."""
+    folder = pathlib.Path(how.results or _record.RESULTS)
+    facts = {"eps": EPS, "pgd_steps": PGD_STEPS, "densities": panels, **facts}
+    facts |= {key: vars(how)[key] for key in ("seeds", "epochs", "surrogate_epochs", "examples")}
+    _record.save(name, rows, folder=folder, **facts)
+    print(plot_densities(panels, folder / f"{name}.png", xlabel))
+
+
 def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path, xlabel: str) -> pathlib.Path:
     """One panel for each network, one line of shares (with the spread over seeds) for each attack; PNG."""
-    from dyn_jax.plotting import figure
-
     fig, axes = figure(1, len(panels), figsize=(3.2 * len(panels), 2.6), sharey=True)
     for axis, (title, lines) in zip(axes[0], panels.items()):
         for label, line in lines.items():
@@ -163,13 +187,13 @@ def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.P
         axis.set_title(title, fontsize=8)
         axis.set_xlabel(xlabel, fontsize=8)
     axes[0][0].set_ylabel("share of examples", fontsize=8)
-    axes[0][-1].legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if axes[0][-1].get_legend_handles_labels()[0]:
+        axes[0][-1].legend(fontsize=7)
     fig.savefig(path, dpi=120)
     return path
 
 
-def flat_table(rows: list[dict[str, Any]], table: Callable) -> str:
+def flat_table(rows: list[dict[str, Any]]) -> str:
     """Rows whose spreads are written as "mean +- std"."""
 
     def cell(value: Any) -> Any:
@@ -179,19 +203,9 @@ def flat_table(rows: list[dict[str, Any]], table: Callable) -> str:
             return "none"
         return f"{value['mean']:.3f}" + ("" if value["std"] is None else f" +- {value['std']:.3f}")
 
-    return table([{name: cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+    return _record.table([{name: cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
 
 
 def key_of(seed: int) -> jax.Array:
     """The key of a seed's attacks."""
     return jax.random.key(1000 + seed)
-
-
-if __name__ == "__main__":  # trains everything that the four experiments use
-    chosen = setting(__doc__)
-    for number in chosen.seeds:
-        for kind in ("sdn", "cnn"):
-            for form in VARIANTS:
-                network(chosen, kind, form, number)
-            for source, goal in PAIRS:
-                surrogate(chosen, kind, source, goal, number)

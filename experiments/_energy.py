@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy as np
 
 from dyn_jax import attacks, metrics, networks, occupancy
 from dyn_jax.datasets import digits
-from dyn_jax.training import sdn
-from dyn_jax.networks.checkpoint import load_variables, save_variables
+from dyn_jax.training import embedded
 from dyn_jax.types import Occupancy, Variables
 from experiments import _record
+from experiments._weights import kept
+from experiments._weights import load as load_shipped
 
 STEPS, RATE = 300, 0.01
 HARD, LEADED = "hard", "straight-through"
@@ -35,8 +36,8 @@ LABELS = {
 }
 
 
-def parser(description: str, images: int) -> argparse.ArgumentParser:
-    """The options that the experiments share."""
+def parser(description: str, images: int, names: str | Sequence[str]) -> argparse.ArgumentParser:
+    """The options that the experiments share; one name is an option ``--network``, several are ``--networks``."""
     result = argparse.ArgumentParser(description=description.splitlines()[0])
     result.add_argument("--images", type=int, default=images, help="test images of the digits, at most 500")
     result.add_argument("--steps", type=int, default=STEPS)
@@ -44,30 +45,21 @@ def parser(description: str, images: int) -> argparse.ArgumentParser:
     result.add_argument(
         "--weights", default=None, help="folder of sdn-*-digits.msgpack, made there if they are missing (early exits)"
     )
+    if isinstance(names, str):
+        result.add_argument("--network", default=names)
+    else:
+        result.add_argument("--networks", nargs="+", default=names)
     return result
-
-
-def methods(steps: int) -> dict[str, attacks.Attack]:
-    """ILFO, GradAuto and the losses of GradMDM, with one budget: `steps` of Adam at 0.01."""
-    budget = {"steps": steps, "learning_rate": RATE}
-    return {
-        "ILFO": attacks.ilfo(**budget),
-        "GradAuto": attacks.grad_auto(**budget),
-        "GradMDM": attacks.grad_mdm(even=False, **budget),
-    }
 
 
 def load(name: str, weights: str | None = None) -> tuple[nn.Module, Variables]:
     """A network of the package, or an early-exit network from `weights`, trained there first if it is missing."""
     if not name.startswith("sdn-"):
-        return networks.pretrained(name)
+        return load_shipped(name)
     if weights is None:
         raise ValueError(f"--weights: got none, expected a folder for {name}.msgpack: early-exit weights do not ship")
-    path = os.path.join(weights, f"{name}.msgpack")
-    if not os.path.isfile(path):
-        os.makedirs(weights, exist_ok=True)
-        save_variables(path, sdn.train_digits(name, seed=0))
-    return networks.create(name), load_variables(path)
+    path = pathlib.Path(weights) / f"{name}.msgpack"
+    return networks.create(name), kept(path, partial(embedded.train, name, seed=0))
 
 
 def data(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,24 +68,30 @@ def data(count: int) -> tuple[np.ndarray, np.ndarray]:
     return test.images[:count], test.labels[:count]
 
 
-def save(name: str, rows: list[dict], arguments: argparse.Namespace, **facts: Any) -> None:
-    """Writes the record of an experiment on the digits."""
-    _record.save(
-        name,
-        rows,
-        folder=arguments.results,
-        data="handwritten digits, test",
-        images=arguments.images,
-        steps=arguments.steps,
-        seed=0,
-        **facts,
-    )
+def save(name: str, rows: list[dict], columns: Sequence[str], arguments: argparse.Namespace, **facts: Any) -> None:
+    """Prints the table and writes the record of an experiment on the digits."""
+    print(_record.table(rows, list(columns)))
+    facts = {"data": "handwritten digits, test", "images": arguments.images, "seed": 0} | facts
+    print(_record.save(name, rows, folder=arguments.results, **facts))
+
+
+def budget(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of every attack on the energy."""
+    return {"steps": arguments.steps, "learning_rate": RATE}
+
+
+def progress(rows: list[dict], columns: Sequence[str]) -> None:
+    """Prints the last row."""
+    print(_record.table(rows[-1:], list(columns)).splitlines()[-1], flush=True)
 
 
 def runner(
     net: nn.Module, attack: attacks.Attack | Callable[[jax.Array], attacks.Attack], how: Occupancy
 ) -> Callable[..., attacks.AttackResult]:
-    """Jitted ``run(variables, images, labels[, K])``: gradients under `how`, judged on the deployed network."""
+    """Jitted ``run(variables, images, labels[, constant])``: gradients under `how`, judged on the deployed network.
+
+    `attack` is one, or makes one of the constant.
+    """
 
     def run(variables: Variables, x: jax.Array, y: jax.Array, constant: jax.Array | None = None):
         made = attack if constant is None else attack(constant)
@@ -124,7 +122,7 @@ def numbers(result: attacks.AttackResult, images: np.ndarray, labels: np.ndarray
         "fully recovered %": 100 * float((shares > 0.999).mean()),
         "PSNR dB": float(quality.mean()) if len(quality) else float("inf"),
         "accuracy kept %": 100 * float(metrics.accuracy_kept(result.logits_clean, result.logits_adversarial, labels)),
-        "switched off per image": float(np.asarray(result.record.switched_off).sum(0).mean()),
+        "switched off per image": float(np.asarray(result.record.switched_off).sum(1).mean()),
         "zero gradient %": 100 * float(np.asarray(result.record.zero_gradient).mean()),
         "projected %": 100 * float(np.asarray(result.record.projected).mean()),
         "units never all on": int(off.sum()),

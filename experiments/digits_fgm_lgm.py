@@ -14,15 +14,17 @@ import argparse
 import os
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax import demo, metrics, networks, occupancy
+from dyn_jax import metrics, occupancy
+from dyn_jax.cli import demo
 from dyn_jax.datasets import digits
 from dyn_jax.occupancy import Stochastic
-from dyn_jax.networks.checkpoint import load_variables
 from experiments import _record
+from experiments._weights import load
 
 NETWORKS = ("skipnet-digits", "dynconv-digits")
 LAMBDAS = (1.0, 3.0, 10.0, 30.0, 300.0)
@@ -41,9 +43,10 @@ class Flipped(Stochastic):
         return jnp.where(jax.random.bernoulli(key, self.rate, score.shape), 1 - value, value)
 
 
-def measure(name: str, variables: dict, images: np.ndarray, labels: np.ndarray) -> tuple[list[dict], dict]:
+def measure(
+    name: str, net: nn.Module, variables: dict, images: np.ndarray, labels: np.ndarray
+) -> tuple[list[dict], dict]:
     """(rows of attacks, facts about the network) for one set of weights; accuracies in percent."""
-    net = networks.create(name)
     gradients = {"FGM": occupancy.hard()}
     gradients |= {f"LGM soft {lam:g}": occupancy.sigmoid(lam) for lam in LAMBDAS}
     gradients |= {f"LGM straight-through {lam:g}": occupancy.straight_through(lam) for lam in STRAIGHT_LAMBDAS}
@@ -95,7 +98,7 @@ def main() -> None:
         runs = []
         for seed in arguments.seeds:
             file = os.path.join(arguments.weights, f"seed{seed}-{name}.msgpack")
-            runs.append(measure(name, load_variables(file), images, labels))
+            runs.append(measure(name, *load(name, file), images, labels))
         for position, first in enumerate(runs[0][0]):
             values = np.array([rows[position]["after %"] for rows, _ in runs])
             fgm = np.array([_fgm(rows, first["attack"]) for rows, _ in runs])
@@ -112,10 +115,9 @@ def main() -> None:
         facts[name] = {key: [round(f[key], 3) for _, f in runs] for key in runs[0][1]}
         print(name, *(f"  {key}: {value}" for key, value in facts[name].items()), sep="\n", flush=True)
     print(_record.table(lines, list(lines[0])))
-    _record.save(
-        "digits_fgm_lgm", lines, folder=arguments.results, data=data.name, images=len(labels), seeds=arguments.seeds,
-        networks=facts,
-    )  # fmt: skip
+    settings = {"data": data.name, "images": len(labels), "seeds": arguments.seeds, "bim_steps": demo.STEPS}
+    settings |= {"eps": list(EPS), "lambdas": list(LAMBDAS), "straight-through lambdas": list(STRAIGHT_LAMBDAS)}
+    print(_record.save("digits_fgm_lgm", lines, folder=arguments.results, networks=facts, **settings))
 
 
 def _fgm(rows: list[dict], attack: str) -> float:

@@ -6,16 +6,16 @@ trained on the target's answers. Source: 2308.08709, section 3, figures 2, 7 and
 
 from __future__ import annotations
 
-import pathlib
+import argparse
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from dyn_jax import exits
+from dyn_jax.metrics import exits
 from experiments import _early_exit as common
-from experiments._record import RESULTS, save, table
+from experiments._record import table
 
 CLAIMS = {
     "finding 1": "D2S transferability is higher than S2D transferability (on average over all pairs)",
@@ -24,7 +24,7 @@ CLAIMS = {
 }
 
 
-def measure(how: common.Setting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of the table and the densities of the exits at which examples were made."""
     images, labels = common.attacked_data(how)
     rows, panels = [], {}
@@ -38,8 +38,8 @@ def measure(how: common.Setting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             for seed in how.seeds:
                 surrogate = common.surrogate(how, family, surrogate_variant, target_variant, seed)
                 target = common.network(how, target_family, target_variant, seed)
-                for name in common.ATTACKS:
-                    arguments = (name, surrogate, images, labels, common.key_of(seed))
+                for name, attack in common.ATTACKS.items():
+                    arguments = (attack, surrogate, images, labels, common.key_of(seed))
                     jax.block_until_ready(common.attack_on(*arguments))
                     began = time.perf_counter()
                     result = jax.block_until_ready(common.attack_on(*arguments))
@@ -86,7 +86,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 None if over_pairs[part] is None else 100 * over_pairs[part] for part in ("mean", "std")
             )
             line[f"{direction} seconds"] = float(np.mean([row["seconds"]["mean"] for row in chosen]))
-        line["D2S > S2D"] = bool(line["D2S %"] > line["S2D %"])
+        d2s, s2d = line["D2S %"], line["S2D %"]
+        line["D2S > S2D"] = None not in (d2s, s2d) and d2s > s2d
         lines.append(line)
     return lines
 
@@ -95,18 +96,11 @@ def main() -> None:
     how = common.setting(__doc__)
     rows, panels = measure(how)
     lines = summary(rows)
-    folder = pathlib.Path(how.results or RESULTS)
-    picture = common.plot_densities(panels, folder / "early_exit_rq1.png", "exit where the example was made")
-    facts = {
-        "data": "handwritten digits, 150 held out for the surrogates",
-        "eps": common.EPS,
-        "seeds": how.seeds,
-        **how.facts(),
-    }
-    save("early_exit_rq1", rows, folder=how.results, claimed=CLAIMS, summary=lines, densities=panels, **facts)
+    data = "handwritten digits, 150 held out for the surrogates"
+    xlabel = "exit where the example was made"
+    common.report("early_exit_rq1", how, rows, panels, xlabel, claimed=CLAIMS, data=data, summary=lines)
     columns = ["attack", "S2D %", "S2D std", "D2S %", "D2S std", "D2S > S2D", "S2D seconds", "D2S seconds"]
     print(table(lines, columns))
-    print(picture)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,21 @@ transfer to the other architectures, T1 (last exit kept) and T2 (all early exits
 
 from __future__ import annotations
 
+import argparse
+import collections
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax import attacks, exits
+from dyn_jax import attacks, objectives
+from dyn_jax.metrics import exits
 from dyn_jax.types import Output
 from experiments import _early_exit as common
-from experiments._record import save, table
+from experiments._record import save
 
 ALPHAS = (0.001, 0.01, 0.1, 1.0, 20.0, 40.0)
 STEPS, EXAMPLES, RATE = 200, 40, 0.05
@@ -32,8 +34,8 @@ CLAIMS = {
 
 def early_exits_only(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
     """Cross-entropy summed over all exits but the last: what the baselines ascend."""
-    count = output.trace.exits.shape[0]
-    return sum(exits.exit_objective(i)(output, labels, targets) for i in range(count - 1))
+    count = output.trace.exits.shape[1]
+    return sum(objectives.exit_objective(i)(output, labels, targets) for i in range(count - 1))
 
 
 BASELINES = {
@@ -51,40 +53,23 @@ def early_attack_on(
     return attack(net, images, labels, key=key, start=images)
 
 
-@partial(jax.jit, static_argnames="name")
-def baseline_on(name: str, net: Callable, images: jax.Array, labels: jax.Array, key: jax.Array) -> attacks.AttackResult:
-    """A baseline of that name."""
-    return BASELINES[name](net, images, labels, key=key)
-
-
-def measure(how: common.Setting) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of success (by alpha, and the baselines) and of transfer."""
     images, labels = (part[:EXAMPLES] for part in common.attacked_data(how))
-    success: dict[tuple, list] = {}
-    moved: dict[tuple, list] = {}
-    distances: dict[tuple, list] = {}
+    success, distances, moved = (collections.defaultdict(list) for _ in range(3))
     for seed in how.seeds:
         made: dict[str, jax.Array] = {}
         for variant in common.VARIANTS:
+            began, arguments = time.perf_counter(), (images, labels, common.key_of(seed))
             net = common.network(how, "sdn", variant, seed)
-
-            began = time.perf_counter()
-            for alpha in ALPHAS:
-                result = early_attack_on(net, images, labels, common.key_of(seed), jnp.float32(alpha))
-                hit = np.asarray(exits.early_success(result.trace_clean, result.trace_adversarial))
-                success.setdefault((variant, f"Early Attack, alpha {alpha:g}"), []).append(hit.mean())
-                distances.setdefault((variant, f"Early Attack, alpha {alpha:g}"), []).append(
-                    np.asarray(result.distance).mean()
-                )
-                if alpha == 1.0:
-                    made[variant] = result.adversarial
-            for name in BASELINES:
-                result = baseline_on(name, net, images, labels, common.key_of(seed))
-                hit = np.asarray(exits.early_success(result.trace_clean, result.trace_adversarial))
-                success.setdefault((variant, name), []).append(hit.mean())
-                distances.setdefault((variant, name), []).append(
-                    np.asarray(jnp.sqrt(jnp.sum((result.adversarial - images) ** 2, (1, 2, 3)))).mean()
-                )
+            results = {f"Early Attack, alpha {a:g}": early_attack_on(net, *arguments, jnp.float32(a)) for a in ALPHAS}
+            made[variant] = results["Early Attack, alpha 1"].adversarial
+            results |= {name: common.attack_on(attack, net, *arguments) for name, attack in BASELINES.items()}
+            for name, result in results.items():
+                hit = exits.early_success(result.trace_clean, result.trace_adversarial)
+                success[variant, name].append(hit.mean())
+                away = np.asarray(result.adversarial - images).reshape(len(images), -1)
+                distances[variant, name].append(np.linalg.norm(away, axis=1).mean())
             print(f"seed {seed}, {variant}: {time.perf_counter() - began:.0f} s", flush=True)
         for source in common.VARIANTS:
             for target in common.VARIANTS:
@@ -92,7 +77,7 @@ def measure(how: common.Setting) -> tuple[list[dict[str, Any]], list[dict[str, A
                     continue
                 net = common.network(how, "sdn", target, seed)
                 parts = exits.early_parts(common.answers(net, images).trace, common.answers(net, made[source]).trace)
-                moved.setdefault((source, target), []).append([float(p.mean()) for p in parts])
+                moved[source, target].append([p.mean() for p in parts])
     rows = [
         {
             "network": f"sdn-{variant}",
@@ -118,10 +103,11 @@ def main() -> None:
     how = common.setting(__doc__)
     rows, transfers = measure(how)
     facts = {"data": f"{EXAMPLES} handwritten digits", "steps": STEPS, "learning_rate": RATE, "start": "the image"}
-    facts |= {"seeds": how.seeds, "epochs": how.epochs}
-    save("early_exit_rq4", rows, folder=how.results, claimed=CLAIMS, transfer=transfers, **facts)
-    print(common.flat_table(rows, table))
-    print(common.flat_table(transfers, table))
+    facts |= {"alphas": list(ALPHAS), "baselines' eps": common.EPS, "baselines' steps": common.PGD_STEPS}
+    facts |= {"seeds": how.seeds, "epochs": how.epochs, "claimed": CLAIMS, "transfer": transfers}
+    save("early_exit_rq4", rows, folder=how.results, **facts)
+    print(common.flat_table(rows))
+    print(common.flat_table(transfers))
 
 
 if __name__ == "__main__":

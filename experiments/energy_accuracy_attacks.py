@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dyn_jax import demo, networks, occupancy
-from experiments import _energy, _record
+from dyn_jax import occupancy
+from dyn_jax.cli import demo
+from experiments import _energy
 
 NETWORKS = ("sact-digits", "manidp-digits")
 EPS = ("8/255", "16/255")
@@ -23,11 +24,11 @@ COLUMNS = ("network", "attack", "gradient", "clean %", "after %", "standard erro
 
 
 def main() -> None:
-    arguments = _energy.parser(__doc__, images=100).parse_args()
+    arguments = _energy.parser(__doc__, 100, NETWORKS).parse_args()
     images, labels = _energy.data(arguments.images)
     rows = []
-    for name in NETWORKS:
-        net, variables = networks.pretrained(name)
+    for name in arguments.networks:
+        net, variables = _energy.load(name, arguments.weights)
         for row, result in demo.compare(name, net, variables, images, labels, GRADIENTS, eps=EPS):
             right = ~np.asarray(result.success)
             rows.append(
@@ -41,9 +42,9 @@ def main() -> None:
                     "architecture change %": 100 * row.architecture_change,
                 }
             )
-            print(_record.table(rows[-1:], list(COLUMNS)).splitlines()[-1], flush=True)
-    print(_record.table(rows, list(COLUMNS)))
-    _energy.save("energy_accuracy_attacks", rows, arguments)
+            _energy.progress(rows, COLUMNS)
+    facts = {"eps": list(EPS), "lambdas": list(LAMBDAS), "bim_steps": demo.STEPS}
+    _energy.save("energy_accuracy_attacks", rows, COLUMNS, arguments, **facts)
 
 
 if __name__ == "__main__":

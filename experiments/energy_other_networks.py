@@ -12,6 +12,7 @@ import argparse
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks, metrics
@@ -20,43 +21,43 @@ from experiments import _energy, _record, _rooms, gradauto_table1
 
 NETWORKS = ("dynconv-digits", "sdn-resnet56-digits", "sdn-vgg16-digits")
 POINT_EPS, POINT_STEPS, POINT_RATE = (0.01, 0.05), 20, 0.005
+BUDGET = {"steps": POINT_STEPS, "learning_rate": POINT_RATE}
+METHODS = {  # ILFO with the weights and the choice of the iterate that GradAuto has
+    "random moves": attacks.point_noise,
+    "ILFO": lambda eps: attacks.ilfo(eps=eps, weights="macs", form=attacks.Form(), **BUDGET),
+    "GradAuto": lambda eps: attacks.grad_auto(eps=eps, **BUDGET),
+}
 
 
 def points(arguments: argparse.Namespace) -> list[dict]:
-    """Rows of MinkUNet: points that move at random, Point-BIM on the complexity loss, ILFO, GradAuto."""
-    how = argparse.Namespace(rooms=arguments.rooms, weights=None)
-    setup = _rooms.setup(how, step=2 * POINT_RATE)
+    """Rows of MinkUNet: points that move at random, ILFO, GradAuto."""
+    setup = _rooms.setup(arguments.rooms, arguments.points, step=2 * POINT_RATE)
+    release = _rooms.PROTOCOLS["release"]["form"]
+
+    @partial(jax.jit, static_argnames="method")
+    def run(method, variables, cloud, labels, eps):
+        small = partial(setup.net.apply, variables, capacity=setup.small)
+        leaded = partial(setup.net.apply, variables, occupancy=voxel.lgm(), capacity=setup.large, form=release)
+        result = METHODS[method](eps)(leaded, cloud, labels, victim=small, key=jax.random.key(0))
+        scores = [_rooms.confusion(z, labels) for z in (result.logits_clean, result.logits_adversarial)]
+        return result.overflow, metrics.increase(result.trace_clean, result.trace_adversarial), *scores
+
     rows = []
     for eps in POINT_EPS:
-        budget = {"steps": POINT_STEPS, "learning_rate": POINT_RATE}
-        methods = {
-            "random moves": attacks.point_noise(eps),
-            "ILFO": attacks.point_ilfo(eps, **budget),
-            "GradAuto": attacks.point_grad_auto(eps, **budget),
-        }
-        for method, attack in methods.items():
-
-            @jax.jit
-            def run(variables, cloud, labels, attack=attack):
-                small = partial(setup.net.apply, variables, capacity=setup.small)
-                leaded = partial(
-                    setup.net.apply, variables, occupancy=voxel.lgm(), capacity=setup.large, protocol="release"
-                )
-                return attack(leaded, cloud, labels, victim=small, key=jax.random.key(0))
-
-            results = [run(setup.variables, c, y) for c, y in zip(setup.clouds, setup.labels)]
-            if any(bool(r.overflow) for r in results):
-                raise RuntimeError(f"{method}, eps {eps}: voxels did not fit, the numbers cannot be trusted")
-            rise = [100 * float(metrics.increase(r.trace_clean, r.trace_adversarial).mean()) for r in results]
+        for method in METHODS:
+            results = [run(method, setup.variables, c, y, jnp.float32(eps)) for c, y in zip(setup.clouds, setup.labels)]
+            overflow, rise, *scores = (np.stack(column) for column in zip(*results))
+            _rooms.trusted(overflow, f"{method}, eps {eps}")
+            before, after = (100 * np.mean([metrics.mean_iou(room) for room in rooms]) for rooms in scores)
             rows.append(
                 {
                     "network": "MinkUNet (rooms)",
                     "attack": method,
                     "eps (m)": eps,
-                    "increase of multiply-adds %": float(np.mean(rise)),
-                    "sd over rooms": float(np.std(rise, ddof=1)) if len(rise) > 1 else 0.0,
-                    "mean IoU before %": 100 * float(np.mean([r.mean_iou_clean for r in results])),
-                    "after %": 100 * float(np.mean([r.mean_iou for r in results])),
+                    "increase of multiply-adds %": 100 * float(rise.mean()),
+                    "sd over rooms": 100 * _rooms.deviation(rise.ravel()),
+                    "mean IoU before %": float(before),
+                    "after %": float(after),
                 }
             )
             print(rows[-1], flush=True)
@@ -64,15 +65,18 @@ def points(arguments: argparse.Namespace) -> list[dict]:
 
 
 def main() -> None:
-    parser = _energy.parser(__doc__, images=32)
+    parser = _energy.parser(__doc__, 32, NETWORKS)
     parser.add_argument("--rooms", type=int, default=2)
+    _rooms.add_points(parser)
     arguments = parser.parse_args()
-    rows = gradauto_table1.rows_of(NETWORKS, arguments, {})
+    rows = gradauto_table1.rows_of(arguments, {})
     rooms = points(arguments)
-    columns = [c for c in gradauto_table1.COLUMNS if c != "claimed %"]
-    print(_record.table(rows, columns))
     print(_record.table(rooms, list(rooms[0])))
-    _energy.save("energy_other_networks", rows, arguments, rooms=rooms, point_steps=POINT_STEPS)
+    facts = {"data": "handwritten digits, test; procedural rooms, test", "rooms": rooms, **_energy.budget(arguments)}
+    facts |= {"number of rooms": arguments.rooms, "point_eps (m)": list(POINT_EPS)}
+    facts |= {"point_steps": POINT_STEPS, "point_learning_rate (m)": POINT_RATE}
+    columns = [c for c in gradauto_table1.COLUMNS if c != "claimed %"]
+    _energy.save("energy_other_networks", rows, columns, arguments, **facts)
 
 
 if __name__ == "__main__":

@@ -9,40 +9,42 @@ the finished gradient for every image. Figure 3: the images themselves, ILFO bes
 
 from __future__ import annotations
 
+import argparse
 import os
 from typing import Any
 
 import numpy as np
 
 from dyn_jax import attacks, metrics, plotting
+from dyn_jax.attacks.ilfo import ILFO
 from experiments import _energy, _record
 
 KS = (1e-4, 1e-3, 1e-2, 1.0, 1e2)
 
 
-def runs(arguments) -> tuple[dict[str, attacks.AttackResult], np.ndarray, np.ndarray]:
-    """Results by name, the images and their labels."""
+def runs(arguments: argparse.Namespace) -> tuple[dict[str, attacks.AttackResult], np.ndarray]:
+    """Results by name, and the images."""
     images, labels = _energy.data(arguments.images)
     net, variables = _energy.load(arguments.network, arguments.weights)
-    budget = {"steps": arguments.steps, "learning_rate": _energy.RATE}
-    hard = _energy.OCCUPANCIES[_energy.HARD]
+    budget, hard = _energy.budget(arguments), _energy.OCCUPANCIES[_energy.HARD]
+    plain, start, last = attacks.Rectify(False, False), attacks.Rectify(begin=0), attacks.Form(keep="last")
     methods = {
-        "eq. 7": attacks.grad_auto(magnitude=False, direction=False, **budget),
-        "GradAuto": attacks.grad_auto(direction_from=0, **budget),
-        "ILFO": attacks.ilfo(keep="last", **budget),
+        "eq. 7": attacks.grad_auto(rectify=plain, **budget),
+        "GradAuto": attacks.grad_auto(rectify=start, **budget),
+        "ILFO": attacks.ilfo(form=ILFO.replace(keep="last"), **budget),
     }
     results = {}
     for name, attack in methods.items():
         results[name], _ = _energy.timed(_energy.runner(net, attack, hard), variables, images, labels)
-    sweep = _energy.runner(net, lambda k: attacks.grad_auto(k, keep="last", **budget), hard)
+    sweep = _energy.runner(net, lambda k: attacks.grad_auto(k, form=last, **budget), hard)
     for k in KS:
         results[f"K = {k:g}"], _ = _energy.timed(sweep, variables, images, labels, np.float32(k))
-    return results, images, labels
+    return results, images
 
 
 def gates_axis(axis: Any, record: Any, n: int, title: str) -> None:
     """Gating value minus threshold of every gate along the steps."""
-    values = np.asarray(record.gating)[:, n]
+    values = np.asarray(record.gating)[n]
     colours = plotting.colours(values.shape[1])
     for unit in range(values.shape[1]):
         axis.plot(values[:, unit], linewidth=0.8, label=str(unit + 1), color=colours[unit])
@@ -57,7 +59,7 @@ def figure_1(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> Non
     """Gradient norms (A, B) and gating values (C, D) of two images under eq. 7."""
     fig, axes = plotting.figure(2, 2, figsize=(9, 6))
     for column, (n, upper, lower) in enumerate(zip(chosen, "AB", "CD")):
-        axes[0][column].semilogy(np.maximum(result.record.complexity_norm[:, n], 1e-12), linewidth=0.8)
+        axes[0][column].semilogy(np.maximum(result.record.complexity_norm[n], 1e-12), linewidth=0.8)
         axes[0][column].set_title(f"{upper}: norm of the complexity gradient, image {n}", fontsize=8)
         axes[0][column].set_xlabel("step", fontsize=7)
         gates_axis(axes[1][column], result.record, n, f"{lower}: gating values, image {n}")
@@ -72,8 +74,8 @@ def figure_2(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> Non
         gates_axis(axes[0][column], result.record, n, f"{letter}: gating values, image {n}, K = 1")
     cosine = np.asarray(result.record.cosine)
     angle = np.where(cosine == 0, np.nan, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-    for n in range(angle.shape[1]):
-        axes[0][2].plot(angle[:, n], linewidth=0.6, label=str(n))
+    for n in range(len(angle)):
+        axes[0][2].plot(angle[n], linewidth=0.6, label=str(n))
     axes[0][2].axhline(90, color="black", linewidth=0.6)
     axes[0][2].set_title("C: angle between complexity and finished gradient", fontsize=8)
     axes[0][2].set_ylabel("degrees", fontsize=7)
@@ -83,11 +85,12 @@ def figure_2(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> Non
     fig.savefig(path, dpi=110)
 
 
-def figure_3(results: dict[str, attacks.AttackResult], images: np.ndarray, path: str, rows: int = 4) -> None:
-    """Clean images beside those of ILFO and of GradAuto with several K, each with PSNR and units on."""
+def figure_3(results: dict[str, attacks.AttackResult], images: np.ndarray, path: str) -> None:
+    """Up to four clean images beside those of ILFO and of GradAuto with several K, each with PSNR and units on."""
     names = ["ILFO", *(f"K = {k:g}" for k in KS)]
+    rows = min(4, len(images))
     fig, axes = plotting.figure(rows, 1 + len(names), figsize=(1.5 * (1 + len(names)), 1.8 * rows))
-    on = lambda trace, n: sum(int(np.asarray(unit.occupancy)[n] >= 0.5) for unit in trace.units)
+    on = lambda trace, n: sum(int(unit.on[n]) for unit in trace.units)
     for n in range(rows):
         first = results[names[0]]
         _show(axes[n][0], images[n], f"clean, {on(first.trace_clean, n)} of {len(first.trace_clean.units)} on")
@@ -106,13 +109,11 @@ def _show(axis: Any, image: np.ndarray, title: str) -> None:
 
 
 def main() -> None:
-    parser = _energy.parser(__doc__, images=8)
-    parser.add_argument("--network", default="skipnet-rl-digits")
-    arguments = parser.parse_args()
+    arguments = _energy.parser(__doc__, 8, "skipnet-rl-digits").parse_args()
     folder = str(arguments.results or _record.RESULTS)
     os.makedirs(folder, exist_ok=True)
-    results, images, _ = runs(arguments)
-    chosen = np.argsort(-results["eq. 7"].record.switched_off.sum(0), kind="stable")[:2]
+    results, images = runs(arguments)
+    chosen = np.argsort(-results["eq. 7"].record.switched_off.sum(1), kind="stable")[:2]
     figure_1(results["eq. 7"], chosen, os.path.join(folder, "gradauto_fig1.png"))
     figure_2(results["GradAuto"], chosen, os.path.join(folder, "gradauto_fig2.png"))
     figure_3(results, images, os.path.join(folder, "gradauto_fig3.png"))

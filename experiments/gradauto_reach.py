@@ -14,8 +14,6 @@ halting sigmoid likewise (SACT: a unit is off because the h before reach 0.99, s
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +21,7 @@ import numpy as np
 from dyn_jax import attacks, metrics
 from dyn_jax.gates.halting import EPSILON
 from dyn_jax.types import Trace
-from experiments import _energy, _record
+from experiments import _energy
 
 FLAT = 0.01
 NETWORKS = ("skipnet-digits", "skipnet-rl-digits", "sact-digits", "manidp-digits", "dynconv-digits")
@@ -34,68 +32,54 @@ def flat_share(trace: Trace) -> float:
     flat, off = 0, 0
     before: dict[str, np.ndarray] = {}
     for unit in trace.units:
-        score, is_off = np.asarray(unit.score), np.asarray(unit.occupancy) < 0.5
-        if unit.logit:
-            on = 1 / (1 + np.exp(-score))
+        score, is_off = np.asarray(unit.score), ~np.asarray(unit.on)
+        if "probability" in unit.extras:
+            on = np.asarray(unit.extras["probability"])
             is_flat = on * (1 - on) < FLAT
-        elif unit.value is not None:
-            is_flat = np.asarray(unit.value) == 0
+        elif "value" in unit.extras:
+            is_flat = np.asarray(unit.extras["value"]) == 0
         else:
             block = unit.name.split("_")[0]
             h = np.clip(before.get(block, 1 - EPSILON) - score, 0, 1)
             before[block] = score
             is_flat = h * (1 - h) < FLAT
         flat, off = flat + int((is_flat & is_off).sum()), off + int(is_off.sum())
-    return flat / off
+    return flat / max(off, 1)
 
 
 def main() -> None:
-    arguments = _energy.parser(__doc__, images=8).parse_args()
+    arguments = _energy.parser(__doc__, 8, NETWORKS).parse_args()
     images, labels = _energy.data(arguments.images)
-    rows = []
-    for name in NETWORKS:
-        net, variables = _energy.load(name)
-        units = len(jax.eval_shape(net.apply, variables, images).trace.units)
+    budget, rows = _energy.budget(arguments), []
 
-        @jax.jit
-        def alone(variables, x, y, chosen, net=net):
-            forward = partial(net.apply, variables, occupancy=_energy.OCCUPANCIES[_energy.HARD])
+    def attack(weights: jax.Array) -> attacks.Attack:
+        rectify, form = attacks.Rectify(direction=False), attacks.Form(keep="least_loss")
+        return attacks.grad_auto(weights=weights, tau=None, rectify=rectify, form=form, **budget)
 
-            def one(weights):
-                attack = attacks.grad_auto(
-                    steps=arguments.steps,
-                    learning_rate=_energy.RATE,
-                    weights=weights,
-                    tau=None,
-                    direction=False,
-                    keep="least_loss",
-                )
-                result = attack(forward, x, y)
-                return result.trace_clean.units, result.trace_adversarial.units
-
-            return jax.vmap(one)(chosen)
-
-        (clean, after), seconds = _energy.timed(alone, variables, images, labels, jnp.eye(units))
-        costs = [metrics.dense_unit_macs(u) for u in jax.eval_shape(net.apply, variables, images).trace.units]
-        share = lambda unit, number: np.mean(np.asarray(unit.occupancy)[number] >= 0.5)
-        before = [float(share(unit, n)) for n, unit in enumerate(clean)]
-        best = [float(max(share(unit, n), b)) for (n, unit), b in zip(enumerate(after), before)]
-        saved = sum(c * (1 - b) for c, b in zip(costs, before))
-        ceiling = sum(c * (top - b) for c, b, top in zip(costs, before, best)) / saved
+    for name in arguments.networks:
+        net, variables = _energy.load(name, arguments.weights)
+        trace = jax.jit(net.apply)(variables, images).trace
+        units = len(trace.units)
+        alone = jax.vmap(_energy.runner(net, attack, _energy.OCCUPANCIES[_energy.HARD]), (None, None, None, 0))
+        result, seconds = _energy.timed(alone, variables, images, labels, jnp.eye(units))
+        share = lambda units: [float(unit.on[number].mean()) for number, unit in enumerate(units)]
+        costs = np.array([metrics.dense_unit_macs(unit) for unit in trace.units], np.float64)
+        before = np.array(share(result.trace_clean.units))
+        best = np.maximum(share(result.trace_adversarial.units), before)
         rows.append(
             {
                 "network": _energy.LABELS[name],
                 "units": units,
-                "ceiling %": 100 * ceiling,
-                "flat %": 100 * flat_share(jax.jit(net.apply)(variables, images).trace),
-                "on before": [round(b, 3) for b in before],
-                "on when attacked alone": [round(b, 3) for b in best],
+                "ceiling %": 100 * float(costs @ (best - before) / (costs @ (1 - before))),
+                "flat %": 100 * flat_share(trace),
+                "on before": [round(b, 3) for b in before.tolist()],
+                "on when attacked alone": [round(b, 3) for b in best.tolist()],
                 "seconds": seconds,
             }
         )
         print(rows[-1], flush=True)
-    print(_record.table(rows, list(rows[0])[:4]))
-    _energy.save("gradauto_reach", rows, arguments)
+    facts = {"flat below": FLAT, **budget}
+    _energy.save("gradauto_reach", rows, list(rows[0])[:4], arguments, **facts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ through straight-through ones (the release's SkipNet SP). GradMDM here are its l
 
 from __future__ import annotations
 
-from experiments import _energy, _record
+import argparse
+
+from dyn_jax import attacks
+from experiments import _energy
 
 CLAIMED = {  # (CIFAR-10, ImageNet)
     ("skipnet-digits", "ILFO"): "84.3 / 81.4",
@@ -28,14 +31,20 @@ COLUMNS = (
 )
 
 
-def rows_of(names: tuple[str, ...], arguments, claimed: dict) -> list[dict]:
+def rows_of(arguments: argparse.Namespace, claimed: dict) -> list[dict]:
     """One row for every network, occupancy of the gradient and attack."""
     images, labels = _energy.data(arguments.images)
+    budget = _energy.budget(arguments)
+    methods = {
+        "ILFO": attacks.ilfo(**budget),
+        "GradAuto": attacks.grad_auto(**budget),
+        "GradMDM": attacks.grad_mdm(even=False, **budget),
+    }
     rows = []
-    for name in names:
+    for name in arguments.networks:
         net, variables = _energy.load(name, arguments.weights)
         for gradient, how in _energy.OCCUPANCIES.items():
-            for method, attack in _energy.methods(arguments.steps).items():
+            for method, attack in methods.items():
                 result, seconds = _energy.timed(_energy.runner(net, attack, how), variables, images, labels)
                 rows.append(
                     {
@@ -47,15 +56,14 @@ def rows_of(names: tuple[str, ...], arguments, claimed: dict) -> list[dict]:
                         "seconds": seconds,
                     }
                 )
-                print(_record.table(rows[-1:], list(COLUMNS)).splitlines()[-1], flush=True)
+                _energy.progress(rows, COLUMNS)
     return rows
 
 
 def main() -> None:
-    arguments = _energy.parser(__doc__, images=32).parse_args()
-    rows = rows_of(NETWORKS, arguments, CLAIMED)
-    print(_record.table(rows, list(COLUMNS)))
-    _energy.save("gradauto_table1", rows, arguments)
+    arguments = _energy.parser(__doc__, 32, NETWORKS).parse_args()
+    rows = rows_of(arguments, CLAIMED)
+    _energy.save("gradauto_table1", rows, COLUMNS, arguments, **_energy.budget(arguments))
 
 
 if __name__ == "__main__":

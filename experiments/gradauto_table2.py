@@ -9,42 +9,39 @@ last rows are GradMDM, GradAuto's successor, without and with the nodes that eve
 from __future__ import annotations
 
 from dyn_jax import attacks
-from experiments import _energy, _record
+from dyn_jax.attacks import Rectify
+from experiments import _energy
 
 CLAIMED = {"baseline": 46.9, "RD": 52.3, "RM": 86.9, "RM + RD": 88.9}
 COLUMNS = ("method", "claimed %", "recovery %", "standard error", "PSNR dB", "accuracy kept %",
            "switched off per image", "projected %", "zero gradient %")  # fmt: skip
 
 
-def methods(steps: int) -> dict[str, attacks.Attack]:
+def methods(budget: dict) -> dict[str, attacks.Attack]:
     """The four of the table, both with RD from the start, and the successor."""
-    budget = {"steps": steps, "learning_rate": _energy.RATE}
     return {
-        "baseline": attacks.grad_auto(magnitude=False, direction=False, **budget),
-        "RD": attacks.grad_auto(magnitude=False, **budget),
-        "RM": attacks.grad_auto(direction=False, **budget),
+        "baseline": attacks.grad_auto(rectify=Rectify(magnitude=False, direction=False), **budget),
+        "RD": attacks.grad_auto(rectify=Rectify(magnitude=False), **budget),
+        "RM": attacks.grad_auto(rectify=Rectify(direction=False), **budget),
         "RM + RD": attacks.grad_auto(**budget),
-        "RM + RD from the start": attacks.grad_auto(direction_from=0, **budget),
+        "RM + RD from the start": attacks.grad_auto(rectify=Rectify(begin=0), **budget),
         "GradMDM's losses": attacks.grad_mdm(even=False, **budget),
         "GradMDM with its nodes": attacks.grad_mdm(**budget),
     }
 
 
 def main() -> None:
-    parser = _energy.parser(__doc__, images=40)
-    parser.add_argument("--network", default="skipnet-rl-digits")
-    arguments = parser.parse_args()
+    arguments = _energy.parser(__doc__, 40, "skipnet-rl-digits").parse_args()
     images, labels = _energy.data(arguments.images)
     net, variables = _energy.load(arguments.network, arguments.weights)
-    rows = []
-    for method, attack in methods(arguments.steps).items():
+    budget, rows = _energy.budget(arguments), []
+    for method, attack in methods(budget).items():
         run = _energy.runner(net, attack, _energy.OCCUPANCIES[_energy.HARD])
         result, seconds = _energy.timed(run, variables, images, labels)
         measured = _energy.numbers(result, images, labels)
         rows.append({"method": method, "claimed %": CLAIMED.get(method), **measured, "seconds": seconds})
-        print(_record.table(rows[-1:], list(COLUMNS)).splitlines()[-1], flush=True)
-    print(_record.table(rows, list(COLUMNS)))
-    _energy.save("gradauto_table2", rows, arguments, network=arguments.network)
+        _energy.progress(rows, COLUMNS)
+    _energy.save("gradauto_table2", rows, COLUMNS, arguments, network=arguments.network, **budget)
 
 
 if __name__ == "__main__":

@@ -14,36 +14,34 @@ import argparse
 import os
 from functools import partial
 
-import numpy as np
-
-import dyn_jax
 import weights_convert
-from dyn_jax import attacks
-from dyn_jax.attacks.base import is_adversarial
+from dyn_jax import attacks, metrics, networks
 from dyn_jax.datasets import ImageData, cifar10, to_float
 from dyn_jax.nn import CIFAR10_MEAN_STD, IMAGENET_MEAN_STD
 from experiments import _record
 from experiments._data import cifar10_lossless
 from weights_convert.torch_io import read_state_dict
 
+NETWORK, BATCH_SIZE = "resnet-32-cifar10", 125
 CLAIMED = {0: 92.63, 1: 31.33, 2: 21.45, 4: 16.76, 8: 12.01}
 NORMALISATIONS = {"weights' own": IMAGENET_MEAN_STD, "LGM loader": CIFAR10_MEAN_STD}
+UNITS = {
+    "2/255 (release)": lambda eps: attacks.lgm.fgsm(attacks.lgm.eps_units(eps)),
+    "1/255": lambda eps: attacks.fgsm(eps / 255),
+}
 
 
-def measure(state_dict: dict, data: ImageData, batch_size: int = 125) -> list[dict]:
+def measure(state_dict: dict, data: ImageData) -> list[dict]:
     """One row per eps, normalisation and unit; accuracies in percent with their binomial standard error."""
     rows = []
     images, labels = to_float(data.images), data.labels
+    variables = weights_convert.convert(NETWORK, state_dict)
     for name, mean_std in NORMALISATIONS.items():
-        net = dyn_jax.networks.create("resnet-32-cifar10", normalize=mean_std)
-        variables = weights_convert.convert("resnet-32-cifar10", state_dict)
-        forward = partial(net.apply, variables)
-        for unit, protocol in (("2/255 (release)", "release"), ("1/255", "paper")):
+        forward = partial(networks.create(NETWORK, normalize=mean_std).apply, variables)
+        for unit, attack in UNITS.items():
             for eps, claimed in CLAIMED.items():
-                radius = attacks.release_eps(eps) if protocol == "release" else eps / 255
-                attack = attacks.fgsm(radius, protocol=protocol)
-                result = attacks.run_batched(attack, forward, images, labels, batch_size=batch_size)
-                accuracy = float(np.mean(~is_adversarial(result.logits_adversarial, labels)))
+                result = attacks.Batched(attack(eps), forward, batch_size=BATCH_SIZE)(images, labels)
+                accuracy = float(metrics.robust_accuracy(result))
                 rows.append(
                     {
                         "eps": eps,
@@ -68,8 +66,8 @@ def main() -> None:
     rows = measure(read_state_dict(arguments.checkpoint), data)
     print(f"{data.name}, {len(data.labels)} images")
     print(_record.table(rows, list(rows[0])))
-    path = _record.save("lgm_table1_static", rows, folder=arguments.results, data=data.name, images=len(data.labels))
-    print(path.name)
+    facts = {"data": data.name, "images": len(data.labels), "attack": "fgsm", "batch_size": BATCH_SIZE}
+    print(_record.save("lgm_table1_static", rows, folder=arguments.results, **facts))
 
 
 if __name__ == "__main__":

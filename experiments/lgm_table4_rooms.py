@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import jax
 
-from dyn_jax import demo_points
+from dyn_jax.cli import demo_points
 from dyn_jax.occupancy import voxel
 from experiments import _record, _rooms
 
@@ -20,22 +20,22 @@ CLAIMED = {  # eps: (mean IoU, thousand voxels, GFLOPs) under FGM and under LGM;
     0.02: ((38.65, 113.5, 235.7), (5.09, 406.8, 910.7)),
     0.05: ((8.70, 119.0, 273.0), (2.78, 475.4, 1076.0)),
 }
+SLOPES = {"FGM": 20.0, "LGM": 10.0}
 SETTINGS = {
-    "FGM": voxel.fgm(voxel.sigmoid(20.0)),
-    "LGM": voxel.lgm(voxel.sigmoid(10.0)),
+    "FGM": voxel.fgm(voxel.sigmoid(SLOPES["FGM"])),
+    "LGM": voxel.lgm(voxel.sigmoid(SLOPES["LGM"])),
 }
 
 
 def main() -> None:
     options = _rooms.parser(__doc__)
-    options.add_argument("--protocols", nargs="+", default=["paper", "release"])
+    options.add_argument("--protocols", nargs="+", choices=_rooms.PROTOCOLS, default=list(_rooms.PROTOCOLS))
     arguments = options.parse_args()
-    made = _rooms.setup(arguments)
+    made = _rooms.setup(arguments.rooms, arguments.points, arguments.weights)
     rows = []
     for protocol in arguments.protocols:
-        function = demo_points.attack_function(
-            made.net, made.small, made.large, steps=arguments.steps, protocol=protocol
-        )
+        how = _rooms.PROTOCOLS[protocol]
+        function = demo_points.attack_function(made.net, made.small, made.large, steps=arguments.steps, **how)
         for eps, step in demo_points.STEP.items():
             for number, (name, occupancy) in enumerate(SETTINGS.items()):
                 row, _ = demo_points.attack_rooms(
@@ -50,7 +50,9 @@ def main() -> None:
         jax.clear_caches()
     columns = ["protocol", "eps (m)", "gradient", "before %", "after %", "sd over rooms", "voxels", "GFLOPs"]
     print(_record.table(rows, [*columns, "claimed % (ScanNet)"]))
-    print(_record.save("lgm_table4_rooms", rows, folder=arguments.results, **_rooms.facts(arguments)))
+    facts = _rooms.facts(arguments, made.net) | {"protocols": arguments.protocols}
+    facts |= {f"slope of {name}'s sigmoid": slope for name, slope in SLOPES.items()}
+    print(_record.save("lgm_table4_rooms", rows, folder=arguments.results, **facts))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax import attacks, demo_points, metrics
+from dyn_jax import metrics
+from dyn_jax.cli import demo_points
 from dyn_jax.occupancy import voxel
 from experiments import _record, _rooms
 
@@ -23,50 +24,42 @@ CLAIMED = {  # on ScanNet; before the attack 72.22
 
 
 def main() -> None:
-    options = _rooms.parser(__doc__)
-    options.set_defaults(rooms=3)
-    options.add_argument("--protocol", default="release")
+    options = _rooms.parser(__doc__, rooms=3)
+    options.add_argument("--protocol", choices=_rooms.PROTOCOLS, default="release")
     arguments = options.parse_args()
-    made = _rooms.setup(arguments)
-    function = demo_points.attack_function(
-        made.net, made.small, made.large, steps=arguments.steps, protocol=arguments.protocol
-    )
+    made = _rooms.setup(arguments.rooms, arguments.points, arguments.weights)
+    how = _rooms.PROTOCOLS[arguments.protocol]
+    function = demo_points.attack_function(made.net, made.small, made.large, steps=arguments.steps, **how)
 
     @jax.jit
     def sweep(variables: dict, cloud: object, labels: jax.Array, eps: jax.Array, step: jax.Array, lam: jax.Array):
-        def one(lam: jax.Array) -> attacks.PointAttackResult:
-            return function(variables, cloud, labels, eps, step, voxel.lgm(voxel.sigmoid(lam)))
+        def one(lam: jax.Array) -> tuple[jax.Array, ...]:
+            result = function(variables, cloud, labels, eps, step, voxel.lgm(voxel.sigmoid(lam)))
+            scores = (_rooms.confusion(z, labels) for z in (result.logits_clean, result.logits_adversarial))
+            return result.overflow, *scores
 
-        result = jax.vmap(one)(lam)
-        return result.logits_adversarial, result.logits_clean[0], result.mean_iou, result.overflow
+        return jax.vmap(one)(lam)
 
     rows = []
     for eps, step in demo_points.STEP.items():
-        after, before, per_room = 0, 0, []
-        for cloud, labels in zip(made.clouds, made.labels):
-            sizes = (jnp.float32(eps), jnp.float32(step), jnp.asarray(LAMBDAS))
-            logits, clean, iou, overflow = sweep(made.variables, cloud, labels, *sizes)
-            if bool(overflow.any()):
-                raise RuntimeError(f"eps {eps}: voxels did not fit, the numbers cannot be trusted")
-            count = clean.shape[1]
-            after = after + np.stack([metrics.confusion(jnp.argmax(z, axis=1), labels, count) for z in logits])
-            before = before + metrics.confusion(jnp.argmax(clean, axis=1), labels, count)
-            per_room.append(np.asarray(iou))
+        sizes = (jnp.float32(eps), jnp.float32(step), jnp.asarray(LAMBDAS))
+        results = [sweep(made.variables, cloud, labels, *sizes) for cloud, labels in zip(made.clouds, made.labels)]
+        overflow, before, after = (np.stack(column) for column in zip(*results))  # [room, lambda, ...]
+        _rooms.trusted(overflow, f"eps {eps}")
         for number, lam in enumerate(LAMBDAS):
             rows.append(
                 {
                     "eps (m)": eps,
                     "lambda": lam,
-                    "before %": 100 * float(metrics.mean_iou(before)),
-                    "after %": 100 * float(metrics.mean_iou(after[number])),
-                    "sd over rooms": 100 * float(np.std(np.stack(per_room)[:, number], ddof=1)),
+                    "before %": 100 * float(metrics.mean_iou(before[:, number].sum(0))),
+                    **_rooms.after(after[:, number]),
                     "claimed % (ScanNet)": CLAIMED[eps][number],
                 }
             )
             print(rows[-1], flush=True)
     print(_record.table(rows, ["eps (m)", "lambda", "after %", "sd over rooms", "claimed % (ScanNet)"]))
-    record = _rooms.facts(arguments) | {"protocol": arguments.protocol}
-    print(_record.save("lgm_table7_lambda", rows, folder=arguments.results, **record))
+    facts = _rooms.facts(arguments, made.net) | {"protocol": arguments.protocol}
+    print(_record.save("lgm_table7_lambda", rows, folder=arguments.results, **facts))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.resnet import ResNet
 from dyn_jax.networks.sact import SACT
-from dyn_jax.networks.sdn_mobilenet import SDNMobileNet
-from dyn_jax.networks.sdn_resnet import SDNResNet
-from dyn_jax.networks.sdn_vgg import SDNVgg
+from dyn_jax.networks.sdn import SDN
+from dyn_jax.networks.sdn_mobilenet import MobileNetTrunk
+from dyn_jax.networks.sdn_resnet import ResNetTrunk
+from dyn_jax.networks.sdn_vgg import VggTrunk
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
@@ -62,19 +63,9 @@ ALL_NETWORKS |= {
     "sact": SACT(depths=(2, 1), widths=(4, 8), num_classes=CLASSES),
     "act": SACT(mode="act", depths=(2, 1), widths=(4, 8), num_classes=CLASSES),
     "sact imagenet": sact.imagenet(50, depths=(2, 1), widths=(2, 4), num_classes=CLASSES),
-    "sdn vgg": SDNVgg(widths=(4,) * 13, dense_widths=(6, 5), num_classes=CLASSES, threshold=0.3),
-    "sdn resnet": SDNResNet(
-        depths=(2, 2), widths=(4, 8), exit_after=(0, 2), image_size=16, num_classes=CLASSES, threshold=0.4
-    ),
-    "sdn mobilenet": SDNMobileNet(
-        stem_width=4,
-        widths=(4, 8, 8),
-        strides=(1, 2, 1),
-        exit_after=(0, 1),
-        image_size=16,
-        num_classes=CLASSES,
-        threshold=0.4,
-    ),
+    "sdn vgg": SDN(VggTrunk((4,) * 13, (6, 5)), (1, 3, 5, 6, 8, 9), 0.3, linear_init="small", num_classes=CLASSES),
+    "sdn resnet": SDN(ResNetTrunk((2, 2), (4, 8)), (0, 2), 0.4, image_size=16, num_classes=CLASSES),
+    "sdn mobilenet": SDN(MobileNetTrunk(4, (4, 8, 8), (1, 2, 1)), (0, 1), 0.4, image_size=16, num_classes=CLASSES),
 }
 
 

@@ -16,29 +16,34 @@ settings.register_profile("dyn_jax", derandomize=True, deadline=None, max_exampl
 settings.load_profile("dyn_jax")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+SHARED = os.environ.get("DYN_JAX_SHARED")
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
     """The folder with large reference data, from the environment variable DYN_JAX_SHARED."""
-    folder = os.environ.get("DYN_JAX_SHARED")
-    if not folder or not pathlib.Path(folder).is_dir():
-        pytest.skip("DYN_JAX_SHARED does not name a folder with golden/, data/ (large reference files)")
-    return pathlib.Path(folder)
+    if not SHARED:
+        pytest.skip("DYN_JAX_SHARED is not set: it names the folder of golden/, reference/, data/ (large files)")
+    return pathlib.Path(SHARED)
 
 
 @pytest.fixture(scope="session")
 def golden():
-    """Loads tests/golden/NAME.npz, or golden/NAME.npz below DYN_JAX_SHARED; skips where there is neither."""
+    """Loads tests/golden/NAME.npz, or the whole file golden/NAME.npz below DYN_JAX_SHARED; a file is read once.
+
+    Skips, with the file's name, where DYN_JAX_SHARED is not set; where it is, a missing file is an error.
+    """
+    read: dict[str, dict[str, np.ndarray]] = {}
 
     def load(name: str) -> dict[str, np.ndarray]:
-        folders = [GOLDEN]
-        if os.environ.get("DYN_JAX_SHARED"):
-            folders.append(pathlib.Path(os.environ["DYN_JAX_SHARED"]) / "golden")
-        for folder in folders:
-            if (folder / f"{name}.npz").is_file():
-                with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
-                    return {key: arrays[key] for key in arrays.files}
-        pytest.skip(f"golden file {name}.npz is not in {', '.join(map(str, folders))}; set DYN_JAX_SHARED")
+        path = GOLDEN / f"{name}.npz"
+        if not path.is_file():
+            if not SHARED:
+                pytest.skip(f"{name}.npz does not fit into tests/golden, and DYN_JAX_SHARED is not set")
+            path = pathlib.Path(SHARED) / "golden" / path.name
+        if name not in read:
+            with np.load(path, allow_pickle=False) as arrays:
+                read[name] = {key: arrays[key] for key in arrays.files}
+        return dict(read[name])
 
     return load

@@ -11,7 +11,6 @@ from dyn_jax.attacks.base import AttackResult as AttackResult
 from dyn_jax.attacks.base import Found as Found
 from dyn_jax.attacks.base import Problem as Problem
 from dyn_jax.attacks.base import Steps as Steps
-from dyn_jax.attacks.base import as_forward as as_forward
 from dyn_jax.attacks.base import is_adversarial as is_adversarial
 from dyn_jax.attacks.batched import Batched as Batched
 from dyn_jax.attacks.batched import Interrupted as Interrupted
@@ -26,6 +25,7 @@ from dyn_jax.attacks.early_attack import early_objective as early_objective
 from dyn_jax.attacks.energy import EnergySteps as EnergySteps
 from dyn_jax.attacks.energy import Form as Form
 from dyn_jax.attacks.fgsm import fgsm as fgsm
+from dyn_jax.attacks.forward import as_forward as as_forward
 from dyn_jax.attacks.grad_auto import Rectify as Rectify
 from dyn_jax.attacks.grad_auto import grad_auto as grad_auto
 from dyn_jax.attacks.grad_mdm import grad_mdm as grad_mdm

@@ -8,7 +8,6 @@ value. What is moved, pixels or coordinates, is a `Domain`; all of it is pure: o
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.domains import Coordinates, Domain, Pixels, domain_of
+from dyn_jax.attacks.forward import as_forward
 from dyn_jax.attacks.threat import Threat
 from dyn_jax.objectives import Objective
 from dyn_jax.types import Output, PointCloud, Reach, Trace
@@ -320,46 +320,6 @@ class Attack:
             got = "None" if key is None else f"{type(key).__name__}{list(jnp.shape(key))}"
             raise ValueError(f"key: got {got}, expected one typed PRNG key such as jax.random.key(0)")
         return domain.keys(key, jnp.arange(domain.examples) if index is None else jnp.asarray(index))
-
-
-def as_forward(fun: Callable[..., Output | jax.Array]) -> Callable[..., Output]:
-    """(inputs, reach or None, **options) -> `Output` of a network that may return bare logits or know no ``reach``.
-
-    Raises:
-      TypeError: not callable; when called, it returns neither an `Output` nor logits [row, class].
-    """
-    if not callable(fun):
-        raise TypeError(f"forward: got {type(fun).__name__}, expected a callable inputs -> Output")
-    looks_ahead = _takes_reach(fun)
-
-    def forward(inputs: Any, reach: Reach | None = None, **options: Any) -> Output:
-        if reach is not None and looks_ahead:
-            options["reach"] = reach
-        result = fun(inputs, **options)
-        if isinstance(result, tuple) and not hasattr(result, "logits"):
-            raise TypeError(
-                f"forward: returned a tuple of {len(result)}, expected an Output or logits; evaluate with train=False "
-                "and no mutable collections"
-            )
-        result = result if hasattr(result, "logits") else Output(result)
-        if not isinstance(result.logits, (jax.Array, np.ndarray)):
-            raise TypeError(
-                f"forward: returned {type(result.logits).__name__}, expected an Output or a JAX array [batch, class]"
-            )
-        if result.logits.ndim != 2:
-            hint = "; squeeze axes of length 1" if 1 in result.logits.shape else ""
-            raise ValueError(f"forward: returned logits of shape {result.logits.shape}, expected [batch, class]{hint}")
-        return result
-
-    return forward
-
-
-def _takes_reach(fun: Callable) -> bool:
-    try:
-        parameters = inspect.signature(fun).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(p.name == "reach" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
 def is_adversarial(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:

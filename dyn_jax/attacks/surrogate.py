@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.attacks.base import Attack, AttackResult, as_forward, is_adversarial
+from dyn_jax.attacks.base import Attack, AttackResult, is_adversarial
 from dyn_jax.attacks.batched import in_batches
+from dyn_jax.attacks.forward import as_forward
 from dyn_jax.types import Output
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.datasets.base import ImageData, to_float
+from dyn_jax.datasets.base import ImageData, checked_images, to_float
 
 # By severity 1 to 5. ``imagenet``: ImageNet-C; ``cifar``: CIFAR-10-C, milder, made for 32x32 images.
 NOISE_STD = {"imagenet": (0.08, 0.12, 0.18, 0.26, 0.38), "cifar": (0.04, 0.06, 0.08, 0.09, 0.10)}
@@ -77,6 +77,7 @@ def with_corrupted_copies(
 
     Source: 2308.08709, section 3.1 (the training inputs of a surrogate).
     """
+    data = checked_images(data)
     clean = to_float(data.images)
     noisy = [gaussian_noise(clean, s, np.random.default_rng((seed, s)), table=table) for s in severities]
     bright = [brightness(clean, s, table=table) for s in severities]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -112,18 +113,20 @@ def scannet(
         raise FileNotFoundError(
             f"ScanNet: no folder {os.path.abspath(folder)}; expected <scene>/<scene>{MESH_SUFFIX} in it"
         )
+    where = os.path.abspath(folder)
     if scenes is None:
         names = sorted(
             n for n in os.listdir(folder) if n.startswith("scene") and os.path.isdir(os.path.join(folder, n))
         )
     elif isinstance(scenes, (str, os.PathLike)):
+        where = os.fspath(scenes)
         content = _files.read(scenes, "a list of scene names", 2**24)
         with _files.reading(os.fspath(scenes), "a list of scene names"):
             names = content.decode().split()
     else:
         names = list(scenes)
-    if strange := [name for name in names if not isinstance(name, str) or os.path.basename(name) != name]:
-        raise ValueError(f"scenes: got {_files.listed(strange)}, expected names such as scene0000_00")
+    if strange := [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", name)]:
+        raise ValueError(f"scenes: got {_files.listed(strange)} in {where}, expected names such as scene0000_00")
     if not names:
-        raise ValueError(f"scenes: got none in {os.path.abspath(folder)}, expected at least one name scene0000_00")
+        raise ValueError(f"scenes: got none in {where}, expected at least one name scene0000_00")
     return (read_scannet_scene(os.path.join(folder, name), require_labels=require_labels) for name in names)

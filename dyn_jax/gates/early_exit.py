@@ -106,7 +106,7 @@ def check_thresholds(threshold: jax.typing.ArrayLike | tuple, rule: str | Rule, 
     Raises:
       ValueError, TypeError: unknown rule; another number of thresholds; no numbers, or out of the rule's range.
     """
-    rule = _named("rule", rule, RULES)
+    known: Rule = _named("rule", rule, RULES)
     each: Any = threshold
     if isinstance(threshold, (tuple, list)):
         each = [_validate.number("threshold", value) for value in threshold]
@@ -120,8 +120,8 @@ def check_thresholds(threshold: jax.typing.ArrayLike | tuple, rule: str | Rule, 
         )
     if _validate.is_concrete(each):
         host = np.asarray(each)
-        if not (np.isfinite(host) & rule.allowed(host)).all():
-            raise ValueError(f"threshold: got {threshold}, expected {rule.expected}")
+        if not (np.isfinite(host) & known.allowed(host)).all():
+            raise ValueError(f"threshold: got {threshold}, expected {known.expected}")
     return jnp.asarray(each)
 
 

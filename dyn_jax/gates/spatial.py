@@ -13,7 +13,7 @@ from dyn_jax.nn import Conv, Dense, global_mean
 from dyn_jax.occupancy import stochastic
 from dyn_jax.types import Occupancy
 
-_EMPTY = 1e-3
+_EMPTY = 1e-30
 
 
 class SpatialGate(nn.Module):
@@ -66,9 +66,10 @@ class Dilation(NamedTuple):
 def dilation(mask: jax.Array, occupancy: Occupancy, first: int, rest: int, stride: int = 1) -> Dilation:
     """What a branch costs where its first convolution must run on the dilated mask and the others on the mask itself.
 
-    Every dilated position belongs in equal parts to the positions that need it, so that ``sum(mask * macs)`` is
-    ``rest * sum(mask) + first * sum(dilated mask)``: exactly for the hard occupancy, and for a soft one wherever the
-    neighbourhood's occupancies add up to 1/1000.
+    A dilated position belongs to the positions that need it, in proportion to their occupancies, so that
+    ``sum(mask * macs)`` and its derivatives are those of ``rest * sum(mask) + first * sum(dilated mask)``. Only where
+    a neighbourhood's occupancies round to 0 does a soft dilated mask, there ``occupancy(-1/2)``, belong to nobody;
+    where they are small, one position that is all but off may cost a multiple of the dense price.
 
     Args:
       mask: [batch, height, width], occupancies of the output positions.
@@ -81,5 +82,18 @@ def dilation(mask: jax.Array, occupancy: Occupancy, first: int, rest: int, strid
     """
     count = dilate(mask, stride)
     dilated = stochastic.deterministic(occupancy)(count - 0.5)
-    shares = dilate(dilated / jnp.maximum(count, _EMPTY))[:, ::stride, ::stride]
+    shares = dilate(_per_count(dilated, jnp.maximum(count, _EMPTY)))[:, ::stride, ::stride]
     return Dilation(dilated, float(rest) + float(first) * shares)
+
+
+@jax.custom_jvp
+def _per_count(dilated: jax.Array, count: jax.Array) -> jax.Array:
+    """``dilated / count``, whose derivative never forms ``1 / count^2``: that overflows from 1e-19 on."""
+    return dilated / count
+
+
+@_per_count.defjvp
+def _per_count_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (dilated, count), (by_dilated, by_count) = primals, tangents
+    ratio = dilated / count
+    return ratio, by_dilated / count - ratio * (by_count / count)

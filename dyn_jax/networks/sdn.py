@@ -83,7 +83,7 @@ class InternalClassifier(nn.Module):
     """
 
     num_classes: int
-    init: Any
+    kernel_init: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ class InternalClassifier(nn.Module):
         if size >= 4:
             alpha = self.param("alpha", nn.initializers.uniform(1.0), (1,))
             x = mixed_pool(x, alpha, size // 4)
-        return nn.Dense(self.num_classes, kernel_init=self.init, name="linear")(flatten(x))
+        return nn.Dense(self.num_classes, kernel_init=self.kernel_init, name="linear")(flatten(x))
 
     def macs(self, size: int, channels: int) -> int:
         """Multiply-adds of one example with a `size` x `size` map; pooling is free."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
@@ -41,7 +41,7 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.A
 def depthwise_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """The forward pass; under a name of its own, by which `dyn_jax.macs.of_function` knows it."""
     weights = kernel.reshape(9, 1, 1, 1, -1)
-    return sum(weights[n] * tap for n, tap in enumerate(_taps(x, stride)))
+    return reduce(jnp.add, [weights[n] * tap for n, tap in enumerate(_taps(x, stride))])
 
 
 def _depthwise_fwd(x, kernel, stride):

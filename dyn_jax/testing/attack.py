@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax.attacks.base import Attack, AttackResult, as_forward, is_adversarial
+from dyn_jax.attacks.base import Attack, AttackResult, is_adversarial
 from dyn_jax.attacks.domains import Domain, domain_of
+from dyn_jax.attacks.forward import as_forward
 from dyn_jax.testing._compare import require
 from dyn_jax.types import Output, PointCloud
 

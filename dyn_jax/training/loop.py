@@ -110,7 +110,7 @@ def _train(run: _Run, recipe: Recipe, start: Any, at: Position, ended: int, bar:
     step, init, optimizer = _step(net, recipe, per_epoch, tuple(options.items()))
     if start is None:
         start = init(init_key, source.example(net, data))
-    if "run" in start:
+    if at.epoch or at.step:
         state = runs.restore(start, optimizer)
     else:
         state = State(start["params"], start.get("batch_stats", {}), optimizer.init(start["params"]))

@@ -99,7 +99,7 @@ def writable(name: str, path: str | os.PathLike) -> str:
     """
     path = os.fspath(path)
     folder = os.path.dirname(os.path.realpath(path))
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not os.path.basename(path) or (os.path.exists(path) and not os.path.isfile(path)):
         what = "a folder" if os.path.isdir(path) else "no regular file"
         raise ValueError(f"{name}: got {path!r}, which is {what}, expected the name of a file")
     if not os.path.isdir(folder):

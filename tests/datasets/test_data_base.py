@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from dyn_jax.datasets import Batch, ImageData, augment_crop_flip, batches, to_float
+from dyn_jax.datasets.base import checked_images
+from dyn_jax.datasets.corruptions import with_corrupted_copies
 
 
 def numbered(count: int) -> ImageData:
@@ -143,3 +145,64 @@ def test_augment_refuses():
         augment_crop_flip(np.zeros((4, 4, 3)), np.random.default_rng(0))
     with pytest.raises(ValueError, match="pad: got -1"):
         augment_crop_flip(np.zeros((1, 4, 4, 3)), np.random.default_rng(0), pad=-1)
+
+
+def good() -> ImageData:
+    return numbered(4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"labels": np.zeros((4, 1), np.int32)},
+            ValueError,
+            r"data: got 4 images and labels of shape \(4, 1\), .*\(4,\)",
+        ),
+        ({"labels": np.zeros((1, 4), np.int32)}, ValueError, r"labels of shape \(1, 4\)"),
+        ({"labels": np.eye(4, dtype=np.int32)}, ValueError, r"labels of shape \(4, 4\)"),
+        ({"labels": np.int32(3)}, ValueError, r"labels of shape \(\)"),
+        ({"labels": np.zeros(4)}, TypeError, "data: got labels of dtype float64, expected integers"),
+        ({"labels": np.zeros(4, bool)}, TypeError, "got labels of dtype bool"),
+        ({"labels": np.array(["a"] * 4)}, TypeError, "got labels of dtype <U1"),
+        ({"labels": np.array([0, 1, -1, 2])}, ValueError, r"data: got labels in \[-1, 2\]"),
+        ({"labels": np.array([0, 1, 2**40, 2])}, ValueError, r"got labels in \[0, 1099511627776\]"),
+        (
+            {"images": np.zeros((4, 2, 2), np.uint8)},
+            ValueError,
+            r"data: got images of shape \(4, 2, 2\), expected \[n, height",
+        ),
+        ({"images": np.zeros((4, 2, 2, 3), np.int64)}, TypeError, "data: got images of dtype int64, expected uint8 or"),
+        ({"images": np.zeros((4, 2, 2, 3), bool)}, TypeError, "data: got images of dtype bool"),
+        (
+            {"images": np.full((4, 2, 2, 3), 255.0)},
+            ValueError,
+            r"data: images: got values in \[255, 255\], expected \[0",
+        ),
+        ({"images": np.full((4, 2, 2, 3), -1.0)}, ValueError, "data: images: got values in"),
+        ({"images": np.full((4, 2, 2, 3), np.nan)}, ValueError, "data: images: got 48 NaN or infinite values"),
+        ({"images": np.uint8(0)}, ValueError, "data: got 0 images"),
+    ],
+)
+def test_data_that_are_no_labelled_images(change, error, message):
+    for door in (lambda data: batches(data, 2), checked_images, with_corrupted_copies):
+        with pytest.raises(error, match=message):
+            door(good()._replace(**change))
+
+
+def test_checked_images_keep_what_is_good():
+    data = checked_images(good()._replace(labels=np.arange(4, dtype=np.uint8)), classes=4)
+    assert data.labels.dtype == np.int32 and data.labels.tolist() == [0, 1, 2, 3] and data.images is not None
+    with pytest.raises(ValueError, match=r"here: got labels in \[0, 3\], expected \[0, 2\]"):
+        checked_images(good(), "here", 3)
+    assert next(batches(good()._replace(labels=[1, 2, 3, 4]), 4)).labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+def test_to_float_twice_is_to_float_once(dtype):
+    values = np.random.default_rng(0).random((3, 4, 4, 3))
+    images = (255 * values).astype(np.uint8) if dtype == np.uint8 else values.astype(dtype)
+    images[0] = 0
+    images[1] = 255 if dtype == np.uint8 else 1
+    once = to_float(images)
+    assert once.tobytes() == to_float(once).tobytes() and once.max() == 1 and once.min() == 0

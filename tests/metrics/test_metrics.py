@@ -5,19 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dyn_jax import metrics
-from dyn_jax.types import Dilated, Trace, UnitTrace
+from dyn_jax import metrics, occupancy
+from dyn_jax.types import Trace, UnitTrace
 
 
 def gates(*rows, macs=10):
     """A trace of one-element units; rows are units, columns examples."""
-    units = [UnitTrace(jnp.asarray(r, jnp.float32) - 0.5, jnp.asarray(r, jnp.float32), macs) for r in rows]
-    return Trace(tuple(units), static_macs=7)
+    return Trace(tuple(unit_of(row, macs) for row in rows), static_macs=7)
 
 
-def masks(occupancy, dilated):
-    occupancy, dilated = jnp.asarray(occupancy, jnp.float32), jnp.asarray(dilated, jnp.float32)
-    return Trace((UnitTrace(occupancy - 0.5, occupancy, 3, Dilated(dilated, 2)),), static_macs=100)
+def unit_of(on, macs, dense_macs=None, **extras):
+    on = jnp.asarray(on, jnp.float32)
+    return UnitTrace(on - 0.5, on, macs, dense_macs, extras=extras)
+
+
+def masks(mask, dilated, macs=3, dense_macs=None):
+    return Trace((unit_of(mask, macs, dense_macs, dilated=jnp.asarray(dilated)),), static_macs=100)
 
 
 def test_accuracy_counts_nan_as_wrong():
@@ -52,9 +55,93 @@ def test_executed_and_dense_macs():
     trace = gates([1, 0], [1, 1])
     np.testing.assert_array_equal(metrics.executed_macs(trace), [27, 17])
     assert metrics.dense_macs(trace) == 27
-    trace = masks([[[1, 0], [0, 1]]], [[[1, 1], [1, 0]]])
-    np.testing.assert_array_equal(metrics.executed_macs(trace), [100 + 2 * 3 + 3 * 2])
-    assert metrics.dense_macs(trace) == 100 + 4 * 3 + 4 * 2
+    costs = jnp.array([[[5.0, 900], [900, 7]]])  # an element that is off costs nothing, whatever it would cost
+    trace = masks([[[1, 0], [0, 1]]], [[[1, 1], [1, 0]]], costs, 9)
+    np.testing.assert_array_equal(metrics.executed_macs(trace), [100 + 5 + 7])
+    assert metrics.dense_macs(trace) == 100 + 4 * 9
+
+
+def test_a_cost_that_broadcasts():
+    """[batch, 1] over the elements, as of a convolution whose inputs are gated: each counts it."""
+    trace = Trace((unit_of([[1, 1, 0], [0, 1, 0]], jnp.array([[10.0], [20.0]]), 30),), 1)
+    np.testing.assert_array_equal(metrics.executed_macs(trace), [21, 21])
+    assert metrics.dense_macs(trace) == 91
+    np.testing.assert_array_equal(metrics.executed_unit_macs(trace.units[0]), [20, 20])
+
+
+def test_costs_are_differentiable():
+    """Through the occupancy and through what the cost depends on."""
+
+    def executed(o, inner):
+        unit = UnitTrace(o - 0.5, o, 2.0 * jnp.sum(inner, axis=1, keepdims=True), 4)
+        return metrics.executed_macs(Trace((unit,), 5)).sum()
+
+    o, inner = jnp.array([[0.25, 0.5]]), jnp.array([[1.0, 0.5]])
+    assert executed(o, inner) == 5 + 3 * 0.75
+    to_o, to_inner = jax.grad(executed, (0, 1))(o, inner)
+    np.testing.assert_array_equal(to_o, [[3, 3]])
+    np.testing.assert_array_equal(to_inner, [[1.5, 1.5]])
+
+
+def test_more_than_an_int32_counts():
+    """Multiply-adds of a large image, under jit too."""
+    billion = 10**9
+    trace = Trace((unit_of([[1, 0, 1], [0, 0, 0]], 2 * billion),), static_macs=3 * billion)
+    np.testing.assert_allclose(jax.jit(metrics.executed_macs)(trace), [7e9, 3e9], rtol=1e-6)
+    assert metrics.dense_macs(trace) == 9 * billion
+    full = Trace((unit_of([[1, 1, 1]] * 2, 2 * billion),), static_macs=3 * billion)
+    np.testing.assert_allclose(metrics.recovery(trace, full), 1, rtol=1e-6)
+    np.testing.assert_allclose(metrics.increase(trace, full), [2 / 7, 2], rtol=1e-6)
+
+
+def test_two_prices():
+    """An element is cheap (5) or dear (12): the cheap price always runs, being on adds the difference."""
+    cheap, dear = 5, 12
+    trace = Trace((unit_of([[1, 0, 0, 1], [0, 0, 0, 0]], dear - cheap),), static_macs=4 * cheap)
+    np.testing.assert_array_equal(metrics.executed_macs(trace), [2 * 12 + 2 * 5, 4 * 5])
+    assert metrics.dense_macs(trace) == 4 * 12
+
+
+def top_k(values, k):
+    """The score is the distance to the k-th largest: k elements are on whatever the values (without ties)."""
+    return values - jax.lax.top_k(values, k)[0][..., -1:]
+
+
+def test_as_many_units_for_every_input():
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8)), jnp.float32)
+    score = top_k(values, 3)
+    trace = Trace((UnitTrace(score, occupancy.hard()(score), 10, name="experts"),), 7)
+    np.testing.assert_array_equal(metrics.executed_macs(trace), [37] * 5)
+    np.testing.assert_array_equal(metrics.example_shares(trace), [[3 / 8]] * 5)
+    largest = np.asarray(values) >= np.sort(values, axis=1)[:, -3:-2]
+    np.testing.assert_array_equal(trace.units[0].on, largest)
+    slope = jax.grad(lambda v: occupancy.sigmoid(10.0)(top_k(v, 3)).sum())(values)
+    assert np.isfinite(slope).all() and (slope != 0).any(axis=1).all()
+
+
+COLUMN = np.array([[True], [False]])
+LOGITS, LABELS = jnp.eye(2) * 5, np.arange(2)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: metrics.accuracy(LOGITS, LABELS[:, None]), r"labels: got shape \(2, 1\)"),
+        (lambda: metrics.accuracy(LOGITS, np.eye(2, dtype=int)), r"labels: got shape \(2, 2\)"),
+        (lambda: metrics.success_rate(jnp.ones(2, bool), COLUMN), r"attacked: got shape \(2, 1\)"),
+        (lambda: metrics.recovery(gates([0, 0]), gates([1, 1]), where=COLUMN), r"where: got shape \(2, 1\)"),
+        (
+            lambda: metrics.architecture_change(gates([0, 0]), gates([1, 1]), where=COLUMN),
+            r"where: got shape \(2, 1\)",
+        ),
+        (lambda: metrics.architecture_change(gates([0, 0]), gates([1, 1]), where=np.array([0])), "where: got dtype"),
+        (lambda: metrics.confusion(jnp.arange(2), LABELS[:, None], 2), r"got shape"),
+        (lambda: metrics.dense_macs(Trace((unit_of([[1]], jnp.ones((1, 1))),))), "depends on the input"),
+    ],
+)
+def test_what_would_broadcast_or_has_no_answer_is_refused(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()
 
 
 def test_psnr():

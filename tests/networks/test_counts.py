@@ -36,8 +36,8 @@ UNITS = {"skipnet-rl-rnn-110-cifar10": 53, "skipnet-rl-rnn-101-imagenet": 32, "d
 
 def shapes_of(net, size, batch=1):
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-    variables = jax.eval_shape(net.init, jax.random.key(0), images)
-    return variables, images, jax.eval_shape(net.apply, variables, images)
+    output, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+    return variables, images, output
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -148,9 +148,10 @@ def test_forward_as_released(arrays):
     assert [unit.name for unit in output.trace.units] == [n.replace(".", "_") for n in arrays["gate_names"]]
     for number, unit in enumerate(output.trace.units):
         at = f"{number:02d}"
-        assert relative(unit.occupancy * unit.value, arrays[f"mask/{at}"]) < 5e-6
-        assert relative(unit.value, arrays[f"mask_before/{at}"]) < 5e-6
-        assert relative(unit.pooled, arrays[f"avg_fea/{at}"][:, :, 0, 0]) < 5e-6
+        value, pooled = unit.extras["value"], unit.extras["pooled"]
+        assert relative(unit.occupancy * value, arrays[f"mask/{at}"]) < 5e-6
+        assert relative(value, arrays[f"mask_before/{at}"]) < 5e-6
+        assert relative(pooled, arrays[f"avg_fea/{at}"][:, :, 0, 0]) < 5e-6
         np.testing.assert_array_equal(unit.occupancy, arrays[f"gate_on/{at}"])
     np.testing.assert_allclose(metrics.occupancy_rate(output.trace), arrays["on_fraction"], atol=1e-6)
 
@@ -239,9 +240,10 @@ def test_occupancies_multiply_the_saliency():
     np.testing.assert_allclose(run_small(jnp.ones_like)(variables).logits, below.logits, rtol=1e-5, atol=1e-6)
     soft = run_small(occupancy.sigmoid(3.0))(variables)
     for unit in soft.trace.units:
-        np.testing.assert_allclose(unit.occupancy, 1 / (1 + np.exp(-3 * (unit.value - 0.1))), rtol=1e-5)
+        np.testing.assert_allclose(unit.occupancy, 1 / (1 + np.exp(-3 * (unit.extras["value"] - 0.1))), rtol=1e-5)
     first, second = soft.trace.units[:2]
-    np.testing.assert_allclose(second.repeats[:, 0], np.sum(first.occupancy, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(second.macs[:, 0], 9 * 256 * np.sum(first.occupancy, axis=1), rtol=1e-6)
+    assert second.dense_macs == 9 * 256 * 4 and first.macs == 9 * 256 * 4
 
 
 # --- conversion

@@ -313,7 +313,8 @@ def test_network_equals_its_twin(name):
     for block, n in zip(blocks.values(), units):
         assert len(np.unique(n)) > 1
         np.testing.assert_array_equal(block.units, n if net.mode == "sact" else n[:, 0, 0])
-    np.testing.assert_array_equal(2 * metrics.executed_macs(got.trace), flops)
+    executed = np.rint(metrics.executed_macs(got.trace))  # a dilated position is shared out in float32
+    np.testing.assert_array_equal(2 * executed, flops)
     if net.stem == "cifar":  # controls: the comparison sees torch's padding, and an activation applied once
         for wrong in ({"stride_pad": pad_both}, {"twice": False}):
             assert np.abs(Twin(net, variables, **wrong).run(images)[0] - logits).max() > 1e-3 * np.abs(logits).max()

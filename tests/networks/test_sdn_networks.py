@@ -286,12 +286,16 @@ def test_depthwise_convolution_against_xla(size, stride):
             x, kernel, (stride, stride), pad, dimension_numbers=names, feature_group_count=3
         )
 
-    got, got_vjp = jax.vjp(lambda x, k: nn.depthwise_conv3x3(x, k, stride), x, kernel)
-    expected, expected_vjp = jax.vjp(twin, x, kernel)
-    cotangent = jnp.asarray(rng.normal(size=got.shape), jnp.float32)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-    for a, b in zip(got_vjp(cotangent), expected_vjp(cotangent)):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+    @quick_jit
+    def run(x, kernel, cotangent):
+        got, got_vjp = jax.vjp(lambda x, k: nn.depthwise_conv3x3(x, k, stride), x, kernel)
+        expected, expected_vjp = jax.vjp(twin, x, kernel)
+        return (got, *got_vjp(cotangent)), (expected, *expected_vjp(cotangent))
+
+    cotangent = jnp.asarray(rng.normal(size=jax.eval_shape(twin, x, kernel).shape), jnp.float32)
+    for got, expected in zip(*run(x, kernel, cotangent)):
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+    np.testing.assert_allclose(run(x, kernel, cotangent)[0][0], twin(x, kernel), atol=1e-5)
 
 
 # --- networks

@@ -10,16 +10,17 @@ import pytest
 from catalogue import CLASSES, some_images, tiny_forward
 
 from dyn_jax.testing import check_network
-from dyn_jax.types import Dilated, Output
+from dyn_jax.types import Output
 
 IMAGES = some_images(4)
 
 
 def network(change=lambda output, x: output, before=lambda x: x):
-    """`tiny_forward` as a module, with its output changed."""
+    """`tiny_forward` with two exits as a module, its output changed."""
 
     def apply(variables, x, *, occupancy):
-        return change(tiny_forward(before(x), occupancy), x)
+        output = tiny_forward(before(x), occupancy)
+        return change(with_exits(output, jnp.stack([output.logits / 2, output.logits], axis=1)), x)
 
     return SimpleNamespace(apply=apply)
 
@@ -38,8 +39,14 @@ def with_exits(output, exits):
 
 def test_passes_a_good_one():
     check_network(network(), {}, IMAGES)
-    check_network(network(lambda o, x: with_exits(o, jnp.stack([o.logits, 2 * o.logits]))), {}, IMAGES)
-    check_network(network(lambda o, x: with_unit(o, dilated=Dilated(unit_of(o).occupancy, 3))), {}, IMAGES)
+    check_network(network(priced), {}, IMAGES)
+
+
+def priced(output, x, dense_macs=40, **extras):
+    """An element costs what the image makes of it, 40 at most."""
+    costs = 40 * jax.nn.sigmoid(x.mean((1, 2, 3)))
+    extras = {"dilated": unit_of(output).occupancy, "value": x.mean((1, 2)), **extras}
+    return with_unit(output, macs=costs, dense_macs=dense_macs, extras=extras)
 
 
 def nan_gradient(x):
@@ -56,12 +63,26 @@ def swapped(output, x):
     return with_unit(output, occupancy=other)
 
 
+def exits_that_see_the_batch(output, x):
+    return with_exits(output, output.trace.exits + x.mean())
+
+
+def costs_that_see_the_batch(output, x):
+    return priced(output, x, value=jnp.broadcast_to(x.mean(), (x.shape[0], 1)))
+
+
 BAD = {
     "bare logits": (network(lambda o, x: o.logits), "expected an Output"),
     "logits per class first": (network(lambda o, x: o.replace(logits=o.logits.T)), "logits"),
     "NaN logits": (network(lambda o, x: o.replace(logits=o.logits * jnp.nan)), "logits.*not finite"),
-    "float macs": (network(lambda o, x: with_unit(o, macs=36.0)), "macs.*float"),
-    "bool macs": (network(lambda o, x: with_unit(o, macs=True)), "macs.*bool"),
+    "macs of another shape": (network(lambda o, x: with_unit(o, macs=jnp.ones((3, 2)))), r"macs \(3, 2\)"),
+    "macs without batch": (network(lambda o, x: with_unit(o, macs=jnp.ones(1))), r"macs \(1,\)"),
+    "float macs": (network(lambda o, x: with_unit(o, macs=36.0)), r"macs \(\), expected an integer"),
+    "negative macs": (network(lambda o, x: with_unit(o, macs=-36)), "macs: got -36"),
+    "negative costs": (network(lambda o, x: with_unit(o, macs=-x.mean((1, 2, 3)))), "macs down to -"),
+    "NaN costs": (network(lambda o, x: with_unit(o, macs=x.mean((1, 2, 3)) * jnp.nan)), "macs.*not finite"),
+    "dearer than dense": (network(lambda o, x: priced(o, x, dense_macs=1)), "of a dense 1"),
+    "float dense macs": (network(lambda o, x: with_unit(o, dense_macs=36.0)), "dense_macs: got 36.0"),
     "negative static macs": (network(lambda o, x: Output(o.logits, o.trace.replace(static_macs=-1))), "static_macs"),
     "score without batch": (
         network(lambda o, x: with_unit(o, score=unit_of(o).score.sum(), occupancy=unit_of(o).occupancy.sum())),
@@ -70,12 +91,18 @@ BAD = {
     "occupancy beyond 1": (network(lambda o, x: with_unit(o, occupancy=2 * unit_of(o).occupancy)), "occupancy in"),
     "occupancy of another score": (network(swapped), "occupancy function of the score"),
     "NaN score": (network(lambda o, x: with_unit(o, score=unit_of(o).score * jnp.nan)), "score.*not finite"),
-    "dilated beyond 1": (
-        network(lambda o, x: with_unit(o, dilated=Dilated(2 + unit_of(o).occupancy, 3))),
-        "dilated occupancy in",
-    ),
-    "exits batch first": (network(lambda o, x: with_exits(o, o.logits[:, None])), "exits"),
+    "dilated beyond 1": (network(lambda o, x: priced(o, x, dilated=2 + unit_of(o).occupancy)), "dilated in"),
+    "NaN extra": (network(lambda o, x: priced(o, x, value=x * jnp.nan)), "value.*not finite"),
+    "extra without batch": (network(lambda o, x: priced(o, x, value=jnp.ones(()))), r"value \(\)"),
+    "exits first": (network(lambda o, x: with_exits(o, jnp.stack([o.logits] * 2))), "exits"),
+    "NaN exits": (network(lambda o, x: with_exits(o, o.trace.exits * jnp.nan)), "exits.*not finite"),
+    "exits see the batch": (network(exits_that_see_the_batch), "exits"),
+    "an extra sees the batch": (network(costs_that_see_the_batch), "value"),
     "NaN gradient": (network(before=nan_gradient), "gradient by the images"),
+    "NaN gradient of the costs": (
+        network(lambda o, x: with_unit(o, macs=40 + nan_gradient(0 * x).mean((1, 2, 3)), dense_macs=40)),
+        "gradient by the images",
+    ),
     "not pure": (network(host), "jit = eager"),
     "sees the batch": (network(before=lambda x: x - x.mean()), "vmap = batch|alone"),
     "sees the place": (network(before=lambda x: x + jnp.arange(x.shape[0]).reshape(-1, 1, 1, 1) / 3), "order"),

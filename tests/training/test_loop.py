@@ -125,6 +125,8 @@ def test_targets_are_checked_before_work(tmp_path):
         runs.writable("--output", tmp_path)
     with pytest.raises(ValueError, match="no regular file"):
         runs.writable("--output", os.devnull)
+    with pytest.raises(ValueError, match="no regular file"):
+        runs.writable("--output", "")
     assert runs.writable("--output", tmp_path / "file") == str(tmp_path / "file")
     with pytest.raises(ValueError, match="at least a batch of 4"):
         fit(Tiny(), some(3), TWO_STAGES)

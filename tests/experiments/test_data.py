@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[2] / "experiments" / "_data.py"
-
-
-@pytest.fixture(scope="module")
-def readers():
-    spec = importlib.util.spec_from_file_location("experiments_data", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from experiments import _data as readers
 
 
 def jpeg_arrays(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -41,7 +31,7 @@ def flat_images() -> np.ndarray:
     return np.broadcast_to(colours[:, None, None], (3, 32, 32, 3)).copy()
 
 
-def test_lossless(tmp_path, readers):
+def test_lossless(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "cifar10_lossless_test.npz", image=images, label=np.array([9, 0, 4], np.uint8))
     data = readers.cifar10_lossless(tmp_path, "test")
@@ -50,7 +40,7 @@ def test_lossless(tmp_path, readers):
     assert data.name == "CIFAR-10 (3 lossless images)"
 
 
-def test_jpeg(tmp_path, readers):
+def test_jpeg(tmp_path):
     np.savez(tmp_path / "cifar10_jpeg_train.npz", **jpeg_arrays(flat_images()))
     data = readers.cifar10_jpeg(tmp_path, "train")
     assert data.images.shape == (3, 32, 32, 3) and data.images.dtype == np.uint8
@@ -60,7 +50,7 @@ def test_jpeg(tmp_path, readers):
 
 
 @pytest.mark.parametrize("name", ["cifar10_lossless", "cifar10_jpeg"])
-def test_missing_and_truncated(tmp_path, readers, name):
+def test_missing_and_truncated(tmp_path, name):
     read = getattr(readers, name)
     with pytest.raises(FileNotFoundError, match=f"{name}_test.npz in {tmp_path}"):
         read(tmp_path, "test")
@@ -88,14 +78,14 @@ def test_missing_and_truncated(tmp_path, readers, name):
         {"label": np.array([1, 2], object)},
     ],
 )
-def test_lossless_arrays_that_do_not_fit(tmp_path, readers, change):
+def test_lossless_arrays_that_do_not_fit(tmp_path, change):
     arrays = {"image": np.zeros((2, 32, 32, 3), np.uint8), "label": np.array([1, 2], np.uint8)}
     np.savez(tmp_path / "cifar10_lossless_test.npz", **{**arrays, **change})
     with pytest.raises(ValueError, match=r"cifar10_lossless_test\.npz"):
         readers.cifar10_lossless(tmp_path, "test")
 
 
-def test_jpeg_arrays_that_do_not_fit(tmp_path, readers):
+def test_jpeg_arrays_that_do_not_fit(tmp_path):
     good = jpeg_arrays(flat_images())
     short, broken = good["offset"].copy(), good["jpeg"].copy()
     short[-1] -= 1

@@ -1,0 +1,89 @@
+"""What the benchmarks share: options, compilation that says what it cost, peers that may be missing, turns."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Seconds(NamedTuple):
+    """Of one run: of the clock, and of the processor in user mode and in all."""
+
+    wall: float
+    user: float
+    cpu: float
+
+
+def parser(description: str, steps: int) -> argparse.ArgumentParser:
+    """The options that the benchmarks of attacks share."""
+    result = argparse.ArgumentParser(description=description.splitlines()[0])
+    result.add_argument("--steps", type=int, default=steps)
+    result.add_argument("--rounds", type=int, default=3)
+    result.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="measure PyTorch as well")
+    result.add_argument("--output", default=None, help="JSON file for the numbers")
+    return result
+
+
+def compiled(name: str, function: Callable, *arguments: Any) -> Callable:
+    """The compiled function; the seconds of its compilation and its temporaries are printed."""
+    began = time.perf_counter()
+    made = jax.jit(function).lower(*arguments).compile()
+    temporary = getattr(made.memory_analysis(), "temp_size_in_bytes", 0) / 2**20
+    print(f"{name}: compiled in {time.perf_counter() - began:.1f} s, {temporary:.0f} MiB temporaries")
+    return made
+
+
+def torch_of(arguments: argparse.Namespace) -> ModuleType | None:
+    """PyTorch; None where it is not wanted, or not installed, which is said."""
+    if not arguments.peers:
+        return None
+    try:
+        import torch
+    except ImportError:
+        print("torch is not installed: no peers (pip install 'dyn_jax[bench]')")
+        return None
+    return torch
+
+
+def thread_counts(torch: ModuleType) -> list[int]:
+    """One and all: on a busy machine PyTorch's second thread costs more than it gives."""
+    return sorted({1, torch.get_num_threads()})
+
+
+def synchronised(torch: ModuleType, fun: Callable, *arguments: Any) -> Any:
+    """Calls, and waits for the GPU if there is one."""
+    result = fun(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result
+
+
+def timed(run: Callable[[], Any]) -> Seconds:
+    """What one run took."""
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    run()
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    user = after.ru_utime - before.ru_utime
+    return Seconds(wall, user, user + after.ru_stime - before.ru_stime)
+
+
+def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[Seconds]]:
+    """{name: seconds of every round}, the contenders taking turns after one run each to warm up."""
+    for run in contenders.values():
+        run()
+    samples: dict[str, list[Seconds]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            samples[name].append(timed(run))
+    return samples
+
+
+def walls(samples: Iterable[Seconds]) -> list[float]:
+    """Wall seconds, ascending."""
+    return sorted(sample.wall for sample in samples)

@@ -1,0 +1,52 @@
+"""What an attack makes of the function it is given: a network whose output can be relied on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dyn_jax.types import Output, Reach
+
+
+def as_forward(fun: Callable[..., Output | jax.Array]) -> Callable[..., Output]:
+    """(inputs, reach or None, **options) -> `Output` of a network that may return bare logits or know no ``reach``.
+
+    Raises:
+      TypeError: not callable; when called, it returns neither an `Output` nor logits [row, class].
+    """
+    if not callable(fun):
+        raise TypeError(f"forward: got {type(fun).__name__}, expected a callable inputs -> Output")
+    looks_ahead = _takes_reach(fun)
+
+    def forward(inputs: Any, reach: Reach | None = None, **options: Any) -> Output:
+        if reach is not None and looks_ahead:
+            options["reach"] = reach
+        result = fun(inputs, **options)
+        if isinstance(result, tuple) and not hasattr(result, "logits"):
+            raise TypeError(
+                f"forward: returned a tuple of {len(result)}, expected an Output or logits; evaluate with train=False "
+                "and no mutable collections"
+            )
+        result = result if hasattr(result, "logits") else Output(result)
+        if not isinstance(result.logits, (jax.Array, np.ndarray)):
+            raise TypeError(
+                f"forward: returned {type(result.logits).__name__}, expected an Output or a JAX array [batch, class]"
+            )
+        if result.logits.ndim != 2:
+            hint = "; squeeze axes of length 1" if 1 in result.logits.shape else ""
+            raise ValueError(f"forward: returned logits of shape {result.logits.shape}, expected [batch, class]{hint}")
+        return result
+
+    return forward
+
+
+def _takes_reach(fun: Callable) -> bool:
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "reach" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,33 @@
+"""Trained networks: those of the package, those of a file, or trained where the file is missing."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from dyn_jax import networks
+from dyn_jax.networks.checkpoint import load_variables, save_variables
+from dyn_jax.types import Variables
+
+
+def load(name: str, file: str | None = None) -> tuple[nn.Module, Variables]:
+    """A network with the weights of the package, or of a file that `save_variables` wrote."""
+    if file is None:
+        return networks.pretrained(name)
+    network = networks.create(name)
+    return network, load_variables(file, network)
+
+
+def kept(path: str | os.PathLike, train: Callable[[], Variables]) -> Variables:
+    """Variables from `path`; where there is no such file they are trained first and kept there."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        save_variables(path, train())
+        print(f"trained {path.stem} in {time.perf_counter() - began:.0f} s", flush=True)
+    return load_variables(path)

@@ -1,0 +1,182 @@
+"""Every experiment and benchmark from its command line to its record, with tiny networks, few images and few steps."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import pathlib
+import sys
+from typing import Any, NamedTuple
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import weights_convert
+from dyn_jax import networks, occupancy
+from dyn_jax.networks.checkpoint import save_variables
+from dyn_jax.occupancy import voxel
+from dyn_jax.training import embedded, loop
+from experiments import _record
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # means over the none that a tiny attack fools
+
+ROOT = pathlib.Path(__file__).parents[2]
+create = networks.create
+SMALL = {"depths": (1, 1, 1), "widths": (2, 4, 4)}
+TINY: dict[str, dict[str, Any]] = {
+    **{family: SMALL for family in ("resnet", "skipnet", "dynconv", "manidp")},
+    "sact": {"depths": (2, 1, 1), "widths": (2, 4, 4)},
+    "minkunet": {"planes": (4,) * 8, "layers": (0,) * 8, "stem_features": 4, "stem_size": 3},
+    "minkfcnn": {"channels": (4,) * 5, "embedding": 4, "hidden": 4},
+}
+
+
+@functools.cache
+def tiny(name: str, **fields: Any) -> nn.Module:
+    """The network of that name with few layers and channels; one trunk stands for all of the early exits."""
+    family = name.split("-")[0]
+    if family in ("sdn", "cnn"):
+        return create(f"{family}-resnet56-digits", **SMALL, exit_after=(0, 1) if family == "sdn" else (), **fields)
+    return create(name, **TINY[family], **fields)
+
+
+@functools.cache
+def variables_of(network: nn.Module, seed: int = 0) -> dict:
+    """Random numbers, so that some gates are on and some off."""
+    example = network.example_input() if hasattr(network, "example_input") else np.zeros((1, 32, 32, 3), np.float32)
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        values = 0.5 * rng.standard_normal(leaf.shape).astype(leaf.dtype)
+        return np.abs(values) if path[0].key == "batch_stats" else values
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(network.init, jax.random.key(0), example))
+
+
+class Case(NamedTuple):
+    """Options of a script (``{}`` is a folder with made-up data), constants of it or other modules, the record."""
+
+    options: str
+    record: str = ""
+    constants: dict[str, Any] = {}
+
+
+EARLY_EXIT = "--cache {} --seeds 2 --examples 6 --epochs 1 --surrogate-epochs 1"
+HELD_OUT = {"experiments._early_exit.HELD_OUT": 3}
+ENERGY = "--images 2 --steps 2"
+ROOMS = "--rooms 2 --points 64 --steps 1"
+SIZES = {"dyn_jax.cli.demo_points.STEP": {0.01: 0.005}}
+CASES = {
+    "experiments.digits_fgm_lgm": Case(
+        "--weights {} --seeds 0 --examples 2",
+        constants={"NETWORKS": ("dynconv-digits",), "LAMBDAS": (3.0,), "STRAIGHT_LAMBDAS": (), "EPS": ("8/255",)},
+    ),
+    "experiments.early_exit_rq1_transferability": Case(EARLY_EXIT, "early_exit_rq1", HELD_OUT),
+    "experiments.early_exit_rq2_efficiency": Case(EARLY_EXIT, "early_exit_rq2", HELD_OUT),
+    "experiments.early_exit_rq3_exit_design": Case(EARLY_EXIT, "early_exit_rq3", HELD_OUT),
+    "experiments.early_exit_rq4_early_attack": Case(EARLY_EXIT, "early_exit_rq4", {**HELD_OUT, "STEPS": 2}),
+    "experiments.energy_accuracy_attacks": Case(
+        "--images 2 --networks manidp-digits",
+        constants={"GRADIENTS": {"FGM": occupancy.hard(), "LGM": occupancy.sigmoid(3.0)}},
+    ),
+    "experiments.energy_other_networks": Case(
+        f"{ENERGY} --networks sdn-vgg16-digits --weights {{}} --rooms 1 --points 64",
+        constants={
+            "BUDGET": {"steps": 1, "learning_rate": 0.005},
+            "experiments._energy.OCCUPANCIES": {"hard": occupancy.hard()},
+        },
+    ),
+    "experiments.gradauto_figures": Case(ENERGY),
+    "experiments.gradauto_reach": Case(f"{ENERGY} --networks dynconv-digits sact-digits manidp-digits"),
+    "experiments.gradauto_table1": Case(f"{ENERGY} --networks sact-digits"),
+    "experiments.gradauto_table2": Case(ENERGY),
+    "experiments.gradauto_table3": Case(ENERGY),
+    "experiments.lgm_table1_static": Case("--checkpoint none --data {}", constants={"CLAIMED": {1: 31.33}}),
+    "experiments.lgm_table4_rooms": Case(ROOMS, constants=SIZES),
+    "experiments.lgm_table5_occupancies": Case(ROOMS, constants={**SIZES, "RELATIONS": {"BI": voxel.bilinear()}}),
+    "experiments.lgm_table6_scannet": Case("--scene {}/scene.bin", constants={"STEPS": {0.02: 0.01}}),
+    "experiments.lgm_table7_lambda": Case(ROOMS, constants=SIZES),
+    "experiments.lgm_table11_objects": Case(
+        "--objects 3 --batch 2 --steps 1",
+        constants={
+            "OBJECT_POINTS": 32,
+            "EPS": (0.02,),
+            "CLAIMED": {("random moves", ""): (85.73,), ("KNNPert", "LGM"): (82.05,)},
+        },
+    ),
+    "benchmarks.bim_resnet32": Case("--data {} --batch 2 --steps 1 --rounds 1 --no-peers", "bim_resnet32_cpu"),
+    "benchmarks.early_attack": Case("--images 2 --loop-images 1 --steps 1 --rounds 1", "early_attack_cpu"),
+    "benchmarks.grad_auto": Case("--batch 2 --steps 1 --rounds 1", "grad_auto_cpu"),
+    "benchmarks.sparse3d": Case(
+        "--scannet {}/scene.bin --nuscenes {}/sweep.bin --repeats 1 --growth",
+        "sparse3d_cpu",
+        {"LAYERS": 1, "GROWTH": (40,)},
+    ),
+}
+
+
+def make_up_data(folder: pathlib.Path) -> None:
+    """What the scripts ask for: images, scans, weights."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.savez(folder / "cifar10_lossless_test.npz", image=images, label=np.array([9, 0], np.uint8))
+    rng.uniform(0, 1, (60, 6)).astype(np.float32).tofile(folder / "scene.bin")
+    rng.uniform(-2, 2, (60, 5)).astype(np.float32).tofile(folder / "sweep.bin")
+    save_variables(folder / "seed0-dynconv-digits.msgpack", variables_of(tiny("dynconv-digits")))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Tiny networks, no training, code that is made fast rather than fast; and NaN is a value, the mean of none."""
+    untrained = lambda name, *, seed, **_: variables_of(tiny(name), seed)
+    monkeypatch.setattr(networks, "create", tiny)
+    monkeypatch.setattr(networks, "pretrained", lambda name: (tiny(name), variables_of(tiny(name))))
+    monkeypatch.setattr(embedded, "train", mock.create_autospec(embedded.train, side_effect=untrained))
+    fit = mock.create_autospec(loop.fit, side_effect=lambda net, *_, seed: variables_of(net, seed))
+    monkeypatch.setattr("experiments._early_exit.fit", fit)
+    monkeypatch.setattr(weights_convert, "convert", lambda name, state: variables_of(tiny(name)))
+    monkeypatch.setattr("experiments.lgm_table1_static.read_state_dict", lambda path: {})
+    kept = jax.config.jax_debug_nans, jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_debug_nans", False)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_debug_nans", kept[0])
+    jax.config.update("jax_disable_most_optimizations", kept[1])
+
+
+def test_every_script_has_a_case():
+    scripts = {
+        f"{folder}.{path.stem}"
+        for folder in ("experiments", "benchmarks")
+        for path in (ROOT / folder).glob("[a-z]*.py")
+    }
+    assert scripts == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_runs(name, monkeypatch, tmp_path):
+    case, (folder, stem) = CASES[name], name.split(".")
+    make_up_data(tmp_path)
+    results = tmp_path / "results"
+    output = f"--output {results}/{case.record}.json" if folder == "benchmarks" else f"--results {results}"
+    options = f"{case.options} {output}".replace("{}", str(tmp_path)).split()
+    module = importlib.import_module(name)
+    for constant, value in case.constants.items():
+        monkeypatch.setattr(constant if "." in constant else f"{name}.{constant}", value)
+    monkeypatch.setattr(sys, "argv", [f"{folder}/{stem}.py", *options])
+    module.main()
+    if stem == "gradauto_figures":
+        assert len(list(results.glob("gradauto_fig[123].png"))) == 3
+        return
+    path = f"{case.record or stem}.json"
+    made, kept = (json.loads((place / path).read_text()) for place in (results, ROOT / folder / "results"))
+    assert made["command"].startswith(f"python -m {name} --")
+    assert not _record.faults(made)
+    assert set(made) == set(kept) - {"note"}
+    assert set(kept["settings"]) <= set(made["settings"])
+    made_keys, kept_keys = ({key for row in record["rows"] for key in row} for record in (made, kept))
+    assert made_keys <= kept_keys if folder == "benchmarks" else made_keys == kept_keys
