@@ -1,6 +1,6 @@
 """Six attacks of images on a point cloud: the runner takes a `PointCloud` where it takes images; eps is in metres.
 
-python examples/attack_points.py [POINTS] [STEPS]
+python examples/attack_points.py [POINTS] [STEPS] [NAME ...]
 """
 
 import sys
@@ -29,10 +29,11 @@ chosen = {
     "APGD": attacks.apgd(0.05, steps),
     "MI-FGSM": attacks.mi_fgsm(0.05, 0.01, steps),
     "C&W": attacks.carlini_wagner(steps=steps, search_steps=1),
-    "GradAuto": attacks.grad_auto(steps=steps, eps=0.05),
-    "ILFO": attacks.ilfo(steps=steps, eps=0.05),
+    "GradAuto": attacks.grad_auto(steps=steps, learning_rate=0.005, eps=0.05),
+    "ILFO": attacks.ilfo(steps=steps, learning_rate=0.005, eps=0.05),
 }
-for name, attack in chosen.items():
+for name in sys.argv[3:] or chosen:
+    attack = chosen[name]
     run = jax.jit(lambda cloud, labels, key, attack=attack: attack(soft, cloud, labels, victim=hard, key=key))
     result = run(cloud, scene.labels, jax.random.key(0))
     rise = metrics.increase(result.trace_clean, result.trace_adversarial).mean()

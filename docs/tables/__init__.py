@@ -56,7 +56,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _unbroken(cell: str) -> str:
-    return re.sub(r" ([±/]) ", "\u00a0\\1\u00a0", cell)
+    return re.sub(r" ([±/]) ", "\u00a0\\1\u00a0", re.sub(r" (%|dB)", "\u00a0\\1", cell))
 
 
 def source(*names: str) -> str:
