@@ -7,6 +7,8 @@ import importlib
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -62,7 +64,7 @@ class Case(NamedTuple):
 
     options: str
     record: str = ""
-    constants: dict[str, Any] = {}
+    constants: Mapping[str, Any] = MappingProxyType({})
 
 
 EARLY_EXIT = "--cache {} --seeds 2 --examples 6 --epochs 1 --surrogate-epochs 1"
@@ -140,12 +142,11 @@ def quick(monkeypatch):
     monkeypatch.setattr("experiments._early_exit.fit", fit)
     monkeypatch.setattr(weights_convert, "convert", lambda name, state: variables_of(tiny(name)))
     monkeypatch.setattr("experiments.lgm_table1_static.read_state_dict", lambda path: {})
-    kept = jax.config.jax_debug_nans, jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_debug_nans", False)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_debug_nans", kept[0])
-    jax.config.update("jax_disable_most_optimizations", kept[1])
+    monkeypatch.setattr(_record, "RESULTS", None)  # nothing may be written beside the committed records
+    with jax.debug_nans(False):
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_every_script_has_a_case():
