@@ -10,6 +10,7 @@ import pytest
 import weights_convert
 from dyn_jax import attacks, metrics, networks, objectives
 from dyn_jax.networks import rdi
+from dyn_jax.types import Output
 
 NAME = "rdi-resnet38-cifar10"
 
@@ -86,7 +87,7 @@ def test_losses_and_gradients_of_every_exit(network, arrays):
         def total(x):
             exits = net.apply(variables, x).trace.exits
             chosen = jax.lax.dynamic_index_in_dim(exits, k, axis=1, keepdims=False)
-            return jnp.mean(objectives.cross_entropy(objectives_output(chosen), labels))
+            return jnp.mean(objectives.cross_entropy(Output(chosen), labels))
 
         return jax.value_and_grad(total)(images)
 
@@ -96,12 +97,6 @@ def test_losses_and_gradients_of_every_exit(network, arrays):
         expected = nhwc(arrays[f"grad/ce{k}"])
         error = jnp.abs(gradient - expected).max((1, 2, 3)) / jnp.abs(expected).max()
         assert (error <= 1e-5).sum() >= 7, error  # a ReLU within rounding of 0 may decide otherwise in one image
-
-
-def objectives_output(logits):
-    from dyn_jax.types import Output
-
-    return Output(logits)
 
 
 @pytest.mark.parametrize("name, prefix", [("single", "k0/"), ("single", "k6/"), ("average", "")])
