@@ -193,8 +193,14 @@ def default_capacity(
     voxel_size: float,
     levels: int,
 ) -> Capacity:
-    """`capacity`, or what the cloud needs under this occupancy."""
+    """`capacity`, or what the cloud needs under this occupancy.
+
+    Raises:
+      ValueError: a capacity for another number of levels.
+    """
     if capacity is not None:
+        if len(capacity.levels) != levels:
+            raise ValueError(f"capacity: got {len(capacity.levels)} levels {capacity.levels}, expected {levels}")
         return capacity
     extends = occupancy is not None and occupancy.extends
     return capacity_for(cloud, voxel_size, levels, reach=reach, extends=extends)

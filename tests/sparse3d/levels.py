@@ -12,7 +12,8 @@ import twins
 from dyn_jax.sparse3d import KernelMap, Sites, coarsen, kernel_map, sites_of
 
 # integers in, integers out: the compiler's optimisations only cost time here
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+quick = functools.partial(jax.jit, compiler_options=OPTIONS)
 sites_at = quick(sites_of, static_argnums=(2, 3))
 below = quick(coarsen, static_argnums=(1, 2))
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from levels import quick
+from levels import below, pairs_of, quick
 
 from dyn_jax.sparse3d import coarsen, from_numpy, kernel_map, offsets
 from dyn_jax.sparse3d.pooling import (
@@ -48,12 +48,12 @@ def test_on_a_line():
 
     @quick
     def run(x):
-        below = coarsen(sites, 2)
-        maps = kernel_map(sites, sites, 3), kernel_map(sites, below, 2)
-        return below, {kind: [pool(x, pairs)[:, 0] for pairs in maps] for kind, pool in POOLS.items()}
+        coarse = coarsen(sites, 2)
+        maps = kernel_map(sites, sites, 3), kernel_map(sites, coarse, 2)
+        return coarse, {kind: [pool(x, pairs)[:, 0] for pairs in maps] for kind, pool in POOLS.items()}
 
-    below, got = run(x)
-    assert below.coordinates[:3, 1].tolist() == [0, 2, 4]
+    coarse, got = run(x)
+    assert coarse.coordinates[:3, 1].tolist() == [0, 2, 4]
     for kind, same_level, strided in [
         ("sum", [6, 11, 10, -2], [6, 5, -2]),
         ("average", [3, 11 / 3, 5, -2], [3, 5, -2]),
@@ -145,15 +145,15 @@ def pooled(layers):
 
     @quick
     def run(x):
-        below, items = coarsen(sites, 2), batch_items(sites, 2)
-        maps = {k: kernel_map(sites, below, k) for k in (2, 3)}
+        coarse, items = coarsen(sites, 2), batch_items(sites, 2)
+        maps = {k: kernel_map(sites, coarse, k) for k in (2, 3)}
 
         def one(name):
             if name in GLOBAL:
                 order = layers[f"{name}/out_coords"][:, 0]
                 got, vjp = jax.vjp(lambda x: GLOBAL[name](x, items), x)
             else:
-                order, _ = below.find(jnp.asarray(layers[f"{name}/out_coords"]))
+                order, _ = coarse.find(jnp.asarray(layers[f"{name}/out_coords"]))
                 kind = {"maxpool": "max", "avgpool": "average", "sumpool": "sum"}[name[:7]]
                 got, vjp = jax.vjp(lambda x: POOLS[kind](x, maps[int(name[9])]), x)
             cotangent = jnp.zeros_like(got).at[order].set(layers[f"{name}/cotangent"])
@@ -209,16 +209,18 @@ def test_global_by_hand():
     """Item 1 has no voxels; the last row is not in use."""
     coordinates = [[0, 0, 0, 0], [0, 1, 0, 0], [0, 3, 0, 0], [2, 0, 0, 0]]
     sites, x, _ = level(coordinates, [[-4.0], [-1], [-1], [7]], capacity=5)
-    items = batch_items(sites, 3)
-    assert global_sum(x, items)[:, 0].tolist() == [-6, 0, 7]
-    assert global_average(x, items)[:, 0].tolist() == [-2, 0, 7]
-    assert global_max(x, items)[:, 0].tolist() == [-1, 0, 7]
-    weights = jnp.array([0.5, 0.0, 0.5, 0.25, 9.0])
-    assert global_average(x, items, weights)[:, 0].tolist() == [-2.5, 0, 7]
-    some = batch_items(sites, 3, jnp.array([True, False, False, True, True]))
-    assert global_max(x, some)[:, 0].tolist() == [-4, 0, 7]
-    gradient = jax.grad(lambda x: jnp.sum(jnp.array([1.0, 10.0, 100.0]) * global_max(x, items)[:, 0]))
-    assert gradient(x)[:, 0].tolist() == [0, 1, 0, 100, 0]
+    weights, cotangent = np.array([0.5, 0.0, 0.5, 0.25, 9.0], np.float32), np.array([1.0, 10.0, 100.0], np.float32)
+    some = np.array([True, False, False, True, True])
+
+    @quick
+    def run(x):
+        items = batch_items(sites, 3)
+        highest, back = jax.vjp(lambda x: global_max(x, items), x)
+        pooled = global_sum(x, items), global_average(x, items), highest, global_average(x, items, weights)
+        return *pooled, global_max(x, batch_items(sites, 3, some)), *back(cotangent[:, None])
+
+    expected = [[-6, 0, 7], [-2, 0, 7], [-1, 0, 7], [-2.5, 0, 7], [-4, 0, 7], [0, 1, 0, 100, 0]]
+    assert [got[:, 0].tolist() for got in run(x)] == expected
 
 
 def test_global_vmap_is_a_loop():
@@ -236,14 +238,14 @@ def test_global_vmap_is_a_loop():
 def test_a_nan_stays():
     sites, x, _ = line()
     with jax.debug_nans(False):
-        got = pool_max(x.at[1, 0].set(jnp.nan), kernel_map(sites, sites, 3))
+        got = pool_max(x.at[1, 0].set(jnp.nan), pairs_of(sites, sites, 3))
         assert np.isnan(got[:, 0]).tolist() == [True, True, True, False]
         assert np.isnan(global_max(x.at[1, 0].set(jnp.nan), batch_items(sites, 1))[0, 0])
 
 
 def test_bad_input():
     sites, x, _ = level(*cloud(6))
-    pairs = kernel_map(sites, coarsen(sites, 2, 40), 2)
+    pairs = pairs_of(sites, below(sites, 2, 40), 2)
     for pool in POOLS.values():
         with pytest.raises(ValueError, match=r"features: got shape \(59, 3\), expected \[60, channels\]"):
             pool(x[1:], pairs)
