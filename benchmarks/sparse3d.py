@@ -90,6 +90,7 @@ def cylinder_voxels(path: str) -> np.ndarray:
 
 
 LAYERS, WIDTH = 8, 32
+FORMS = ("34c", "18a")
 GROWTH = (5_000, 10_000, 20_000, 50_000, 100_000)
 
 
@@ -187,7 +188,7 @@ def main() -> None:
         cells = np.floor(scene[:, :3] / np.float32(0.05)).astype(np.int32)
         coordinates = np.concatenate([np.zeros((len(cells), 1), np.int32), cells], axis=1)
         tensor = sparse3d.from_numpy(coordinates, scene[:, 3:] / np.float32(255) - np.float32(0.5))
-        for form in ("34c", "18a"):
+        for form in FORMS:
             rows += minkunet(form, tensor, arguments.repeats)
         if arguments.growth:
             rows += growth(scene, arguments.repeats)

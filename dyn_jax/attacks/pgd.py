@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import optax
 
@@ -9,7 +11,7 @@ from dyn_jax import _validate
 from dyn_jax.attacks.ascent import ascend
 from dyn_jax.attacks.base import Attack, Found, Problem
 from dyn_jax.attacks.restarts import best_of
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.threat import Bounds, Threat, ball
 from dyn_jax.attacks.transforms import steepest
 from dyn_jax.objectives import Objective, resolve
 
@@ -18,6 +20,25 @@ def noise(problem: Problem, keys: jax.Array) -> jax.Array:
     """A draw from the ball, 0 where nothing may move."""
     drawn = problem.domain.threat.noise(keys, problem.domain.clean)
     return drawn if problem.domain.free is None else drawn * problem.domain.free
+
+
+def unclipped(threat: Threat, step_size: jax.typing.ArrayLike, steps: int, **fields: Any) -> Attack:
+    """PGD whose start may lie outside the box, as several released codes have it; one start, the last iterate.
+
+    Args:
+      threat: a ball.
+      step_size, steps: see `bim`.
+      **fields: of `Attack`.
+    """
+    step_size = _validate.number("step_size", step_size, minimum=0)
+    _validate.positive_int("steps", steps)
+    chain = optax.chain(steepest(threat), optax.scale(step_size))
+
+    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        start = problem.domain.clean + noise(problem, keys) if start is None else start
+        return ascend(problem, start, chain, steps)
+
+    return Attack(search, threat, random=True, reach=step_size, **fields)
 
 
 def pgd(

@@ -15,6 +15,7 @@ from dyn_jax.networks import (
     manidp,
     minkfcnn,
     minkunet,
+    rdi,
     resnet,
     sact,
     sdn_mobilenet,
@@ -48,6 +49,7 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
         for variant, build in _SDN_VARIANTS.items()
         for dataset in ("cifar10", "cifar100", "tinyimagenet", "digits")
     },
+    **{f"rdi-resnet{d}-cifar10": partial(rdi.cifar, d) for d in (38, 74, 110)},
     **{f"manidp-{d}-cifar10": partial(manidp.cifar, d) for d in (20, 32, 44, 56, 110)},
     **{f"manidp-{d}-imagenet": partial(manidp.imagenet, d) for d in (18, 34)},
     **{f"{mode}-{d}-cifar10": partial(sact.cifar, d, mode=mode) for mode in ("sact", "act") for d in (32, 56, 110)},

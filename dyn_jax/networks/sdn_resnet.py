@@ -38,18 +38,23 @@ class ResNetTrunk(Trunk):
     stem_stride: int = 1
     winograd: bool = False
 
+    def name(self, stage: int, index: int, number: int) -> str:
+        """Of a block: the `number`-th of the network, the `index`-th of its stage."""
+        return f"layers_{number}"
+
     def layers(self, x: jax.Array, train: bool) -> Iterator[Layer]:
         conv = Conv(self.widths[0], 3, self.stem_stride, 1, name="conv1")
         x = conv(x)
         work = conv.macs(3, x.shape[1] * x.shape[2])
         x = relu(BatchNorm(name="bn1")(x, train))
         for i, spec in enumerate(block_plan(self.depths, self.widths, "basic", self.widths[0])):
-            branch = BasicBranch(spec.width, spec.stride, self.winograd, name=f"layers_{i}")
+            name = self.name(spec.stage, spec.index, i)
+            branch = BasicBranch(spec.width, spec.stride, self.winograd, name=name)
             out, identity = branch(x, train), x
             positions = out.shape[1] * out.shape[2]
             work += branch_macs(branch, spec.in_features, positions)
             if spec.changes_shape:
-                identity = Projection(spec.out_features, spec.stride, name=f"layers_{i}_downsample")(x, train)
+                identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
                 work += macs.conv2d(1, spec.in_features, spec.out_features, positions)
             x = add_relu(identity, out)
             yield Layer(x, identity + out, work)

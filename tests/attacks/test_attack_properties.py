@@ -136,18 +136,22 @@ def test_nan_logits_are_no_success(name):
         changed = jnp.any(x != images, axis=(1, 2, 3))
         return Output(jnp.where(changed[:, None], jnp.nan, output.logits), output.trace)
 
+    moved = lambda problem, keys, start: attacks.Found(problem.domain.clean + 0.01)
+    attack = case.make(case.eps)
     with jax.debug_nans(False):
-        run = jax.jit(lambda: case.make(case.eps)(tiny_forward, images, labels, key=KEY, victim=broken))
-        result = run()
+        run = jax.jit(lambda a: a(tiny_forward, images, labels, key=KEY, victim=broken), static_argnums=0)
+        results = [run(attack), run(dataclasses.replace(attack, search=moved))]
         everywhere = jax.jit(
-            lambda: case.make(case.eps)(lambda x: Output(tiny_forward(x).logits * jnp.nan), images, labels, key=KEY)
+            lambda: attack(lambda x: Output(tiny_forward(x).logits * jnp.nan), images, labels, key=KEY)
         )()
-    changed = np.asarray(jnp.any(result.adversarial != images, axis=(1, 2, 3)))
-    assert not np.asarray(result.success)[changed].any()
-    assert np.isfinite(result.adversarial).all()
+    for result in results:  # the second moves whatever the attack itself does
+        changed = np.asarray(jnp.any(result.adversarial != images, axis=(1, 2, 3)))
+        assert not np.asarray(result.success)[changed].any() and np.asarray(result.invalid)[changed].all()
+        assert np.isfinite(result.adversarial).all()
+    assert changed.any()
     assert not everywhere.success.any() and not everywhere.clean_success.any()
     assert everywhere.invalid.all() and float(metrics.robust_accuracy(everywhere)) == 0  # silence is not robustness
-    np.testing.assert_allclose(everywhere.adversarial, np.clip(everywhere.adversarial, *case.make(0.1).threat.bounds))
+    np.testing.assert_allclose(everywhere.adversarial, np.clip(everywhere.adversarial, *attack.threat.bounds))
     assert np.isfinite(everywhere.adversarial).all()
     assert everywhere.steps.nonfinite.any(axis=1).all()
 

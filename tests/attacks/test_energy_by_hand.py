@@ -208,7 +208,7 @@ def test_squared_distance_pulls_back():
 def test_no_gate_on_means_no_projection():
     def forward(x):
         output = gate_forward(x)
-        units = tuple(u.replace(score=u.score - 9, occupancy=jnp.zeros_like(u.occupancy)) for u in output.trace.units)
+        units = tuple(unit(u.score - 9, 10, logit=True) for u in output.trace.units)
         return output.replace(trace=output.trace.replace(units=units))
 
     record = attacks.grad_auto(steps=2, rectify=Rectify(begin=0))(forward, DARK).record
@@ -219,7 +219,7 @@ def test_nan_stays_where_it_is(nan_allowed):
     def forward(x):
         output = gate_forward(x)
         broken = jnp.where(jnp.arange(2) == 0, jnp.nan, 1.0)
-        units = tuple(u.replace(score=u.score * broken) for u in output.trace.units)
+        units = tuple(unit(u.score * broken, 10, logit=True) for u in output.trace.units)
         return output.replace(trace=output.trace.replace(units=units))
 
     result = attacks.ilfo(steps=3, learning_rate=0.1)(forward, DARK.at[1].set(0.1))

@@ -10,7 +10,7 @@ from dyn_jax.attacks import Pixels, Rectify, rectify, released
 from dyn_jax.attacks.threat import Box
 from dyn_jax.types import Output, Trace, UnitTrace
 
-FILES = ("attack_gradauto_K1", "attack_gradauto_K0.01", "attack_gradauto_K1_acc")
+FILES = ("attack_gradauto_K1",)
 STEPS = 6
 
 

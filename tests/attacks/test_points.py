@@ -223,7 +223,7 @@ def test_point_pert_finds_the_nearest_boundary():
     assert shortest * 0.999 <= found <= shortest * 1.15
     once = attacks.point_pert(10.0, 150, learning_rate=0.02, constant=1000.0)
     far = jax.jit(lambda cloud: once(classifier, cloud, jnp.array([label]), key=jax.random.key(0)))(cloud)
-    assert far.success.all()
+    assert far.success.all() and float(jnp.sum((far.adversarial - cloud.xyz) ** 2)) > found
 
 
 def test_knn_and_chamfer_distances_by_brute_force():
@@ -262,14 +262,17 @@ def test_nonfinite_gradients_are_flagged_and_taken_as_zero():
 
 
 def test_nan_logits_are_no_success():
-    def broken(cloud):
-        return Output(segmenter(cloud).logits.at[3].set(jnp.nan))
-
     cloud = a_cloud()
     labels = labels_of(cloud)
+    row = int(jnp.argmax(labels > 0))  # argmax of NaN is class 0: a row of another class would count as a success
+    assert int(labels[row]) > 0
+
+    def broken(cloud):
+        return Output(segmenter(cloud).logits.at[row].set(jnp.nan))
+
     with jax.debug_nans(False):
         result = attacks.point_bim(0.0, 0.1, 1)(segmenter, cloud, labels, victim=broken)
-    assert not result.success[3]
+    assert not result.success[row] and result.invalid[row]
 
 
 def test_overflow_is_reported():

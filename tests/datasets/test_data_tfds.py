@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -89,10 +88,8 @@ def test_lost_examples_are_noticed_after_writing(tmp_path, made_up, monkeypatch)
 
 
 def test_not_prepared(tmp_path):
-    start = time.perf_counter()
     with pytest.raises(FileNotFoundError) as caught:
         cifar10_from_tfds(tmp_path)
-    assert time.perf_counter() - start < 1
     assert str(tmp_path / "cifar10") in str(caught.value) and "dyn_jax.datasets.prepare_tfds(" in str(caught.value)
 
 

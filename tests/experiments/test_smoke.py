@@ -1,12 +1,15 @@
-"""Every experiment and benchmark from its command line to its record, with tiny networks, few images and few steps."""
+"""Every experiment and benchmark from its command line to its record, with toy networks, few images and few steps."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -14,34 +17,31 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from toys import Gated, Points, Stages
 
 import weights_convert
-from dyn_jax import networks, occupancy
+from dyn_jax import attacks, networks, occupancy
 from dyn_jax.networks.checkpoint import save_variables
+from dyn_jax.networks.minkfcnn import MinkowskiFCNN
+from dyn_jax.networks.minkunet import MinkUNet
+from dyn_jax.networks.sdn import SDN
+from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import voxel
 from dyn_jax.training import embedded, loop
-from experiments import _record
+from experiments import _record, early_exit_rq4_early_attack, gradauto_table2
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # means over the none that a tiny attack fools
 
 ROOT = pathlib.Path(__file__).parents[2]
-create = networks.create
-SMALL = {"depths": (1, 1, 1), "widths": (2, 4, 4)}
-TINY: dict[str, dict[str, Any]] = {
-    **{family: SMALL for family in ("resnet", "skipnet", "dynconv", "manidp")},
-    "sact": {"depths": (2, 1, 1), "widths": (2, 4, 4)},
-    "minkunet": {"planes": (4,) * 8, "layers": (0,) * 8, "stem_features": 4, "stem_size": 3},
-    "minkfcnn": {"channels": (4,) * 5, "embedding": 4, "hidden": 4},
-}
 
 
 @functools.cache
-def tiny(name: str, **fields: Any) -> nn.Module:
-    """The network of that name with few layers and channels; one trunk stands for all of the early exits."""
+def tiny(name: str, *, normalize: object = None, **fields: Any) -> nn.Module:
+    """A toy in place of the network of that name."""
     family = name.split("-")[0]
     if family in ("sdn", "cnn"):
-        return create(f"{family}-resnet56-digits", **SMALL, exit_after=(0, 1) if family == "sdn" else (), **fields)
-    return create(name, **TINY[family], **fields)
+        return SDN(Stages(), exit_after=(0, 1) if family == "sdn" else (), **fields)
+    return Points(family == "minkfcnn") if family.startswith("mink") else Gated(family, **fields)
 
 
 @functools.cache
@@ -62,42 +62,50 @@ class Case(NamedTuple):
 
     options: str
     record: str = ""
-    constants: dict[str, Any] = {}
+    constants: Mapping[str, Any] = MappingProxyType({})
 
 
+DEMO = {"dyn_jax.cli.demo.ATTACKS": {"BIM-10": lambda eps: attacks.bim(eps, eps / 4, 2)}}
 EARLY_EXIT = "--cache {} --seeds 2 --examples 6 --epochs 1 --surrogate-epochs 1"
-HELD_OUT = {"experiments._early_exit.HELD_OUT": 3}
+EXITS = {"experiments._early_exit.HELD_OUT": 3, "experiments._early_exit.ATTACKS": {"FGSM": attacks.fgsm(0.1)}}
 ENERGY = "--images 2 --steps 2"
+HARD = {"experiments._energy.OCCUPANCIES": {"hard": occupancy.hard()}}
 ROOMS = "--rooms 2 --points 64 --steps 1"
 SIZES = {"dyn_jax.cli.demo_points.STEP": {0.01: 0.005}}
 CASES = {
     "experiments.digits_fgm_lgm": Case(
         "--weights {} --seeds 0 --examples 2",
-        constants={"NETWORKS": ("dynconv-digits",), "LAMBDAS": (3.0,), "STRAIGHT_LAMBDAS": (), "EPS": ("8/255",)},
+        constants=DEMO
+        | {"NETWORKS": ("dynconv-digits",), "LAMBDAS": (3.0,), "STRAIGHT_LAMBDAS": (), "EPS": ("8/255",)},
     ),
-    "experiments.early_exit_rq1_transferability": Case(EARLY_EXIT, "early_exit_rq1", HELD_OUT),
-    "experiments.early_exit_rq2_efficiency": Case(EARLY_EXIT, "early_exit_rq2", HELD_OUT),
-    "experiments.early_exit_rq3_exit_design": Case(EARLY_EXIT, "early_exit_rq3", HELD_OUT),
-    "experiments.early_exit_rq4_early_attack": Case(EARLY_EXIT, "early_exit_rq4", {**HELD_OUT, "STEPS": 2}),
+    "experiments.early_exit_rq1_transferability": Case(EARLY_EXIT, "early_exit_rq1", EXITS),
+    "experiments.early_exit_rq2_efficiency": Case(EARLY_EXIT, "early_exit_rq2", EXITS),
+    "experiments.early_exit_rq3_exit_design": Case(EARLY_EXIT, "early_exit_rq3", EXITS),
+    "experiments.early_exit_rq4_early_attack": Case(
+        EARLY_EXIT,
+        "early_exit_rq4",
+        EXITS | {"STEPS": 2, "BASELINES": {"FGSM": early_exit_rq4_early_attack.BASELINES["FGSM"]}},
+    ),
     "experiments.energy_accuracy_attacks": Case(
         "--images 2 --networks manidp-digits",
-        constants={"GRADIENTS": {"FGM": occupancy.hard(), "LGM": occupancy.sigmoid(3.0)}},
+        constants=DEMO | {"GRADIENTS": {"FGM": occupancy.hard(), "LGM": occupancy.sigmoid(3.0)}},
     ),
     "experiments.energy_other_networks": Case(
         f"{ENERGY} --networks sdn-vgg16-digits --weights {{}} --rooms 1 --points 64",
-        constants={
-            "BUDGET": {"steps": 1, "learning_rate": 0.005},
-            "experiments._energy.OCCUPANCIES": {"hard": occupancy.hard()},
-        },
+        constants=HARD | {"BUDGET": {"steps": 1, "learning_rate": 0.005}},
     ),
     "experiments.gradauto_figures": Case(ENERGY),
-    "experiments.gradauto_reach": Case(f"{ENERGY} --networks dynconv-digits sact-digits manidp-digits"),
-    "experiments.gradauto_table1": Case(f"{ENERGY} --networks sact-digits"),
-    "experiments.gradauto_table2": Case(ENERGY),
+    "experiments.gradauto_reach": Case(f"{ENERGY} --networks sact-digits manidp-digits"),
+    "experiments.gradauto_table1": Case(f"{ENERGY} --networks sact-digits", constants=HARD),
+    "experiments.gradauto_table2": Case(
+        ENERGY, constants={"methods": lambda budget, of=gradauto_table2.methods: dict(list(of(budget).items())[-2:])}
+    ),
     "experiments.gradauto_table3": Case(ENERGY),
-    "experiments.lgm_table1_static": Case("--checkpoint none --data {}", constants={"CLAIMED": {1: 31.33}}),
-    "experiments.lgm_table4_rooms": Case(ROOMS, constants=SIZES),
-    "experiments.lgm_table5_occupancies": Case(ROOMS, constants={**SIZES, "RELATIONS": {"BI": voxel.bilinear()}}),
+    "experiments.lgm_table1_static": Case(
+        "--checkpoint none --data {}", constants={"CLAIMED": {1: 31.33}, "NORMALISATIONS": {"LGM loader": None}}
+    ),
+    "experiments.lgm_table4_rooms": Case(ROOMS, constants=SIZES | {"SETTINGS": {"LGM": voxel.lgm()}}),
+    "experiments.lgm_table5_occupancies": Case(ROOMS, constants=SIZES | {"RELATIONS": {"BI": voxel.bilinear()}}),
     "experiments.lgm_table6_scannet": Case("--scene {}/scene.bin", constants={"STEPS": {0.02: 0.01}}),
     "experiments.lgm_table7_lambda": Case(ROOMS, constants=SIZES),
     "experiments.lgm_table11_objects": Case(
@@ -114,7 +122,7 @@ CASES = {
     "benchmarks.sparse3d": Case(
         "--scannet {}/scene.bin --nuscenes {}/sweep.bin --repeats 1 --growth",
         "sparse3d_cpu",
-        {"LAYERS": 1, "GROWTH": (40,)},
+        {"FORMS": ("34c",), "LAYERS": 1, "GROWTH": (40,)},
     ),
 }
 
@@ -131,7 +139,7 @@ def make_up_data(folder: pathlib.Path) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Tiny networks, no training, code that is made fast rather than fast; and NaN is a value, the mean of none."""
+    """Toy networks, no training, code that is made fast rather than fast; and NaN is a value, the mean of none."""
     untrained = lambda name, *, seed, **_: variables_of(tiny(name), seed)
     monkeypatch.setattr(networks, "create", tiny)
     monkeypatch.setattr(networks, "pretrained", lambda name: (tiny(name), variables_of(tiny(name))))
@@ -140,12 +148,16 @@ def quick(monkeypatch):
     monkeypatch.setattr("experiments._early_exit.fit", fit)
     monkeypatch.setattr(weights_convert, "convert", lambda name, state: variables_of(tiny(name)))
     monkeypatch.setattr("experiments.lgm_table1_static.read_state_dict", lambda path: {})
-    kept = jax.config.jax_debug_nans, jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_debug_nans", False)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_debug_nans", kept[0])
-    jax.config.update("jax_disable_most_optimizations", kept[1])
+    monkeypatch.setattr(_record, "RESULTS", None)  # nothing may be written beside the committed records
+    with jax.debug_nans(False):
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("toy, network", [(Gated, SkipNet), (Points, MinkUNet), (Points, MinkowskiFCNN)])
+def test_toys_take_what_networks_take(toy, network):
+    assert list(inspect.signature(toy.__call__).parameters) == list(inspect.signature(network.__call__).parameters)
 
 
 def test_every_script_has_a_case():

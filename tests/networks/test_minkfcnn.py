@@ -1,7 +1,7 @@
-"""MinkowskiFCNN against a dictionary network in PyTorch, against MinkowskiEngine, and under soft occupancies."""
+"""MinkowskiFCNN against a network of site lists in PyTorch, against MinkowskiEngine, and under soft occupancies."""
 
 import itertools
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,11 @@ def spheres(seed=0, clouds=CLOUDS, points=POINTS):
     return x.astype(np.float32)
 
 
+def number(sites):
+    """One integer for sites [..., 3], which ascends as they do."""
+    return (np.asarray(sites, np.int64) + 2**15) @ np.array([2**40, 2**20, 1])
+
+
 def twin(variables, xyz, net):
     """(logits [class] of one cloud in float64 as a function of its features, coordinates and pairs of every level)."""
     torch = pytest.importorskip("torch")
@@ -56,13 +61,19 @@ def twin(variables, xyz, net):
     }
     cells = np.floor(xyz / np.float32(net.voxel_size)).astype(int)
     levels = [np.unique(cells // 2**level * 2**level, axis=0) for level in range(8)]
-    rows = [{tuple(site): row for row, site in enumerate(sites)} for sites in levels]
-    steps = [step[::-1] for step in itertools.product((-1, 0, 1), repeat=3)]
-    own = torch.tensor([rows[0][tuple(cell)] for cell in cells])
+    keys = [number(sites) for sites in levels]  # ascending, as the sites are
+    steps = np.array([step[::-1] for step in itertools.product((-1, 0, 1), repeat=3)])
 
+    def rows(level, sites):
+        """[...], rows of the level that hold sites [..., 3]; -1 where there is none."""
+        row = np.minimum(np.searchsorted(keys[level], number(sites)), len(keys[level]) - 1)
+        return torch.tensor(np.where(keys[level][row] == number(sites), row, -1))
+
+    own = rows(0, cells)
+
+    @lru_cache
     def neighbours(source, target):
-        shift = [np.array(step) * 2**source for step in steps]
-        return torch.tensor([[rows[source].get(tuple(site + s), -1) for s in shift] for site in levels[target]])
+        return rows(source, levels[target][:, None] + steps[None] * 2**source)
 
     def mean(x):
         total = torch.zeros(len(levels[0]), x.shape[1], dtype=x.dtype).index_add(0, own, x)
@@ -82,7 +93,7 @@ def twin(variables, xyz, net):
         return padded[neighbours(source, target)].max(dim=1).values
 
     def sliced(x, level):
-        return x[torch.tensor([rows[level][tuple(cell)] for cell in cells // 2**level * 2**level])]
+        return x[rows(level, cells // 2**level * 2**level)]
 
     def logits(features):
         x = mean(norm(features @ leaves["mlp1_0/kernel"], "mlp1_1"))
@@ -150,7 +161,7 @@ def own():
     return drawn(NET), spheres(), np.array([3, 17, 0, 39])
 
 
-def test_logits_gradient_and_pairs_of_a_dictionary_network(own, run):
+def test_logits_gradient_and_pairs_of_a_network_in_pytorch(own, run):
     variables, xyz, labels = own
     (_, output), gradient = run(variables, together(xyz), labels)
     assert not output.trace.overflow
@@ -170,10 +181,10 @@ def test_logits_gradient_and_pairs_of_a_dictionary_network(own, run):
 
 
 def test_minkowski_engine(golden, run):
-    """Logits and loss; the gradient is the dictionary network's.
+    """Logits and loss; the gradient is that of the network in PyTorch.
 
     The file's grad_feats is left out: it is not the derivative of the file's logits (central differences in float64
-    show that), while the dictionary network and this one agree with both.
+    show that), while the network in PyTorch and this one agree with both.
     """
     arrays = golden("mink_MinkowskiFCNN_small")
     state = {key[3:]: value for key, value in arrays.items() if key.startswith("sd/")}

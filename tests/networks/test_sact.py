@@ -309,7 +309,7 @@ def test_network_equals_its_twin(name):
     logits, units, flops = Twin(net, variables).run(images)
     np.testing.assert_allclose(got.logits, logits, atol=2e-5 * np.abs(logits).max())
     blocks = gate.ponder_of_trace(got.trace)
-    assert list(blocks) == ["block1", "block2"]
+    assert list(blocks) == [f"block{n + 1}_unit{depth}" for n, depth in enumerate(net.depths)]
     for block, n in zip(blocks.values(), units):
         assert len(np.unique(n)) > 1
         np.testing.assert_array_equal(block.units, n if net.mode == "sact" else n[:, 0, 0])

@@ -27,9 +27,20 @@ def level(seed: int, count: int, capacity: int) -> Sites:
 
 def pairs_of(source: Sites, target: Sites, kernel_size, **arguments) -> KernelMap:
     """`kernel_map`; a jitted function would take one level given twice for two."""
-    if source is target:
-        return quick(lambda one: kernel_map(one, one, kernel_size, **arguments))(source)
-    return quick(lambda one, other: kernel_map(one, other, kernel_size, **arguments))(source, target)
+    given = tuple(sorted(arguments.items()))
+    return (
+        _pairs(True, kernel_size, given)(source)
+        if source is target
+        else _pairs(False, kernel_size, given)(source, target)
+    )
+
+
+@functools.cache
+def _pairs(same: bool, kernel_size, arguments: tuple):
+    """One jitted function for every kernel, so that levels of one shape share its compilation."""
+    if same:
+        return quick(lambda one: kernel_map(one, one, kernel_size, **dict(arguments)))
+    return quick(lambda one, other: kernel_map(one, other, kernel_size, **dict(arguments)))
 
 
 def rows_of(given: Sites) -> list[tuple[int, ...]]:

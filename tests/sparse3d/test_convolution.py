@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import twins
 from jax.test_util import check_grads
-from levels import below, level, pairs_of, rows_of, sites_at
+from levels import below, level, pairs_of, quick, rows_of, sites_at
 
 from dyn_jax.sparse3d import convolve, kernel_map, offsets, sites_of
 
 
-@jax.jit
+@quick
 def run(x, kernel, pairs, cotangent):
     """(out, gradient in x, gradient in the kernel)."""
     out, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, pairs), x, kernel)
@@ -71,7 +71,7 @@ def test_gradients_are_the_derivatives():
         rng = np.random.default_rng(0)
         x, one, two, three = (jnp.asarray(rng.normal(size=s)) for s in ((16, 2), (27, 2, 2), (8, 2, 2), (8, 2, 2)))
 
-        @jax.jit
+        @quick
         def network(x, one, two, three):
             y = jnp.sin(convolve(x * fine.valid[:, None], one, maps[0])) * fine.valid[:, None]
             y = jnp.sin(convolve(y, two, maps[1])) * coarse.valid[:, None]
@@ -155,7 +155,7 @@ def test_vmap_of_features_kernel_and_maps():
             for argument, axis in zip(given, axes)
         ]
         loop = [one(*at(i)) for i in range(3)]
-        together = jax.jit(jax.vmap(whole, axes))(*given)
+        together = quick(jax.vmap(whole, axes))(*given)
         chex.assert_trees_all_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop), atol=2e-5)
         if axes[0] == 0:
             assert len(set(together[3].tolist())) == 3
@@ -168,7 +168,7 @@ def test_bitwise_repeatable_and_traced_once():
         out, pullback = jax.vjp(lambda x, k: convolve(x, k, pairs), x * sites.valid[:, None], kernel)
         return out * sites.valid[:, None], *pullback(out)
 
-    once = jax.jit(chex.assert_max_traces(whole, 1))
+    once = quick(chex.assert_max_traces(whole, 1))
     x, kernel = numbers(4, 100, 8), numbers(5, 27, 8, 8)
     results = []
     for seed, count in ((1, 100), (2, 60), (1, 100), (1, 100)):

@@ -135,40 +135,45 @@ def layers(golden):
     return golden("mink_layers")
 
 
-def golden_case(layers, name):
-    """(features, pooled, gradient) of our function beside the file's."""
+POOLED = [f"{kind}pool_k{k}s2" for kind in ("max", "avg", "sum") for k in (2, 3)] + sorted(GLOBAL)
+
+
+@pytest.fixture(scope="module")
+def pooled(layers):
+    """Layer of the file -> (pooled features, gradient) of our function, in the file's order; compiled once."""
     sites, x, row = level(layers["coords"], layers["feats"])
 
     @quick
     def run(x):
-        if name in GLOBAL:
-            items, order = batch_items(sites, 2), layers[f"{name}/out_coords"][:, 0]
-            got, vjp = jax.vjp(lambda x: GLOBAL[name](x, items), x)
-        else:
-            below = coarsen(sites, 2)
-            pairs = kernel_map(sites, below, int(name[9]))
-            order, _ = below.find(jnp.asarray(layers[f"{name}/out_coords"]))
-            kind = {"maxpool": "max", "avgpool": "average", "sumpool": "sum"}[name[:7]]
-            got, vjp = jax.vjp(lambda x: POOLS[kind](x, pairs), x)
-        cotangent = jnp.zeros_like(got).at[order].set(layers[f"{name}/cotangent"])
-        return got[order], vjp(cotangent)[0][row]
+        below, items = coarsen(sites, 2), batch_items(sites, 2)
+        maps = {k: kernel_map(sites, below, k) for k in (2, 3)}
+
+        def one(name):
+            if name in GLOBAL:
+                order = layers[f"{name}/out_coords"][:, 0]
+                got, vjp = jax.vjp(lambda x: GLOBAL[name](x, items), x)
+            else:
+                order, _ = below.find(jnp.asarray(layers[f"{name}/out_coords"]))
+                kind = {"maxpool": "max", "avgpool": "average", "sumpool": "sum"}[name[:7]]
+                got, vjp = jax.vjp(lambda x: POOLS[kind](x, maps[int(name[9])]), x)
+            cotangent = jnp.zeros_like(got).at[order].set(layers[f"{name}/cotangent"])
+            return got[order], vjp(cotangent)[0][row]
+
+        return {name: one(name) for name in POOLED}
 
     return run(x)
 
 
-@pytest.mark.parametrize(
-    "name", [f"{kind}pool_k{k}s2" for kind in ("max", "avg", "sum") for k in (2, 3)] + sorted(GLOBAL)
-)
-def test_against_minkowski_engine(layers, name):
-    got, gradient = golden_case(layers, name)
+@pytest.mark.parametrize("name", POOLED)
+def test_against_minkowski_engine(layers, pooled, name):
+    got, gradient = pooled[name]
     np.testing.assert_allclose(got, layers[f"{name}/out_feats"], atol=3e-6)
     np.testing.assert_allclose(gradient, layers[f"{name}/grad_feats"], atol=1e-6)
 
 
-def test_dividing_by_the_volume_is_noticed(layers):
+def test_dividing_by_the_volume_is_noticed(layers, pooled):
     """Control."""
-    got, _ = golden_case(layers, "sumpool_k3s2")
-    assert np.abs(got / 27 - layers["avgpool_k3s2/out_feats"]).max() > 0.1
+    assert np.abs(pooled["sumpool_k3s2"][0] / 27 - layers["avgpool_k3s2/out_feats"]).max() > 0.1
 
 
 def test_jit_vmap_and_repetition():

@@ -79,7 +79,7 @@ def test_writes_what_convert_returns_and_says_so(source, tmp_path, capsys):
     assert f"{out.stat().st_size:,} bytes" in printed and str(out) in printed
 
     net = networks.create("resnet-20-cifar10", depths=(1, 1, 1), widths=WIDTHS)
-    assert net.apply(got, np.zeros((2, 32, 32, 3), np.float32)).logits.shape == (2, 10)
+    assert jax.eval_shape(net.apply, got, np.zeros((2, 32, 32, 3), np.float32)).logits.shape == (2, 10)
 
 
 def test_classes(tmp_path, capsys):

@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 from dyn_jax import _validate
-from weights_convert.tables import dynconv, manidp, minkowski, resnet, sact, sdn, skipnet
+from weights_convert.tables import dynconv, manidp, minkowski, rdi, resnet, sact, sdn, skipnet
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
@@ -20,6 +20,7 @@ _TABLES = {
     "VggTrunk": sdn.VGG_RULES,
     "ResNetTrunk": sdn.RESNET_RULES,
     "MobileNetTrunk": sdn.MOBILENET_RULES,
+    "RDITrunk": rdi.RULES,
     "SACT": sact.RULES,
     "ManiDP": manidp.RULES,
     "MinkUNet": minkowski.UNET_RULES,

@@ -18,7 +18,7 @@ from dyn_jax.attacks.bim import bim as _bim
 from dyn_jax.attacks.fgsm import fgsm as _fgsm
 from dyn_jax.attacks.lgm_auto_step import lgm_auto_step as _auto_step
 from dyn_jax.attacks.lgm_carlini_wagner import lgm_carlini_wagner as _carlini_wagner
-from dyn_jax.attacks.pgd import noise
+from dyn_jax.attacks.pgd import unclipped
 from dyn_jax.attacks.point_bim import direction_of
 from dyn_jax.attacks.threat import ball
 from dyn_jax.attacks.transforms import steepest
@@ -51,16 +51,8 @@ def pgd(
     objective: str | Objective = "ce",
 ) -> Attack:
     """`dyn_jax.attacks.pgd` whose start is not clipped to the box; examples left alone come back with its noise."""
-    threat = ball("linf", eps, BOUNDS)
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    _validate.positive_int("steps", steps)
-    chain = optax.chain(steepest(threat), optax.scale(step_size))
-
-    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        start = problem.domain.clean + noise(problem, keys) if start is None else start
-        return ascend(problem, start, chain, steps)
-
-    return Attack(search, threat, resolve(objective), random=True, keep_start=True, reach=step_size)
+    fields = {"objective": resolve(objective), "keep_start": True}
+    return unclipped(ball("linf", eps, BOUNDS), step_size, steps, **fields)
 
 
 def batch_mean_normalise() -> optax.GradientTransformation:
