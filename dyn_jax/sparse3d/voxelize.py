@@ -100,8 +100,8 @@ def most_near(reach: Reach | None, voxel_size: float) -> int:
     """How many voxels a point is near at most: 27, or 8 (two on an axis) for a concrete step below half a voxel.
 
     A step of half a voxel (LGM's on ScanNet) leads every point to 8 voxels exactly, and one from the middle of a voxel
-    to two faces at once, where rounding may add a third voxel: only up to 49 % counts as below. Without a reach, or with
-    a step of 0, it is 1.
+    to two faces at once, where rounding may add a third voxel: only up to 49 % counts as below. Without a reach, or
+    with a step of 0, it is 1.
     """
     if reach is None:
         return 1
