@@ -97,7 +97,7 @@ def capacity_for(
     What always fits needs no counting: the rows of a sparse tensor (None); of a cloud, a voxel for each point on every
     level; with a reach, `most_near` pairs for each point, as many voxels on the finest level, and 8 for each point on
     the coarser ones. That is large: with a traced step and 100,000 points, 2.7 million rows, which take 350 MB for
-    every 32 channels. Counted, a scanned room has fewer than 2 voxels for each point within half a voxel.
+    every 32 channels. Counted, the embedded rooms have 3 to 6 voxels for each point within half a voxel.
 
     Args:
       inputs: a sparse tensor, a point cloud, or clouds that are to share one capacity.

@@ -99,8 +99,9 @@ def mean_over(values: jax.Array, groups: Segments) -> jax.Array:
 def most_near(reach: Reach | None, voxel_size: float) -> int:
     """How many voxels a point is near at most: 27, or 8 (two on an axis) for a concrete step below half a voxel.
 
-    A step of half a voxel leads a point from the middle of a voxel to two faces at once, and rounding decides on which
-    side of them it ends: 49 % of a voxel is what counts as below. Without a reach, or a step of 0, it is 1.
+    A step of half a voxel (LGM's on ScanNet) leads every point to 8 voxels exactly, and one from the middle of a voxel
+    to two faces at once, where rounding may add a third voxel: only up to 49 % counts as below. Without a reach, or
+    with a step of 0, it is 1.
     """
     if reach is None:
         return 1
@@ -130,7 +131,7 @@ def near_voxels(
       reach: see `Reach`; a number is its step; the step may also hold one number for each point. None: every point has
         one pair, with its own voxel.
       voxels: capacity M'; default: what always fits, see `most_near`.
-      pairs: capacity; default: what always fits. A pair takes some 100 bytes: 27 of 100,000 points 270 MB.
+      pairs: capacity; default: what always fits. A pair takes some 125 bytes: 27 of 100,000 points 340 MB.
 
     Raises:
       TypeError, ValueError: a concrete step above the voxel size, negative or NaN; a step or an origin of another

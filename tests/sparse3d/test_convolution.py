@@ -71,7 +71,7 @@ def test_gradients_are_the_derivatives():
         rng = np.random.default_rng(0)
         x, one, two, three = (jnp.asarray(rng.normal(size=s)) for s in ((16, 2), (27, 2, 2), (8, 2, 2), (8, 2, 2)))
 
-        @quick
+        @jax.jit
         def network(x, one, two, three):
             y = jnp.sin(convolve(x * fine.valid[:, None], one, maps[0])) * fine.valid[:, None]
             y = jnp.sin(convolve(y, two, maps[1])) * coarse.valid[:, None]
