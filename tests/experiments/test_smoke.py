@@ -40,7 +40,7 @@ def tiny(name: str, *, normalize: object = None, **fields: Any) -> nn.Module:
     """A toy in place of the network of that name."""
     family = name.split("-")[0]
     if family in ("sdn", "cnn"):
-        return SDN(Stages(), exit_after=(0, 1) if family == "sdn" else (), **fields)
+        return SDN(Stages(), exit_after=(0, 1) if family == "sdn" else ()).clone(**fields)
     return Points(family == "minkfcnn") if family.startswith("mink") else Gated(family, **fields)
 
 
@@ -66,8 +66,13 @@ class Case(NamedTuple):
 
 
 DEMO = {"dyn_jax.cli.demo.ATTACKS": {"BIM-10": lambda eps: attacks.bim(eps, eps / 4, 2)}}
-EARLY_EXIT = "--cache {} --seeds 2 --examples 6 --epochs 1 --surrogate-epochs 1"
-EXITS = {"experiments._early_exit.HELD_OUT": 3, "experiments._early_exit.ATTACKS": {"FGSM": attacks.fgsm(0.1)}}
+EARLY_EXIT = "--cache {} --seeds 1 --examples 6 --epochs 1 --surrogate-epochs 1"
+EXITS = {
+    "experiments._early_exit.HELD_OUT": 3,
+    "experiments._early_exit.ATTACKS": {"FGSM": attacks.fgsm(0.1)},
+    "experiments._early_exit.VARIANTS": ("vgg16", "resnet56"),
+    "experiments._early_exit.PAIRS": (("resnet56", "vgg16"), ("vgg16", "resnet56")),
+}
 ENERGY = "--images 2 --steps 2"
 HARD = {"experiments._energy.OCCUPANCIES": {"hard": occupancy.hard()}}
 ROOMS = "--rooms 2 --points 64 --steps 1"
@@ -98,7 +103,7 @@ CASES = {
     "experiments.gradauto_reach": Case(f"{ENERGY} --networks sact-digits manidp-digits"),
     "experiments.gradauto_table1": Case(f"{ENERGY} --networks sact-digits", constants=HARD),
     "experiments.gradauto_table2": Case(
-        ENERGY, constants={"methods": lambda budget, of=gradauto_table2.methods: dict(list(of(budget).items())[-2:])}
+        ENERGY, constants={"methods": lambda budget, of=gradauto_table2.methods: dict(list(of(budget).items())[-1:])}
     ),
     "experiments.gradauto_table3": Case(ENERGY),
     "experiments.lgm_table1_static": Case(
@@ -127,14 +132,17 @@ CASES = {
 }
 
 
-def make_up_data(folder: pathlib.Path) -> None:
-    """What the scripts ask for: images, scans, weights."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> pathlib.Path:
+    """A folder with what the scripts ask for: images, scans, weights; they keep trained networks there as well."""
+    folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
     np.savez(folder / "cifar10_lossless_test.npz", image=images, label=np.array([9, 0], np.uint8))
     rng.uniform(0, 1, (60, 6)).astype(np.float32).tofile(folder / "scene.bin")
     rng.uniform(-2, 2, (60, 5)).astype(np.float32).tofile(folder / "sweep.bin")
     save_variables(folder / "seed0-dynconv-digits.msgpack", variables_of(tiny("dynconv-digits")))
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -170,12 +178,11 @@ def test_every_script_has_a_case():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_runs(name, monkeypatch, tmp_path):
+def test_runs(name, data, monkeypatch, tmp_path):
     case, (folder, stem) = CASES[name], name.split(".")
-    make_up_data(tmp_path)
     results = tmp_path / "results"
     output = f"--output {results}/{case.record}.json" if folder == "benchmarks" else f"--results {results}"
-    options = f"{case.options} {output}".replace("{}", str(tmp_path)).split()
+    options = f"{case.options} {output}".replace("{}", str(data)).split()
     module = importlib.import_module(name)
     for constant, value in case.constants.items():
         monkeypatch.setattr(constant if "." in constant else f"{name}.{constant}", value)

@@ -53,6 +53,8 @@ class Gated(nn.Module):
 class Stages(Trunk):
     """Three linear layers of a coarse image, and linear exits: a trunk of `dyn_jax.networks.sdn.SDN`."""
 
+    winograd: bool = False
+
     def layers(self, x: jax.Array, train: bool) -> Iterator[Layer]:
         x = coarse(x)
         for number in range(3):
