@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import ALL_ATTACKS, GRID, attack_case, domain_problem, tiny_forward, tiny_problem, tiny_victim
+from compiled import quick_jit
 
 from dyn_jax import attacks, metrics
 from dyn_jax.testing import check_attack
@@ -18,6 +19,8 @@ KEY = jax.random.key(0)
 INDEPENDENT = {name: case for name, case in ALL_ATTACKS.items() if not case.coupled}
 # One of each kind of search, where a property does not depend on norm or objective.
 KINDS = ("fgsm", "pgd restarts", "mi_fgsm l2", "apgd dlr", "lgm_carlini_wagner", "lgm_auto_step")
+# One of each kind of loop is also run eagerly.
+EAGER = ("fgsm", "pgd restarts", "apgd ce", "carlini_wagner", "early_attack", "grad_auto", "point_bim release")
 
 
 def attack_all(attack):
@@ -28,8 +31,10 @@ def attack_all(attack):
 def test_contract(name, domain):
     case = attack_case(name)
     forward, victim, inputs, labels, _ = domain_problem(domain)
-    factory = case.make if case.bounded else None
-    check_attack(case.make(case.eps), forward, inputs, labels, KEY, victim=victim, factory=factory)
+    given = {"victim": victim, "factory": case.make if case.bounded else None}
+    if name not in EAGER:
+        given["differing"] = None
+    check_attack(case.make(case.eps), forward, inputs, labels, KEY, **given)
 
 
 def some_mask(domain):
@@ -44,7 +49,8 @@ def test_contract_with_targets_and_mask(name, domain):
     case = ALL_ATTACKS[name]
     forward, victim, inputs, labels, targets = domain_problem(domain)
     mask = some_mask(domain)
-    check_attack(case.make(case.eps), forward, inputs, labels, KEY, victim=victim, targets=targets, mask=mask)
+    given = {"victim": victim, "targets": targets, "mask": mask, "differing": None}
+    check_attack(case.make(case.eps), forward, inputs, labels, KEY, **given)
 
 
 @pytest.mark.parametrize("name, domain", GRID)
@@ -56,7 +62,7 @@ def test_raises_the_objective(name, domain):
         assert float(case.make(0.1)(forward, inputs, labels, key=KEY).distance.max()) > 0.09
         return
     attack = case.make(2 * case.eps)
-    result = jax.jit(lambda: attack(forward, inputs, labels, key=KEY))()
+    result = quick_jit(lambda: attack(forward, inputs, labels, key=KEY))()
     clean = attack.objective(forward(inputs), labels, None)
     attacked = ~result.clean_success
     assert int(attacked.sum()) >= 4
@@ -79,7 +85,7 @@ def double_problem():
 
 def keyed(case):
     """attack(eps, images, labels, numbers of the examples), jitted, eps traced."""
-    return jax.jit(lambda e, x, y, i: case.make(e)(tiny_forward, x, y, key=KEY, victim=tiny_victim, index=i))
+    return quick_jit(lambda e, x, y, i: case.make(e)(tiny_forward, x, y, key=KEY, victim=tiny_victim, index=i))
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
@@ -103,7 +109,7 @@ def test_control_the_coupled_ones_do_see_the_others():
     """The property above, where it does not hold: LGM's released step rule has one loss for the whole batch."""
     case = ALL_ATTACKS["lgm_auto_step release"]
     images, labels, _ = tiny_problem(16)
-    run = jax.jit(lambda x, y: attack_all(case.make(case.eps))(tiny_forward, x, y))
+    run = quick_jit(lambda x, y: attack_all(case.make(case.eps))(tiny_forward, x, y))
     whole = run(images, labels).adversarial
     alone = jnp.concatenate([run(images[i : i + 1], labels[i : i + 1]).adversarial for i in range(16)])
     assert np.abs(whole - alone).max() > 1e-3
@@ -139,9 +145,9 @@ def test_nan_logits_are_no_success(name):
     moved = lambda problem, keys, start: attacks.Found(problem.domain.clean + 0.01)
     attack = case.make(case.eps)
     with jax.debug_nans(False):
-        run = jax.jit(lambda a: a(tiny_forward, images, labels, key=KEY, victim=broken), static_argnums=0)
-        results = [run(attack), run(dataclasses.replace(attack, search=moved))]
-        everywhere = jax.jit(
+        of = lambda a: quick_jit(lambda: a(tiny_forward, images, labels, key=KEY, victim=broken))()
+        results = [of(attack), of(dataclasses.replace(attack, search=moved))]
+        everywhere = quick_jit(
             lambda: attack(lambda x: Output(tiny_forward(x).logits * jnp.nan), images, labels, key=KEY)
         )()
     for result in results:  # the second moves whatever the attack itself does
@@ -163,7 +169,7 @@ def test_a_cloud_does_not_see_the_others(name, float64):
     with jax.enable_x64(False):
         forward, victim, cloud, labels, _ = domain_problem("coordinates")
     cloud = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, cloud)
-    run = jax.jit(lambda c, y, i: case.make(case.eps)(forward, c, y, key=KEY, victim=victim, index=i))
+    run = quick_jit(lambda c, y, i: case.make(case.eps)(forward, c, y, key=KEY, victim=victim, index=i))
     whole = run(cloud, labels, jnp.arange(4))
     for number in (0, 2):
         rows = slice(10 * number, 10 * number + 10)
@@ -181,7 +187,7 @@ def test_half_precision_is_attacked_in_single(name, dtype):
     images = images.astype(dtype)
     case = ALL_ATTACKS[name]
     eps = 1 / 255 if case.bounded else None
-    result = jax.jit(lambda x: case.make(eps)(tiny_forward, x, labels, key=KEY))(images)
+    result = quick_jit(lambda x: case.make(eps)(tiny_forward, x, labels, key=KEY))(images)
     assert result.adversarial.dtype == jnp.float32
     if case.bounded:
         assert float(result.distance.max()) <= 1 / 255 + 1e-6
@@ -189,7 +195,7 @@ def test_half_precision_is_attacked_in_single(name, dtype):
 
 def test_what_only_run_time_can_see_is_flagged():
     images, labels, _ = tiny_problem()
-    run = jax.jit(lambda x, y: attacks.fgsm(0.1)(tiny_forward, x, y))
+    run = quick_jit(lambda x, y: attacks.fgsm(0.1)(tiny_forward, x, y))
     good = run(images, labels)
     assert not good.invalid.any()
     bright = run(images.at[1].multiply(255), labels)
@@ -208,7 +214,7 @@ def test_unlabelled_points_never_count_also_under_jit(mark):
     cloud = PointCloud(jnp.asarray(rng.uniform(size=(20, 3)), jnp.float32), jnp.zeros((20, 1)), jnp.ones(20, bool))
     forward = lambda c: Output(c.xyz @ weights)
     labels = jnp.argmax(forward(cloud).logits, axis=1).at[:5].set(mark)
-    result = jax.jit(lambda c, y: attacks.point_bim(1e-7, 1e-7, 2)(forward, c, y))(cloud, labels)
+    result = quick_jit(lambda c, y: attacks.point_bim(1e-7, 1e-7, 2)(forward, c, y))(cloud, labels)
     assert int(result.counted.sum()) == 15 and not result.success.any() and not result.clean_success.any()
     assert np.isfinite(result.steps.loss).all() and float(metrics.robust_accuracy(result)) == 1
 
@@ -222,7 +228,7 @@ def test_options_may_be_traced_in_a_factory_inside_jit():
             steps=2, search_steps=1, learning_rate=rate, initial_constant=k
         )(tiny_forward, images, labels).adversarial
 
-    jax.jit(run)(0.1, 1.0)
+    quick_jit(run)(0.1, 1.0)
     jax.vmap(run)(jnp.array([0.1, 0.2]), jnp.array([1.0, 2.0]))
 
 
