@@ -17,8 +17,8 @@ RUNS = {  # file: arguments, what its output must hold
     "attack_points.py": (["1024", "2", "PGD"], r"PGD: accuracy 0\.\d+, work .*%, overflow False"),
     "early_exits.py": ([], r"slowdown: leaves at exit \[[\d ]+\] -> \[[2-6 ]+\], saves"),
     "convert_checkpoint.py": ([], r"97 leaves do not match:\n  wrong shape conv1\.weight"),
-    "new_occupancy.py": (["-m", "pytest", "-q"], "1 passed"),
-    "chex_property_test.py": (["-m", "pytest", "-q"], "2 passed"),
+    "new_occupancy.py": (["-m", "pytest", "-v"], "1 passed"),
+    "chex_property_test.py": (["-m", "pytest", "-v"], "2 passed"),
 }
 SMALL = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compile fast, run slowly
 
