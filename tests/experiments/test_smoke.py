@@ -28,7 +28,7 @@ from dyn_jax.networks.sdn import SDN
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import voxel
 from dyn_jax.training import embedded, loop
-from experiments import _record, early_exit_rq4_early_attack, gradauto_table2
+from experiments import _record, early_exit_rq4_early_attack, energy_other_networks, gradauto_table2
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # means over the none that a tiny attack fools
 
@@ -97,7 +97,8 @@ CASES = {
     ),
     "experiments.energy_other_networks": Case(
         f"{ENERGY} --networks sdn-vgg16-digits --weights {{}} --rooms 1 --points 64",
-        constants=HARD | {"BUDGET": {"steps": 1, "learning_rate": 0.005}},
+        constants=HARD
+        | {"BUDGET": {"steps": 1, "learning_rate": 0.005}, "METHODS": {"ILFO": energy_other_networks.METHODS["ILFO"]}},
     ),
     "experiments.gradauto_figures": Case(ENERGY),
     "experiments.gradauto_reach": Case(f"{ENERGY} --networks sact-digits manidp-digits"),
