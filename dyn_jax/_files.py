@@ -15,7 +15,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def regular(path: str | os.PathLike, wanted: str = "", limit: int = LIMIT) -> st
 
 
 @contextmanager
-def opened(path: str | os.PathLike, wanted: str = "", limit: int = LIMIT) -> Iterator[BinaryIO]:
+def opened(path: str | os.PathLike, wanted: str = "", limit: int = LIMIT) -> Iterator[io.BufferedReader]:
     """The file of `regular`, open for reading bytes."""
     name = regular(path, wanted, limit)
     with _reached(name, wanted):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, overload
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,6 +42,10 @@ def positive_int(name: str, got: Any, minimum: int = 1) -> int:
     return int(got)
 
 
+@overload
+def number(name: str, got: float, minimum: float | None = None) -> float: ...
+@overload
+def number(name: str, got: jax.typing.ArrayLike | str, minimum: float | None = None) -> jax.typing.ArrayLike: ...
 def number(name: str, got: Any, minimum: float | None = None) -> Any:
     """Parses a number, a fraction such as "8/255", or passes a scalar array (leaf of a vmap) through."""
     if isinstance(got, str):
@@ -93,7 +98,7 @@ def images(name: str, got: Any, channels: int | None = None) -> jax.Array:
     return jnp.asarray(got)
 
 
-def within(name: str, got: jax.Array, bounds: tuple[float, float]) -> None:
+def within(name: str, got: jax.typing.ArrayLike, bounds: tuple[float, float]) -> None:
     """Checks, on concrete values only, that all are finite and inside `bounds` (slack 1e-6)."""
     if not is_concrete(got):
         return

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from dyn_jax import metrics
@@ -33,7 +34,7 @@ def colours(count: int) -> np.ndarray:
     return matplotlib.colormaps["tab20"](np.arange(count) % 20)
 
 
-def flip_map(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def flip_map(before: jax.typing.ArrayLike, after: jax.typing.ArrayLike) -> np.ndarray:
     """Which elements of one example were on before and after -> colours [..., 3]: `ON`, `OFF`, `SWITCHED_ON`, ..."""
     was, now = np.asarray(before, bool), np.asarray(after, bool)
     colours = np.where(now[..., None], np.array(ON), np.array(OFF))
@@ -87,7 +88,7 @@ def attack_figure(
     return path
 
 
-def _said(logits: np.ndarray) -> int:
+def _said(logits: jax.Array) -> int:
     return int(np.argmax(logits))
 
 
@@ -160,7 +161,7 @@ def _palette(count: int) -> list[tuple[float, ...]]:
     return [matplotlib.colormaps["tab20"](i % 20)[:3] for i in range(count)]
 
 
-def _dot(colour: np.ndarray, name: str) -> Any:
+def _dot(colour: Any, name: str) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], marker="o", linestyle="", color=colour, label=name)

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.tree_util import GetAttrKey
 
-Occupancy = Callable[[jax.Array], jax.Array]
-"""Score -> value in [0, 1], elementwise. See `dyn_jax.occupancy`."""
+Occupancy = Callable[..., jax.Array]
+"""Score -> value in [0, 1], elementwise; a random one takes ``key=`` as well. See `dyn_jax.occupancy`."""
 
 Tap = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 """(features before gate i, i) -> (features for the trunk, features for the gate): both the features themselves, with a
@@ -85,8 +85,7 @@ class UnitTrace:
         return unit
 
 
-@flax.struct.dataclass
-class PointCloud:
+class PointCloud(flax.struct.PyTreeNode):
     """What a 3D network takes: points with features, of one cloud or of several side by side.
 
     Attributes:
@@ -104,8 +103,7 @@ class PointCloud:
     clouds: int = flax.struct.field(pytree_node=False, default=1)
 
 
-@flax.struct.dataclass
-class Reach:
+class Reach(flax.struct.PyTreeNode):
     """How far points may move in the step that a gradient is for, and so which voxels are candidates.
 
     An argument of a 3D network's forward pass, beside the cloud: ``net.apply(variables, cloud, reach=Reach(0.01))``.
@@ -124,8 +122,7 @@ class Reach:
     rule: str = flax.struct.field(pytree_node=False, default="none")
 
 
-@flax.struct.dataclass
-class Trace:
+class Trace(flax.struct.PyTreeNode):
     """What the adaptive part of a network did for a batch; every array in it has the batch first.
 
     Attributes:
@@ -142,8 +139,7 @@ class Trace:
     overflow: jax.Array | None = None
 
 
-@flax.struct.dataclass
-class Output:
+class Output(flax.struct.PyTreeNode):
     """What every forward pass returns: ``logits`` [batch, class] and the ``trace``."""
 
     logits: jax.Array

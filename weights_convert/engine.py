@@ -62,7 +62,7 @@ def convert(
     while not any(target(key) in expected for key in arrays) and (shorter := names.without_prefix(arrays)):
         arrays = shorter
     arrays = reorder(module, arrays, kernel_order)
-    filled: dict[Path, np.ndarray] = {}
+    filled: dict[Path, Any] = {}
     source: dict[Path, str] = {}
     problems = []
     for key, array in arrays.items():

@@ -8,6 +8,7 @@ unpickling, and an ``argparse.Namespace`` is passed over. Any other name in the 
 
 from __future__ import annotations
 
+import io
 import itertools
 import mmap
 import os
@@ -119,7 +120,7 @@ def _check_start(file: BinaryIO) -> None:
         raise ValueError(f"not a PyTorch checkpoint (it begins with {head[:16]!r})")
 
 
-def _load(torch: ModuleType, file: BinaryIO) -> Any:
+def _load(torch: ModuleType, file: io.BufferedReader) -> Any:
     """torch.load under the short list; whatever it raises becomes a ValueError in plain words."""
     try:
         _check_zip(file) if file.peek(2)[:2] == b"PK" else _check_legacy(file)

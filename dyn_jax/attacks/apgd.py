@@ -90,7 +90,7 @@ def apgd(
 
 def random_start(problem: Problem, keys: jax.Array) -> jax.Array:
     """A point on the surface of the ball, clipped to the box: noise of norm exactly eps."""
-    clean, threat = problem.domain.clean, problem.domain.threat
+    clean, threat = problem.domain.clean, problem.ball
     drawn = noise(problem, keys)
     length = threat.distance(clean + drawn, clean).reshape(-1, *(1,) * (clean.ndim - 1))
     return problem.project(clean + drawn * (threat.eps / jnp.where(length > 0, length, 1)))
@@ -98,7 +98,7 @@ def random_start(problem: Problem, keys: jax.Array) -> jax.Array:
 
 def maximise(problem: Problem, start: jax.Array, steps: int) -> Found:
     """Algorithm 1 of the paper from `start`; returns each example's iterate with the largest loss."""
-    threat = problem.domain.threat
+    threat = problem.ball
     marks = checkpoints(steps)
     at_mark = np.isin(np.arange(1, steps + 1), marks)
     periods = np.zeros(steps)

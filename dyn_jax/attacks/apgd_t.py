@@ -56,7 +56,7 @@ def apgd_t(
         wrong = jnp.where(jax.nn.one_hot(problem.labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
         ranked = jax.lax.top_k(wrong, target_classes)[1]
 
-        def attack(best: tuple, number: jax.Array) -> tuple[tuple, Steps]:
+        def attack(best: tuple, number: jax.Array) -> tuple[tuple, Steps | None]:
             targets = jax.lax.dynamic_index_in_dim(ranked, number, axis=1, keepdims=False)
             aimed = dataclasses.replace(problem, targets=targets, objective=loss)
             run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -18,16 +18,15 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.domains import Coordinates, Domain, Pixels, domain_of
-from dyn_jax.attacks.forward import as_forward
-from dyn_jax.attacks.threat import Threat
+from dyn_jax.attacks.forward import Network, as_forward
+from dyn_jax.attacks.threat import Ball, Box, Threat
 from dyn_jax.objectives import Objective
 from dyn_jax.types import Output, PointCloud, Reach, Trace
 
 IGNORE = 255
 
 
-@flax.struct.dataclass
-class Steps:
+class Steps(flax.struct.PyTreeNode):
     """What every evaluation of a search recorded: [step, example] inside a search, [example, step] in a result.
 
     Attributes:
@@ -43,8 +42,7 @@ class Steps:
     work: dict[str, jax.Array]
 
 
-@flax.struct.dataclass
-class AttackResult:
+class AttackResult(flax.struct.PyTreeNode):
     """What an attack returns. Rows are those of the logits: images, or clouds, or the points of segmented clouds.
 
     Attributes:
@@ -123,6 +121,18 @@ class Problem:
         """The victim's output at x, given that of `forward`."""
         return output if self.same else self.victim(x)
 
+    @property
+    def ball(self) -> Ball:
+        """The threat set of a search that needs a radius.
+
+        Raises:
+          TypeError: the set is a box.
+        """
+        threat = self.domain.threat
+        if isinstance(threat, Box):
+            raise TypeError("threat: got a Box, expected a ball (Linf or L2)")
+        return threat
+
     def project(self, x: jax.Array) -> jax.Array:
         """Nearest allowed value."""
         return self.domain.project(x)
@@ -162,8 +172,7 @@ class Problem:
         return gradient, self.observed(output, losses, bad)
 
 
-@flax.struct.dataclass
-class Found:
+class Found(flax.struct.PyTreeNode):
     """What a search returns: the candidate x, its `Steps` [step, example] or None, a record [step, example, ...]."""
 
     x: jax.Array
@@ -171,7 +180,8 @@ class Found:
     record: Any = None
 
 
-Search = Callable[[Problem, "jax.Array | None", "jax.Array | None"], Found]
+Search = Callable[[Problem, Any, "jax.Array | None"], Found]
+"""(problem, keys, start or None) -> `Found`; keys are [row] where the attack is `random`, else None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,16 +211,16 @@ class Attack:
 
     def __call__(
         self,
-        forward: Callable[..., Output | jax.Array],
-        inputs: jax.Array | PointCloud,
-        labels: jax.Array | None = None,
+        forward: Network,
+        inputs: jax.typing.ArrayLike | PointCloud,
+        labels: jax.typing.ArrayLike | None = None,
         *,
         key: jax.Array | None = None,
-        victim: Callable[..., Output | jax.Array] | None = None,
-        targets: jax.Array | None = None,
-        mask: jax.Array | None = None,
-        start: jax.Array | None = None,
-        index: jax.Array | None = None,
+        victim: Network | None = None,
+        targets: jax.typing.ArrayLike | None = None,
+        mask: jax.typing.ArrayLike | None = None,
+        start: jax.typing.ArrayLike | None = None,
+        index: jax.typing.ArrayLike | None = None,
         ignore: int = IGNORE,
     ) -> AttackResult:
         """Attacks a batch of images, or the points of one or several clouds.
@@ -243,7 +253,7 @@ class Attack:
         domain = domain_of(inputs, self.threat, mask)
         same = victim is None or victim is forward
         forward = as_forward(forward)
-        victim = forward if same else as_forward(victim)
+        victim = forward if victim is None or same else as_forward(victim)
         judge = lambda x: victim(domain.input(x))
         clean = judge(domain.clean)
         rows, classes = clean.logits.shape
@@ -311,12 +321,12 @@ class Attack:
             record=record,
         )
 
-    def _keys(self, domain: Domain, key: jax.Array | None, index: jax.Array | None) -> jax.Array | None:
+    def _keys(self, domain: Domain, key: jax.Array | None, index: jax.typing.ArrayLike | None) -> jax.Array | None:
         if index is not None and jnp.shape(index) != (domain.examples,):
             raise ValueError(f"index: got shape {jnp.shape(index)}, expected ({domain.examples},)")
         if not self.random:
             return None
-        if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape:
+        if key is None or not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key) or key.shape:
             got = "None" if key is None else f"{type(key).__name__}{list(jnp.shape(key))}"
             raise ValueError(f"key: got {got}, expected one typed PRNG key such as jax.random.key(0)")
         return domain.keys(key, jnp.arange(domain.examples) if index is None else jnp.asarray(index))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from dyn_jax import _validate
 from dyn_jax.attacks.base import Found, Problem, Steps
 from dyn_jax.attacks.restarts import better_of
 from dyn_jax.objectives import margin
+from dyn_jax.types import Output
 
 Penalty = Callable[[Problem, jax.Array], jax.Array]
 
@@ -52,9 +54,9 @@ class Bisection:
         _validate.positive("constant", self.constant)
         _validate.number("confidence", self.confidence, minimum=0)
 
-    def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+    def __call__(self, problem: Problem, keys: Any, start: jax.Array | None) -> Found:
         domain = problem.domain
-        adam = optax.adam(self.learning_rate)
+        adam = optax.adam(self.learning_rate)  # pyright: ignore[reportArgumentType]: optax names no numpy scalars
         first = domain.clean if start is None else start
 
         def total(w: jax.Array, constant: jax.Array) -> tuple[jax.Array, tuple]:
@@ -98,7 +100,7 @@ class Bisection:
         (_, _, _, best), records = jax.lax.scan(round_of, begin, jnp.arange(self.search_steps))
         return Found(best[0], jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records))
 
-    def _succeeds(self, problem: Problem, output: object) -> jax.Array:
+    def _succeeds(self, problem: Problem, output: Output) -> jax.Array:
         success = problem.succeeds(output.logits)
         if self.confidence == 0:
             return success

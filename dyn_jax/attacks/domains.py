@@ -31,9 +31,14 @@ class Domain(Protocol):
       free: like `clean`, 1 or 0: what may move; None: everything.
     """
 
-    clean: jax.Array
-    threat: Threat
-    free: jax.Array | None
+    @property
+    def clean(self) -> jax.Array: ...
+
+    @property
+    def threat(self) -> Threat: ...
+
+    @property
+    def free(self) -> jax.Array | None: ...
 
     @property
     def examples(self) -> int: ...
@@ -249,10 +254,17 @@ class Coordinates:
         """``voxels``: sites of the largest level that took part; ``macs``: multiply-adds of the pass over all."""
         if not trace.units:
             return {}
+<<<<<<< HEAD
         flat = lambda values: jnp.reshape(values, (self.examples, -1))
         voxels = [jnp.sum(flat(unit.occupancy > 0), axis=1) for unit in trace.units]
         macs = [jnp.sum(flat(jnp.broadcast_to(unit.macs, unit.score.shape)), axis=1) for unit in trace.units]
         return {"voxels": jnp.max(jnp.stack(voxels), axis=0), "macs": sum(m.astype(jnp.float32) for m in macs)}
+=======
+        voxels = [jnp.sum(unit.occupancy > 0, axis=1) for unit in trace.units]
+        macs = [jnp.sum(jnp.broadcast_to(unit.macs, unit.score.shape), axis=1) for unit in trace.units]
+        work = sum((m.astype(jnp.float32) for m in macs), start=jnp.float32(0))
+        return {"voxels": jnp.max(jnp.stack(voxels), axis=0), "macs": work}
+>>>>>>> types
 
 
 def domain_of(inputs: Any, threat: Threat, mask: Any = None) -> Pixels | Coordinates:
@@ -296,7 +308,7 @@ def _coordinates(cloud: PointCloud, threat: Threat, mask: Any) -> Coordinates:
     if jnp.shape(cloud.valid) != (count,):
         raise ValueError(f"valid: got shape {jnp.shape(cloud.valid)}, expected ({count},)")
     if _validate.is_concrete(cloud.xyz, cloud.valid):
-        bad = int((~np.isfinite(np.asarray(cloud.xyz))).any(axis=1)[np.asarray(cloud.valid)].sum())
+        bad = int((~np.isfinite(np.asarray(cloud.xyz)[np.asarray(cloud.valid)])).any(axis=1).sum())
         if bad:
             raise ValueError(f"xyz: got {bad} points with NaN or infinite values, expected finite ones")
     if mask is not None:

@@ -25,8 +25,7 @@ from dyn_jax.types import Output, Trace, UnitTrace
 KEEP = ("most", "least_loss", "last")
 
 
-@flax.struct.dataclass
-class EnergySteps:
+class EnergySteps(flax.struct.PyTreeNode):
     """What every step saw before it moved: arrays [example, step], ``gating`` and ``on`` [example, step, unit].
 
     Attributes:
@@ -162,7 +161,7 @@ class EnergySearch:
         if not problem.clean.trace.units:
             raise ValueError("forward: got a network without adaptive units (trace.units is empty), expected some")
         domain, form = problem.domain, self.form
-        adam = optax.adam(self.learning_rate)
+        adam = optax.adam(self.learning_rate)  # pyright: ignore[reportArgumentType]: optax names no numpy scalars
         delta = jnp.zeros_like(domain.clean)
         zeros = jnp.zeros_like(self.losses(problem.clean.trace, jnp.int32(0))[0])
         one = problem.attacked.astype(zeros.dtype)
@@ -179,7 +178,7 @@ class EnergySearch:
         def judge(x: jax.Array, output: Output, away: jax.Array) -> tuple[jax.Array, jax.Array]:
             """(rank of an iterate, minus its distortion), [example]."""
             if form.keep == "least_loss":
-                return -(weight * self.losses(output.trace, jnp.int32(self.steps))[0] + away), -away
+                return -(self.losses(output.trace, jnp.int32(self.steps))[0] * weight + away), -away
             executed = metrics.executed_macs(jax.lax.stop_gradient(problem.judged(x, output).trace))
             return executed.astype(away.dtype), -away
 

@@ -11,8 +11,11 @@ import numpy as np
 
 from dyn_jax.types import Output, Reach
 
+Network = Callable[..., Any]
+"""inputs -> `Output` or bare logits. The type says neither: flax declares that `Module.apply` may return a tuple."""
 
-def as_forward(fun: Callable[..., Output | jax.Array]) -> Callable[..., Output]:
+
+def as_forward(fun: Network) -> Callable[..., Output]:
     """(inputs, reach or None, **options) -> `Output` of a network that may return bare logits or know no ``reach``.
 
     Raises:
@@ -26,12 +29,13 @@ def as_forward(fun: Callable[..., Output | jax.Array]) -> Callable[..., Output]:
         if reach is not None and looks_ahead:
             options["reach"] = reach
         result = fun(inputs, **options)
-        if isinstance(result, tuple) and not hasattr(result, "logits"):
-            raise TypeError(
-                f"forward: returned a tuple of {len(result)}, expected an Output or logits; evaluate with train=False "
-                "and no mutable collections"
-            )
-        result = result if hasattr(result, "logits") else Output(result)
+        if not hasattr(result, "logits"):
+            if isinstance(result, tuple):
+                raise TypeError(
+                    f"forward: returned a tuple of {len(result)}, expected an Output or logits; evaluate with "
+                    "train=False and no mutable collections"
+                )
+            result = Output(result)
         if not isinstance(result.logits, (jax.Array, np.ndarray)):
             raise TypeError(
                 f"forward: returned {type(result.logits).__name__}, expected an Output or a JAX array [batch, class]"

@@ -129,7 +129,9 @@ def _tapped_shapes(forward: Callable, x: jax.Array) -> list[tuple]:
 
 def _from_each(flags: list[jax.Array]) -> list[jax.Array]:
     """[batch] for every gate: how many flags from its own to the last are set."""
-    return [sum(flag.astype(jnp.float32) for flag in flags[first:]) for first in range(len(flags))]
+    return [
+        sum((flag.astype(jnp.float32) for flag in flags[first:]), start=jnp.float32(0)) for first in range(len(flags))
+    ]
 
 
 def _exponents(number: jax.Array, active: float, inactive: float) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Problem
 from dyn_jax.attacks.bisection import Bisection
+from dyn_jax.attacks.domains import Coordinates
 from dyn_jax.attacks.point_pert import JITTER
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import hinge_margin
@@ -74,11 +75,15 @@ class KNNDistance:
             _validate.number(name, getattr(self, name), minimum=0)
 
     def __call__(self, problem: Problem, x: jax.Array) -> jax.Array:
+        domain = problem.domain
+        if not isinstance(domain, Coordinates):
+            raise TypeError("inputs: got images, expected a PointCloud: neighbours are those of points")
+
         def of_cloud(valid: jax.Array) -> jax.Array:
-            chamfer = chamfer_distance(x, problem.domain.clean, valid)
+            chamfer = chamfer_distance(x, domain.clean, valid)
             return self.chamfer_weight * chamfer + self.knn_weight * knn_distance(x, valid, self.neighbours, self.alpha)
 
-        return jax.vmap(of_cloud)(problem.domain.own)
+        return jax.vmap(of_cloud)(domain.own)
 
 
 def knn_pert(

@@ -40,7 +40,8 @@ def lgm_carlini_wagner(
     threat = ball("linf", eps, bounds)
     step_size = _validate.number("step_size", step_size, minimum=0)
     _validate.positive_int("steps", steps)
-    chain = optax.chain(optax.scale(-1.0), optax.adam(step_size, b1=0.9, b2=0.999, eps=1e-8))
+    adam = optax.adam(step_size, b1=0.9, b2=0.999, eps=1e-8)  # pyright: ignore[reportArgumentType]: as in bisection
+    chain = optax.chain(optax.scale(-1.0), adam)
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         return ascend(problem, problem.domain.clean if start is None else start, chain, steps)

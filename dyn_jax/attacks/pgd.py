@@ -11,18 +11,18 @@ from dyn_jax import _validate
 from dyn_jax.attacks.ascent import ascend
 from dyn_jax.attacks.base import Attack, Found, Problem
 from dyn_jax.attacks.restarts import best_of
-from dyn_jax.attacks.threat import Bounds, Threat, ball
+from dyn_jax.attacks.threat import Ball, Bounds, ball
 from dyn_jax.attacks.transforms import steepest
 from dyn_jax.objectives import Objective, resolve
 
 
 def noise(problem: Problem, keys: jax.Array) -> jax.Array:
     """A draw from the ball, 0 where nothing may move."""
-    drawn = problem.domain.threat.noise(keys, problem.domain.clean)
+    drawn = problem.ball.noise(keys, problem.domain.clean)
     return drawn if problem.domain.free is None else drawn * problem.domain.free
 
 
-def unclipped(threat: Threat, step_size: jax.typing.ArrayLike, steps: int, **fields: Any) -> Attack:
+def unclipped(threat: Ball, step_size: jax.typing.ArrayLike | str, steps: int, **fields: Any) -> Attack:
     """PGD whose start may lie outside the box, as several released codes have it; one start, the last iterate.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,7 +35,11 @@ def direction_of(gradient: jax.Array, kind: str) -> jax.Array:
 def along(kind: str) -> optax.GradientTransformation:
     """`direction_of` as an optax transform."""
     _validate.choice("direction", kind, DIRECTIONS)
-    return optax.stateless(lambda updates, params: direction_of(updates, kind))
+
+    def direction(updates: Any, params: Any = None) -> jax.Array:
+        return direction_of(updates, kind)
+
+    return optax.stateless(direction)
 
 
 def point_bim(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -12,12 +10,11 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, AttackResult, is_adversarial
 from dyn_jax.attacks.batched import in_batches
-from dyn_jax.attacks.forward import as_forward
+from dyn_jax.attacks.forward import Network, as_forward
 from dyn_jax.types import Output
 
 
-@flax.struct.dataclass
-class TransferResult:
+class TransferResult(flax.struct.PyTreeNode):
     """What a surrogate's adversarial examples do to the target.
 
     Attributes:
@@ -34,9 +31,7 @@ class TransferResult:
     target_adversarial: Output
 
 
-def query(
-    target: Callable[[jax.Array], Output | jax.Array], images: np.ndarray, *, batch_size: int = 250
-) -> np.ndarray:
+def query(target: Network, images: np.ndarray, *, batch_size: int = 250) -> np.ndarray:
     """The target's predicted classes, [n] int32: all that a black-box attacker sees.
 
     Args:
@@ -55,8 +50,8 @@ def query(
 
 def transfer(
     attack: Attack,
-    surrogate: Callable[[jax.Array], Output | jax.Array],
-    target: Callable[[jax.Array], Output | jax.Array],
+    surrogate: Network,
+    target: Network,
     images: jax.Array,
     labels: jax.Array,
     *,

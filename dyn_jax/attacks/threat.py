@@ -24,8 +24,7 @@ def norm(x: jax.Array) -> jax.Array:
     return largest * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-@flax.struct.dataclass
-class Linf:
+class Linf(flax.struct.PyTreeNode):
     """``max |x - clean| <= eps`` and x inside `bounds`."""
 
     eps: jax.typing.ArrayLike
@@ -54,8 +53,7 @@ class Linf:
         return jnp.asarray(self.eps, like.dtype) * draw(keys)
 
 
-@flax.struct.dataclass
-class L2:
+class L2(flax.struct.PyTreeNode):
     """``||x - clean||_2 <= eps`` (over a row) and x inside `bounds`."""
 
     eps: jax.typing.ArrayLike
@@ -96,8 +94,7 @@ class L2:
         return jnp.asarray(self.eps, like.dtype) * jax.vmap(draw)(keys)
 
 
-@flax.struct.dataclass
-class Box:
+class Box(flax.struct.PyTreeNode):
     """Any image inside `bounds`: for attacks that minimise the distance instead of bounding it."""
 
     bounds: Bounds = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
@@ -117,7 +114,8 @@ class Box:
         return _in_box(x, self.bounds)
 
 
-Threat = Linf | L2 | Box
+Ball = Linf | L2
+Threat = Ball | Box
 
 
 def _in_box(x: jax.Array, bounds: Bounds) -> jax.Array:
@@ -125,7 +123,7 @@ def _in_box(x: jax.Array, bounds: Bounds) -> jax.Array:
     return jnp.all(inside, axis=tuple(range(1, x.ndim)))
 
 
-def ball(name: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)) -> Linf | L2:
+def ball(name: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)) -> Ball:
     """The threat set of a norm name.
 
     Args:

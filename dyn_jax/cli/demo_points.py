@@ -58,7 +58,7 @@ class RoomRow:
 
 def clouds_of(scenes: Sequence[Scene]) -> list[PointCloud]:
     """Clouds with colours minus 1/2 as features."""
-    return [point_cloud(scene.xyz, scene.colours - np.float32(0.5)) for scene in scenes]
+    return [point_cloud(scene.xyz, np.asarray(scene.colours) - np.float32(0.5)) for scene in scenes]
 
 
 def capacities(
@@ -183,7 +183,7 @@ def run(
     """
     net, variables = networks.pretrained("minkunet-rooms")
     scenes = rooms("test", count, points=ROOM_POINTS)
-    clouds, labels = clouds_of(scenes), [scene.labels for scene in scenes]
+    clouds, labels = clouds_of(scenes), [np.asarray(scene.labels) for scene in scenes]
     small, large = capacities(net, clouds, max(STEP[e] for e in eps))
     function = attack_function(net, small, large, steps=steps)
     print(f"{count} test rooms of {ROOM_POINTS} points, {steps} steps of Point-BIM")
@@ -196,6 +196,6 @@ def run(
             rows.append(row)
             if name == "LGM":
                 path = os.path.join(output, f"room_eps_{radius:g}.png")
-                plotting.cloud_figure(results[0], scenes[0].xyz, scenes[0].labels, ROOM_CLASSES, path)
+                plotting.cloud_figure(results[0], scenes[0].xyz, labels[0], ROOM_CLASSES, path)
                 print(f"picture: {path}")
     return rows

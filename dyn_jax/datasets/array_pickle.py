@@ -10,10 +10,11 @@ A pickle also costs time and memory without a call: `check_pickle` measures it f
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 import pickletools
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -116,7 +117,7 @@ class _Unpickler(pickle.Unpickler):
         return _Allowed(_ALLOWED[module, name])
 
 
-def check_pickle(file: BinaryIO) -> None:
+def check_pickle(file: IO[bytes] | mmap.mmap) -> None:
     """Reads one pickle's instructions, running none, and refuses one whose value is out of proportion to it.
 
     Nested tuples that hold one another twice double with each level; hashing or printing one takes the time and the
@@ -136,8 +137,9 @@ def check_pickle(file: BinaryIO) -> None:
     parts: list[list[int]] = [[]]  # of every value that has some, the values in it; number 0 stands for all the others
     sizes = [1]  # of every value, without its parts
     stack: list[int | None] = []  # numbers of values; None is a mark
-    memo: dict[int, int] = {}
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    memo: dict[Any, int] = {}
+    instructions = pickletools.genops(file)  # pyright: ignore[reportArgumentType]: a map has read and tell, all it needs
+    for count, (opcode, argument, _) in enumerate(instructions):
         if count >= MOST_INSTRUCTIONS:
             raise BadFile(f"refused: it has more than {MOST_INSTRUCTIONS:,} instructions")
         name, taken = opcode.name, opcode.stack_before

@@ -122,7 +122,9 @@ def _read_archive(archive: str, layout: _Layout, split: str) -> Iterator[tuple[s
                 if name in wanted and member.isreg():
                     if member.size > MAX_FILE_BYTES:
                         raise ValueError(f"{name} has {member.size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
-                    found[name] = tar.extractfile(member).read()
+                    content = tar.extractfile(member)
+                    assert content is not None  # a regular file has content
+                    found[name] = content.read()
         while unpacked.read(2**20):  # to the end, where the checksum is
             pass
     missing = [name for name in wanted if name not in found]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dyn_jax import _validate
@@ -40,7 +42,7 @@ def digits(split: str = "train", *, size: int = 32) -> ImageData:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("dyn_jax.datasets.digits needs scikit-learn: pip install scikit-learn") from error
-    bunch = load_digits()
+    bunch: Any = load_digits()
     rows = split_rows(bunch.target)[split]
     grey = enlarge(bunch.images[rows] / 16.0, size)
     images = np.repeat(grey.astype(np.float32)[..., None], 3, axis=3)

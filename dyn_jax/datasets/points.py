@@ -78,7 +78,7 @@ def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
     wanted = {"xyz": ((count, 3), np.float32), "colours": ((count, 3), np.float32), "labels": ((count,), np.int32)}
     for field, (shape, dtype) in wanted.items():
         got = getattr(scene, field)
-        if got is None and field != "xyz":
+        if got is None:
             continue
         if got.shape != shape or got.dtype != dtype:
             raise ValueError(

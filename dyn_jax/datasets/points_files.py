@@ -6,6 +6,7 @@ import io
 import os
 import re
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def read_ply_vertices(path: str | os.PathLike, properties: tuple[str, ...]) -> d
     return {name: np.asarray(vertex["data"][name]).reshape(-1) for name in properties}
 
 
-def load_mesh(path: str | os.PathLike, form: str, **options: str) -> object:
+def load_mesh(path: str | os.PathLike, form: str, **options: str) -> Any:
     """What trimesh reads from a "ply" or "off" file, vertices in the file's order; ValueError where it cannot."""
     content = _files.read(path)
     trimesh = import_extra("trimesh")

@@ -172,6 +172,7 @@ def _at_side(rng: np.random.Generator, table: Footprint, side: int, piece: Piece
 
 def _put_on(rng: np.random.Generator, table: Piece, at: Footprint, placed: list[Placed]) -> None:
     """Up to two things on a table, one on each half."""
+    assert table.top is not None
     for half in (-1, 1):
         if rng.random() < 0.6:
             thing = furniture.tabletop(rng)

@@ -142,7 +142,7 @@ class HaltingConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], 1)
-        y = conv2d(x, self.param("kernel", halting_init, shape), 1, self.kernel_size // 2)
+        y: jax.Array = conv2d(x, self.param("kernel", halting_init, shape), 1, self.kernel_size // 2)
         if self.bias is not None:
             y = y + self.param("bias", nn.initializers.constant(self.bias), (1,)).reshape(1, 1, 1, 1)
         return y

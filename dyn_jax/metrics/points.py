@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from dyn_jax import _validate
 
 
-def confusion(predictions: jax.Array, labels: jax.Array, num_classes: int, ignore: int = 255) -> jax.Array:
+def confusion(
+    predictions: jax.typing.ArrayLike, labels: jax.typing.ArrayLike, num_classes: int, ignore: int = 255
+) -> jax.Array:
     """[true class, predicted class] float32 counts of points.
 
     Labels outside [0, num_classes) and `ignore` do not count. Add the matrices of several clouds before `iou`, as the
@@ -35,7 +37,7 @@ def confusion(predictions: jax.Array, labels: jax.Array, num_classes: int, ignor
     return truth.T @ jax.nn.one_hot(predictions, num_classes)
 
 
-def iou(matrix: jax.Array) -> jax.Array:
+def iou(matrix: jax.typing.ArrayLike) -> jax.Array:
     """[class], ``intersection / union`` of a `confusion` matrix; NaN for a class that neither occurs nor is predicted.
 
     Source: ScanNet's benchmark; LGM's release adds 1e-10 to the union, which makes such a class count as 0.
@@ -44,7 +46,7 @@ def iou(matrix: jax.Array) -> jax.Array:
     return jnp.where(there, values, jnp.nan)
 
 
-def _iou(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _iou(matrix: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
     """(IoU [class], 0 where the class is absent; present [class] bool)."""
     intersection = jnp.diagonal(matrix)
     union = jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1) - intersection
@@ -52,7 +54,7 @@ def _iou(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(there, intersection / jnp.where(there, union, 1), 0), there
 
 
-def mean_iou(matrix: jax.Array, *, absent: str = "zero") -> jax.Array:
+def mean_iou(matrix: jax.typing.ArrayLike, *, absent: str = "zero") -> jax.Array:
     """Mean of `iou` over the classes.
 
     Args:
@@ -66,4 +68,4 @@ def mean_iou(matrix: jax.Array, *, absent: str = "zero") -> jax.Array:
     _validate.choice("absent", absent, ("zero", "skip"))
     values, there = _iou(matrix)
     total = jnp.sum(values)
-    return total / (matrix.shape[0] if absent == "zero" else jnp.maximum(jnp.sum(there), 1))
+    return total / (there.shape[0] if absent == "zero" else jnp.maximum(jnp.sum(there), 1))

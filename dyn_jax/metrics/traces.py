@@ -89,7 +89,7 @@ def executed_macs(trace: Trace) -> jax.Array:
       ValueError: a trace without units.
     """
     _check_units("executed_macs", trace)
-    return sum(executed_unit_macs(unit) for unit in trace.units) + float(trace.static_macs)
+    return sum((executed_unit_macs(unit) for unit in trace.units), start=jnp.int32(0)) + float(trace.static_macs)
 
 
 def dense_macs(trace: Trace) -> int:
@@ -157,7 +157,8 @@ def recovery(
 
 def _units_on(trace: Trace) -> jax.Array:
     """[batch], sum over units of the share of elements that are on."""
-    return sum(jnp.mean(_per_example(unit.on).astype(jnp.float32), axis=1) for unit in trace.units)
+    shares = (jnp.mean(_per_example(unit.on).astype(jnp.float32), axis=1) for unit in trace.units)
+    return sum(shares, start=jnp.float32(0))
 
 
 def increase(before: Trace, after: Trace) -> jax.Array:

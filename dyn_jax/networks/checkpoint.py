@@ -98,7 +98,8 @@ def check_variables(network: nn.Module | str, variables: Variables) -> None:
         from dyn_jax.networks.registry import create
 
         network = create(network)
-    expected, got = target_shapes(network), traverse_util.flatten_dict(dict(variables))
+    expected = target_shapes(network)
+    got: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(dict(variables)))
     problems = [f"missing {'/'.join(path)} {expected[path].shape}" for path in expected if path not in got]
     problems += [f"unexpected {'/'.join(path)} {np.shape(got[path])}" for path in got if path not in expected]
     for path in expected:
@@ -120,7 +121,8 @@ def target_shapes(network: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStr
     else:
         size = getattr(network, "image_size", 32)
         example = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    return traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), example))
+    shapes: Any = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), example))
+    return shapes
 
 
 def _check_bombs(encoded: bytes) -> None:

@@ -159,7 +159,8 @@ class MinkowskiFCNN(nn.Module):
             x = layer(x, number, number + 1, features, f"conv5_{number}")
         sites, clouds = passage.levels[3], passage.clouds
         highest = global_max(x, batch_items(sites, clouds, passage.exists[3] if soft else None))
-        average = global_average(x, batch_items(sites, clouds), passage.occupancy[3] if soft else None)
+        weights = None if passage.occupancy is None else passage.occupancy[3]
+        average = global_average(x, batch_items(sites, clouds), weights)
         x = jnp.concatenate([highest, average], axis=1)
         x = dense(x, self.hidden, "final_0_0", "final_0_1")
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -105,7 +105,7 @@ def create(name: str, *, normalize: bool | tuple = True, **fields: Any) -> nn.Mo
     return module.clone(**fields)
 
 
-def _mean_std(normalize: bool | tuple) -> tuple | None:
+def _mean_std(normalize: Any) -> tuple | None:
     if normalize is False:
         return None
     try:

@@ -100,7 +100,8 @@ class SACT(nn.Module):
         self, state: jax.Array, specs: Sequence[BlockSpec], form: Form, occupancy: Occupancy, train: bool
     ) -> tuple[jax.Array, list[UnitTrace], int]:
         """Returns the block's output, its traces, and the multiply-adds that always run."""
-        states, halting, units, static_macs = [], [], [], 0
+        states: list[jax.Array] = []
+        halting, units, static_macs = [], [], 0
         for spec in specs:
             name = f"block{spec.stage + 1}_unit{spec.index + 1}"
             unit = form.unit(spec, form, self.winograd, name=name)
@@ -130,11 +131,12 @@ class SACT(nn.Module):
             return state, units, static_macs
         units[-1] = with_ponder(units)
         weights = halting_weights(halting, [unit.occupancy for unit in units])
-        return sum(_over(w, s) * s for w, s in zip(weights, states)), units, static_macs
+        x = sum((_over(w, s) * s for w, s in zip(weights, states)), start=jnp.int32(0))
+        return x, units, static_macs
 
     def _halting(self, form: Form, features: int, name: str) -> tuple[nn.Module, int, int]:
         """The gate of a unit, its multiply-adds at a position, and those of the whole image."""
-        fields = {"slope": form.halting_slope, "momentum": form.momentum, "stabiliser": form.stabiliser}
+        fields: dict[str, Any] = {"slope": form.halting_slope, "momentum": form.momentum, "stabiliser": form.stabiliser}
         if self.mode == "act":
             gate = GlobalHalting(**fields, name=name)
             return gate, 0, gate.macs(features)

@@ -87,7 +87,7 @@ class SkipNet(nn.Module):
         for spec in plan:
             name = f"group{spec.stage + 1}_layer{spec.index}"
             x, o, cost, shortcut_macs = self._block(x, score, spec, name, occupancy, train)
-            if score is None:
+            if score is None or o is None:
                 static_macs += cost
             else:
                 units.append(UnitTrace(score, o, cost, name=name, extras={"probability": jax.nn.sigmoid(score)}))

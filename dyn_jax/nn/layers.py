@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", conv_init, shape)
         x, kernel = promote_dtype(x, kernel)
-        y = conv2d(x, kernel, self.stride, self.padding, self.winograd)
+        y: jax.Array = conv2d(x, kernel, self.stride, self.padding, self.winograd)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
@@ -82,7 +84,8 @@ def window_mean(x: jax.Array, size: int) -> jax.Array:
 
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     """``MaxPool2d(3, stride=2, padding=1)``."""
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    padding: Any = ((1, 1), (1, 1))  # flax has no annotation; its default, a string, would stand for one
+    return nn.max_pool(x, (3, 3), (2, 2), padding)
 
 
 @jax.custom_vjp

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.objectives.answers import Objective, resolve
@@ -58,6 +59,7 @@ def sum_of_exits(objective: str | Objective = "ce") -> Objective:
 
     def total(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
         exits = exits_of(output.trace)
-        return sum(inner(output.replace(logits=exits[:, i]), labels, targets) for i in range(exits.shape[1]))
+        losses = (inner(output.replace(logits=exits[:, i]), labels, targets) for i in range(exits.shape[1]))
+        return sum(losses, start=jnp.int32(0))
 
     return total

@@ -20,6 +20,9 @@ from dyn_jax.occupancy.gate import Hard, StraightThrough
 class Stochastic:
     """Marks an occupancy that is called with ``key=`` as well."""
 
+    def __call__(self, score: jax.Array, *, key: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
 
 def _per_example(key: jax.Array, score: jax.Array, draw: Callable) -> jax.Array:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(score.shape[0]))

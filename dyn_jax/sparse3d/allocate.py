@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +84,33 @@ def near_coordinates(
     return np.concatenate(near)
 
 
+@overload
+def capacity_for(
+    inputs: PointCloud | Sequence[PointCloud],
+    voxel_size: float,
+    levels: int,
+    *,
+    reach: Reach | jax.typing.ArrayLike | None = None,
+    extends: bool = True,
+    slack: float = 1.0,
+) -> Capacity: ...
+
+
+@overload
+def capacity_for(
+    inputs: SparseTensor,
+    voxel_size: float | None,
+    levels: int,
+    *,
+    reach: Reach | jax.typing.ArrayLike | None = None,
+    extends: bool = True,
+    slack: float = 1.0,
+) -> Capacity | None: ...
+
+
 def capacity_for(
     inputs: SparseTensor | PointCloud | Sequence[PointCloud],
-    voxel_size: float | None,
+    voxel_size: Any,
     levels: int,
     *,
     reach: Reach | jax.typing.ArrayLike | None = None,
@@ -122,7 +147,7 @@ def capacity_for(
         needs = [capacity_for(one, voxel_size, levels, reach=reach, slack=slack) for one in inputs]
         if not needs:
             raise ValueError("inputs: got no clouds, expected at least one")
-        pairs = None if reach is None else max(need.pairs for need in needs)
+        pairs = None if reach is None else max(need.pairs or 0 for need in needs)
         return Capacity(tuple(map(max, zip(*(need.levels for need in needs)))), pairs)
     cloud, _ = check_cloud(inputs, voxel_size)
     if not _validate.is_concrete(cloud.xyz, cloud.valid, reach):

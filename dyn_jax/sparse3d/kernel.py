@@ -22,7 +22,8 @@ def triple(name: str, value: Size, minimum: int = 1) -> tuple[int, int, int]:
     values = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) and np.ndim(value) else (value,) * 3
     if len(values) != 3:
         raise ValueError(f"{name}: got {value}, expected one integer or three")
-    return tuple(_validate.positive_int(name, v, minimum) for v in values)
+    first, second, third = (_validate.positive_int(name, v, minimum) for v in values)
+    return first, second, third
 
 
 def offsets(kernel_size: Size, region: str = "cube") -> np.ndarray:
@@ -63,7 +64,7 @@ def _offsets(size: tuple[int, int, int], region: str) -> np.ndarray:
     return result
 
 
-def _cross_arms(size: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
+def _cross_arms(size: tuple[int, int, int]) -> Iterator[tuple[int, ...]]:
     for axis, s in enumerate(size):
         reach = s // 2
         for step in (*range(1, reach + 1), *range(-reach, 0)):

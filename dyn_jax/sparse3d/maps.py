@@ -16,8 +16,7 @@ from dyn_jax.sparse3d.kernel import Size, offsets, triple
 from dyn_jax.sparse3d.sites import Sites
 
 
-@flax.struct.dataclass
-class KernelMap:
+class KernelMap(flax.struct.PyTreeNode):
     """Pairs in blocks. Rows of padding are out of range (and distinct), so that they are dropped.
 
     Attributes:

@@ -136,7 +136,7 @@ def coarser_values(
 
     The occupancy is ``1 - prod (1 - o)`` over the children, the same as gathering from the points (eq. 31).
     """
-    all_exist, all_occupied = [exists], [occupancy]
+    all_exist, all_occupied = [exists], [] if occupancy is None else [occupancy]
     for fine, coarse in zip(levels, levels[1:]):
         parent, _ = coarse.find(floor_to(fine.coordinates, coarse.stride), fine.valid)
         there = jnp.where(all_exist[-1], parent, coarse.capacity)

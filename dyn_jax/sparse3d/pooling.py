@@ -84,7 +84,9 @@ def pool_max(features: jax.Array, pairs: KernelMap, where: jax.Array | None = No
 def _max_forward(features: jax.Array, pairs: KernelMap, where: jax.Array | None) -> tuple[jax.Array, tuple]:
     _check(features, pairs)
 
-    def better(value: jax.Array, old: jax.Array, number: jax.Array, chosen: jax.Array, part: jax.Array) -> jax.Array:
+    def better(
+        value: jax.Array, old: jax.Array, number: jax.typing.ArrayLike, chosen: jax.Array, part: jax.Array
+    ) -> jax.Array:
         return part[:, None] & ((value > old) | jnp.isnan(value) | ((value == old) & (number < chosen)))
 
     part = jnp.ones(pairs.size_in, bool) if where is None else where

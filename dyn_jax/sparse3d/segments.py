@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class Segments:
+class Segments(flax.struct.PyTreeNode):
     """Which group every row belongs to.
 
     Attributes:

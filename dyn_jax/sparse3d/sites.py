@@ -17,8 +17,7 @@ from dyn_jax.sparse3d.kernel import Size, triple
 NO_KEY = np.uint32(0xFFFFFFFF)
 
 
-@flax.struct.dataclass
-class Frame:
+class Frame(flax.struct.PyTreeNode):
     """A bounding box: ``low`` [4] int32 and ``extent`` [4] uint32 of (batch, x, y, z); ``fits``: keys are exact."""
 
     low: jax.Array
@@ -55,8 +54,7 @@ def frame_of(coordinates: jax.Array, valid: jax.Array) -> Frame:
     return Frame(low, extent, (jnp.prod(size) < 4.29e9) & jnp.all(extent < jnp.uint32(2**31)))
 
 
-@flax.struct.dataclass
-class Sites:
+class Sites(flax.struct.PyTreeNode):
     """The sites of one level, sorted by key; the first ``count`` of ``capacity`` rows are in use.
 
     Attributes:
@@ -127,6 +125,7 @@ def coarsen(sites: Sites, factor: Size, capacity: int | None = None) -> Sites:
 
     The kernel size of a strided convolution does not matter to its sites (MinkowskiEngine's rule).
     """
-    stride = tuple(s * f for s, f in zip(sites.stride, triple("factor", factor)))
+    (a, b, c), (u, v, w) = sites.stride, triple("factor", factor)
+    stride = (a * u, b * v, c * w)
     below = sites_of(floor_to(sites.coordinates, stride), sites.valid, capacity or sites.capacity, stride)
     return below.replace(overflow=below.overflow | sites.overflow)

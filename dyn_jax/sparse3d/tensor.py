@@ -12,8 +12,7 @@ from dyn_jax.sparse3d.kernel import Size, triple
 from dyn_jax.sparse3d.sites import Sites, sites_of
 
 
-@flax.struct.dataclass
-class SparseTensor:
+class SparseTensor(flax.struct.PyTreeNode):
     """Features at integer sites; no two valid rows share one.
 
     Attributes:

@@ -21,8 +21,7 @@ MOVES = np.array(list(itertools.product((0, -1, 1), repeat=3)), np.int32)
 RULES = ("none", "all", "any")
 
 
-@flax.struct.dataclass
-class Voxels:
+class Voxels(flax.struct.PyTreeNode):
     """The voxels of a cloud and its (point, voxel) pairs, ordered by point.
 
     Attributes:

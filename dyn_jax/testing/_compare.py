@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ def quick_jit(fun: Callable) -> Callable:
     return jax.jit(fun, compiler_options=options)
 
 
-def fail(check: str, what: str) -> None:
+def fail(check: str, what: str) -> NoReturn:
     """Raises AssertionError("<check>: <what>")."""
     raise AssertionError(f"{check}: {what}")
 

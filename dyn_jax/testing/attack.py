@@ -11,8 +11,13 @@ import numpy as np
 
 from dyn_jax.attacks.base import Attack, AttackResult, is_adversarial
 from dyn_jax.attacks.domains import Domain, domain_of
+<<<<<<< HEAD
 from dyn_jax.attacks.forward import as_forward
 from dyn_jax.testing._compare import quick_jit, require
+=======
+from dyn_jax.attacks.forward import Network, as_forward
+from dyn_jax.testing._compare import require
+>>>>>>> types
 from dyn_jax.types import Output, PointCloud
 
 _CHECK = "check_attack"
@@ -22,12 +27,12 @@ _UNDECIDED = 1e-4  # logits closer than this may be ranked differently by anothe
 
 def check_attack(
     attack: Attack,
-    forward: Callable[..., Output | jax.Array],
+    forward: Network,
     inputs: jax.Array | PointCloud,
     labels: jax.Array,
     key: jax.Array | None,
     *,
-    victim: Callable[..., Output | jax.Array] | None = None,
+    victim: Network | None = None,
     targets: jax.Array | None = None,
     mask: jax.Array | None = None,
     factory: Callable[[float], Attack] | None = None,

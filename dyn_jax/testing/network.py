@@ -51,7 +51,7 @@ def check_network(
 
     def run(x: jax.Array, is_soft: jax.Array) -> tuple[jax.Array, Output]:
         def total(x: jax.Array) -> tuple[jax.Array, Output]:
-            output = net.apply(variables, x, occupancy=lambda s: jnp.where(is_soft, soft(s), hard()(s)))
+            output: Any = net.apply(variables, x, occupancy=lambda s: jnp.where(is_soft, soft(s), hard()(s)))
             _check_shapes(output, batch)
             units = output.trace.units
             executed = sum((jnp.sum(executed_unit_macs(unit)) for unit in units), start=jnp.zeros(()))
@@ -68,7 +68,8 @@ def check_network(
             require(shares == 1, _CHECK, f"{name}: gradient by the images finite in {100 * shares:.1f} % of the pixels")
 
         reference = jitted(images, False)[1]
-        _same("jit = eager", net.apply(variables, images, occupancy=hard()), reference, tolerance)
+        eager: Any = net.apply(variables, images, occupancy=hard())
+        _same("jit = eager", eager, reference, tolerance)
         order = np.roll(np.arange(batch), 1)
         moved = jitted(images[order], False)[1]
         _same("order of the batch", moved, jax.tree.map(lambda leaf: leaf[order], reference), tolerance)
@@ -144,7 +145,7 @@ def _check_integer(what: str, got: Any) -> None:
 
 def _same(promise: str, got: Output, expected: Output, tolerance: float) -> None:
     """Every array agrees; soft values and costs compare like scores."""
-    pairs = {f"{promise}: logits": (got.logits, expected.logits)}
+    pairs: dict[str, tuple[Any, Any]] = {f"{promise}: logits": (got.logits, expected.logits)}
     if expected.trace.exits is not None:
         pairs[f"{promise}: exits"] = (got.trace.exits, expected.trace.exits)
     for number, (a, b) in enumerate(zip(got.trace.units, expected.trace.units)):

@@ -7,7 +7,7 @@ import fnmatch
 import functools
 import itertools
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -74,7 +74,8 @@ def fit(
         identity = runs.identify(net, recipe, seed, data=data, initial=initial)
         saved = runs.load(checkpoint, identity)
         run = run._replace(keep=functools.partial(runs.save, checkpoint, identity))
-    start, at = saved or (initial, Position())
+    begin: tuple[Any, Position] = saved or (initial, Position())
+    start, at = begin
     steps = [stage.epochs * run.per_epoch(stage) for stage in recipe.stages]
     done = sum(steps[: at.stage]) + at.epoch * run.per_epoch(recipe.stages[at.stage]) + at.step
     ended = sum(stage.epochs for stage in recipe.stages[: at.stage])
@@ -148,18 +149,20 @@ def _train(run: _Run, recipe: Recipe, start: Any, at: Position, ended: int, bar:
 
 def _entropy(
     net: nn.Module, variables: Variables, recipe: Recipe, data: Any, seed: int, options: dict[str, Any]
-) -> np.ndarray:
+) -> np.floating:
     """`Progress.cross_entropy` before the first epoch."""
     if not recipe.measured:
         return np.float32(np.inf)
-    still = dataclasses.replace(recipe.source, shift=0, flip=False)
-    entropy = jax.jit(lambda v, x, y: mean_cross_entropy(net.apply(v, x, **options), y))
+    source: Any = recipe.source  # `Images`, or another dataclass with their augmentation
+    still = dataclasses.replace(source, shift=0, flip=False)
+    apply: Any = net.apply
+    entropy = jax.jit(lambda v, x, y: mean_cross_entropy(apply(v, x, **options), y))
     return np.mean([entropy(variables, x, y) for x, y in still.batches(data, recipe.batch_size, seed, 0)])
 
 
 @functools.lru_cache(maxsize=8)
 def _step(
-    net: nn.Module, recipe: Recipe, per_epoch: int, options: tuple[tuple[str, Hashable], ...]
+    net: nn.Module, recipe: Recipe, per_epoch: int, options: tuple[tuple[str, Any], ...]
 ) -> tuple[Callable, Callable, optax.GradientTransformation]:
     """(jitted training step, jitted ``net.init``, optimiser); kept, so that a second seed compiles nothing."""
     decayed = lambda params: jax.tree.map(lambda gate: recipe.decay_gates or not gate, gate_mask(net, params))
@@ -185,9 +188,10 @@ def _step(
         (loss, (batch_stats, entropy)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimized = optimizer.update(gradient, state.optimizer, state.params)
         if recipe.trains is not None:
+            layers: Any = updates  # a dict, as the parameters are
             updates = {
                 name: layer if recipe.trains(name) else jax.tree.map(jnp.zeros_like, layer)
-                for name, layer in updates.items()
+                for name, layer in layers.items()
             }
         return State(optax.apply_updates(state.params, updates), batch_stats, optimized), loss, entropy
 

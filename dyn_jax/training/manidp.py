@@ -92,7 +92,8 @@ def lasso_loss(
     limit = jnp.asarray(ratio * previous, cross_entropies.dtype)
     ease = (limit - cross_entropies) / jnp.where(limit > 0, limit, 1)
     weight = (cross_entropies < limit) * jnp.maximum(ease, 1e-10) ** gamma
-    return sum(jnp.mean(weight * jnp.mean(unit.extras["value"], axis=1)) for unit in trace.units)
+    losses = (jnp.mean(weight * jnp.mean(unit.extras["value"], axis=1)) for unit in trace.units)
+    return sum(losses, start=jnp.int32(0))
 
 
 def graph_loss(trace: Trace) -> jax.Array:
@@ -105,7 +106,8 @@ def graph_loss(trace: Trace) -> jax.Array:
     Source: Tang et al. 2021 (the similarity between instances); which features from the released code.
     """
     pairs = [(unit.extras["pooled"], unit.extras["value"]) for unit in trace.units]
-    return sum(jnp.mean((_cosines(features) - _cosines(saliencies)) ** 2) for features, saliencies in pairs)
+    losses = (jnp.mean((_cosines(features) - _cosines(saliencies)) ** 2) for features, saliencies in pairs)
+    return sum(losses, start=jnp.int32(0))
 
 
 def _cosines(rows: jax.Array) -> jax.Array:

@@ -44,11 +44,16 @@ class Clouds:
         return net.example_input()
 
     def keys(self, seed: int) -> tuple[jax.Array, jax.Array]:
-        return (jax.random.key(seed),) * 2  # of the shipped weights
+        key = jax.random.key(seed)
+        return key, key  # of the shipped weights
 
     def options(self, net: nn.Module, like: Batches) -> dict[str, Any]:
         """The capacity that they need, and a tenth more."""
-        needs = [capacity_for(cloud, net.voxel_size, net.levels).levels for cloud, _ in like]
+
+        def need(cloud: PointCloud) -> tuple[int, ...]:
+            return capacity_for(cloud, net.voxel_size, net.levels).levels
+
+        needs = [need(cloud) for cloud, _ in like]
         return {"capacity": Capacity(tuple(bucket(int(SLACK * max(column))) for column in zip(*needs)))}
 
     def batches(self, data: Any, size: int, seed: int, epoch: int) -> Batches:
@@ -96,7 +101,8 @@ def _turn(xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _side_by_side(xyz: list[np.ndarray], features: list[np.ndarray]) -> PointCloud:
     number = np.repeat(np.arange(len(xyz), dtype=np.int32), [len(cloud) for cloud in xyz])
     joined = (np.concatenate(part).astype(np.float32) for part in (xyz, features))
-    return PointCloud(*joined, np.ones(len(number), bool), number, clouds=len(xyz))
+    arrays: list[Any] = [*joined, np.ones(len(number), bool), number]  # on the host, until a jitted step takes them
+    return PointCloud(*arrays, clouds=len(xyz))
 
 
 def rooms_recipe(epochs: int = 30) -> Recipe:

@@ -80,8 +80,10 @@ def load(path: str | os.PathLike | None, identity: dict[str, str]) -> tuple[dict
             f"checkpoint: {os.fspath(path)!r} is of another run: {'; '.join(differ[:4])}{more}. "
             "Remove it, or name another file"
         )
-    whole = (int(run[name]) for name in ("stage", "epoch", "step"))
-    return content, Position(*whole, run["cross_entropy"], tuple(run["losses"]), tuple(run["cross_entropies"]))
+    stage, epoch, step = (int(run[name]) for name in ("stage", "epoch", "step"))
+    return content, Position(
+        stage, epoch, step, run["cross_entropy"], tuple(run["losses"]), tuple(run["cross_entropies"])
+    )
 
 
 def restore(content: dict[str, Any], optimizer: optax.GradientTransformation) -> State:
@@ -129,7 +131,7 @@ def _describe(value: Any, inside: tuple[int, ...] = ()) -> str:
         return "..."
     inside = (*inside, id(value))
     listed = lambda values: ", ".join(_describe(v, inside) for v in values)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(type(value)):
         pairs = ", ".join(f"{name}={_describe(v, inside)}" for name, v in _fields(value))
         return f"{type(value).__name__}({pairs})"
     if inspect.isfunction(value):

@@ -125,11 +125,12 @@ def with_classifiers(net: nn.Module, static: Variables, seed: int = 0) -> dict[s
     def pick(path: tuple, leaf: jax.Array) -> np.ndarray:
         if is_classifier(path[1].key):
             return np.asarray(leaf)
-        node = static
+        node: Any = static
         for part in path:
             node = node.get(part.key) if hasattr(node, "get") else None
-        if node is None or np.shape(node) != leaf.shape:
-            raise ValueError(f"static: got {np.shape(node)} at {jax.tree_util.keystr(path)}, expected {leaf.shape}")
+        shape = () if node is None else np.shape(node)
+        if node is None or shape != leaf.shape:
+            raise ValueError(f"static: got {shape} at {jax.tree_util.keystr(path)}, expected {leaf.shape}")
         return np.asarray(node)
 
     return jax.tree_util.tree_map_with_path(pick, fresh)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -26,7 +28,7 @@ def _on_pixels(domain: Domain, x: jax.Array) -> jax.Array:
     return x if domain.free is None else domain.clean + (x - domain.clean) * domain.free
 
 
-def printed(**fields: object) -> Form:
+def printed(**fields: Any) -> Form:
     """``x' = (tanh(x + delta) + 1) / 2``, eq. 3 as printed: at delta = 0 a grey image in [0.5, 0.88].
 
     Args:

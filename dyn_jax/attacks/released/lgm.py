@@ -58,7 +58,7 @@ def pgd(
 def batch_mean_normalise() -> optax.GradientTransformation:
     """``g / mean|g|`` over the whole batch, zeros included. Depends on the batch."""
 
-    def normalise(updates: jax.Array, params: jax.Array | None = None) -> jax.Array:
+    def normalise(updates: Any, params: Any = None) -> jax.Array:
         mean = jnp.mean(jnp.abs(updates))
         return updates / jnp.where(mean > 0, mean, 1)
 
