@@ -254,17 +254,11 @@ class Coordinates:
         """``voxels``: sites of the largest level that took part; ``macs``: multiply-adds of the pass over all."""
         if not trace.units:
             return {}
-<<<<<<< HEAD
         flat = lambda values: jnp.reshape(values, (self.examples, -1))
         voxels = [jnp.sum(flat(unit.occupancy > 0), axis=1) for unit in trace.units]
         macs = [jnp.sum(flat(jnp.broadcast_to(unit.macs, unit.score.shape)), axis=1) for unit in trace.units]
-        return {"voxels": jnp.max(jnp.stack(voxels), axis=0), "macs": sum(m.astype(jnp.float32) for m in macs)}
-=======
-        voxels = [jnp.sum(unit.occupancy > 0, axis=1) for unit in trace.units]
-        macs = [jnp.sum(jnp.broadcast_to(unit.macs, unit.score.shape), axis=1) for unit in trace.units]
         work = sum((m.astype(jnp.float32) for m in macs), start=jnp.float32(0))
         return {"voxels": jnp.max(jnp.stack(voxels), axis=0), "macs": work}
->>>>>>> types
 
 
 def domain_of(inputs: Any, threat: Threat, mask: Any = None) -> Pixels | Coordinates:

@@ -11,13 +11,8 @@ import numpy as np
 
 from dyn_jax.attacks.base import Attack, AttackResult, is_adversarial
 from dyn_jax.attacks.domains import Domain, domain_of
-<<<<<<< HEAD
-from dyn_jax.attacks.forward import as_forward
-from dyn_jax.testing._compare import quick_jit, require
-=======
 from dyn_jax.attacks.forward import Network, as_forward
-from dyn_jax.testing._compare import require
->>>>>>> types
+from dyn_jax.testing._compare import quick_jit, require
 from dyn_jax.types import Output, PointCloud
 
 _CHECK = "check_attack"
