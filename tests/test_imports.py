@@ -13,9 +13,21 @@ import dyn_jax
 ROOT = pathlib.Path(__file__).parents[1]
 # A room may import itself and every room before it. A room is a name directly inside dyn_jax, or a folder beside it.
 ROOMS = (
-    *("_validate", "types", "macs", "objectives", "occupancy", "nn", "sparse3d", "gates", "metrics", "attacks"),
+    *(
+        "_validate",
+        "_files",
+        "types",
+        "macs",
+        "objectives",
+        "occupancy",
+        "nn",
+        "sparse3d",
+        "gates",
+        "metrics",
+        "attacks",
+    ),
     *("networks", "datasets", "testing", "evaluation", "deploy", "training", "plotting", "dyn_jax", "cli", "__main__"),
-    *("weights_convert", "experiments", "benchmarks", "examples", "tests"),
+    *("weights_convert", "experiments", "benchmarks", "examples", "docs", "tests"),
 )
 OUTSIDE = ROOMS[ROOMS.index("weights_convert") :]
 

@@ -49,7 +49,9 @@ def save(path: str | os.PathLike, identity: dict[str, str], state: State, positi
     of = np.frombuffer(json.dumps(identity).encode(), np.uint8)
     where = {name: np.asarray(value) for name, value in jax.device_get(position)._asdict().items()}
     content = {"params": state.params, "batch_stats": state.batch_stats, "run": {"of": of, **where}}
-    save_variables(path, {**content, "optimizer": {f"{number:05d}": leaf for number, leaf in enumerate(leaves)}})
+    numbered = {f"{number:05d}": leaf for number, leaf in enumerate(leaves)}
+    # what has not been measured yet is infinite
+    save_variables(path, {**content, "optimizer": numbered}, allow_nonfinite=True)
 
 
 def load(path: str | os.PathLike | None, identity: dict[str, str]) -> tuple[dict[str, Any], Position] | None:
@@ -64,7 +66,7 @@ def load(path: str | os.PathLike | None, identity: dict[str, str]) -> tuple[dict
     """
     if path is None or not os.path.exists(path):
         return None
-    content = load_variables(path)
+    content = load_variables(path, allow_nonfinite=True)
     if not {"of", *Position._fields} <= set(content.get("run", {})):
         raise ValueError(f"checkpoint: {os.fspath(path)!r} holds variables, but is no checkpoint of a training run")
     run = content["run"]
