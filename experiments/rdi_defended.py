@@ -27,7 +27,7 @@ from experiments import _record
 from experiments._data import cifar10_lossless
 from weights_convert.torch_io import read_state_dict
 
-NETWORK, BATCH_SIZE, EPS = "rdi-resnet38-cifar10", 100, "8/255"
+NETWORK, BATCH_SIZE, EPS, STEPS = "rdi-resnet38-cifar10", 100, "8/255", 20
 ATTACKS = {
     "clean": None,
     "PGD-20 average": released.average(),
@@ -78,10 +78,16 @@ def percent(hits: np.ndarray) -> tuple[float, float]:
     return round(100 * share, 2), round(100 * (share * (1 - share) / len(hits)) ** 0.5, 2)
 
 
+def limits_of(exits: np.ndarray) -> tuple[float, ...]:
+    """The authors' thresholds by their rule, from the logits of these images."""
+    return tuple(map(float, rdi.quantile_thresholds(exits, rdi.OFFSETS[: exits.shape[1] - 1])))
+
+
 def reference(apply, images, labels) -> list[dict[str, Any]]:
     """The authors' table, claimed beside measured."""
-    exits = np.concatenate([apply(images[i : i + BATCH_SIZE]).trace.exits for i in range(0, len(images), BATCH_SIZE)])
-    limits = tuple(map(float, rdi.quantile_thresholds(exits)))
+    parts = range(0, len(images), BATCH_SIZE)
+    exits = np.concatenate([apply(images[i : i + BATCH_SIZE]).trace.exits for i in parts])
+    limits = limits_of(exits)
     rows = []
     for name, attack in ATTACKS.items():
         got = run(partial(apply, threshold=limits), images, labels, attack)
@@ -98,7 +104,7 @@ def reference(apply, images, labels) -> list[dict[str, Any]]:
 
 def leaded(apply, limits, chosen_on, images, labels) -> list[dict[str, Any]]:
     """PGD-20 on the network's answer: FGM, and LGM with the lambda that is best on held-back images."""
-    attack = attacks.pgd(EPS, "2/255", 20)
+    attack = attacks.pgd(EPS, "2/255", STEPS)
     victim = partial(apply, threshold=limits)
 
     def accuracy(gate, x, y) -> np.ndarray:
@@ -150,7 +156,7 @@ def main() -> None:
     variables = weights_convert.convert(net, read_state_dict(arguments.checkpoint))
     apply = partial(net.apply, variables)
     forward = jax.jit(apply)
-    limits = tuple(map(float, rdi.quantile_thresholds(np.asarray(forward(held[0]).trace.exits))))
+    limits = limits_of(np.asarray(forward(held[0]).trace.exits))
     rows = reference(apply, images, labels)
     rows += leaded(apply, limits, held, images, labels)
     few = arguments.energy_images
