@@ -12,9 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks, objectives, occupancy
-from dyn_jax.networks import sact
+from dyn_jax.gates import ChannelGate, FeedForwardGate, GlobalHalting, RecurrentGate, SpatialGate, SpatialHalting
+from dyn_jax.networks import rdi, sact
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.manidp import ManiDP
+from dyn_jax.networks.minkfcnn import MinkowskiFCNN
+from dyn_jax.networks.minkunet import MinkUNet
+from dyn_jax.networks.rdi import RDITrunk
 from dyn_jax.networks.resnet import ResNet
 from dyn_jax.networks.sact import SACT
 from dyn_jax.networks.sdn import SDN
@@ -22,6 +26,7 @@ from dyn_jax.networks.sdn_mobilenet import MobileNetTrunk
 from dyn_jax.networks.sdn_resnet import ResNetTrunk
 from dyn_jax.networks.sdn_vgg import VggTrunk
 from dyn_jax.networks.skipnet import SkipNet
+from dyn_jax.occupancy import voxel
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
 BATCH, CLASSES = 3, 5
@@ -34,6 +39,36 @@ ALL_OCCUPANCIES = {
     "gumbel_sigmoid": occupancy.gumbel_sigmoid(2.0),
     "gumbel_sigmoid without noise": occupancy.gumbel_sigmoid(2.0, noise=False),
 }
+
+ALL_RELATIONS = {
+    "hard": voxel.hard(),
+    "sigmoid": voxel.sigmoid(10.0),
+    "bilinear": voxel.bilinear(),
+    "rbf": voxel.rbf(),
+    "straight_through": voxel.straight_through(),
+}
+
+_MAP = (8, 8, 4)
+ALL_GATES: dict[str, tuple[nn.Module, tuple[int, ...], tuple[int, ...]]] = {
+    "feed forward 1": (FeedForwardGate(1), _MAP, ()),
+    "feed forward 2": (FeedForwardGate(2), _MAP, ()),
+    "recurrent": (RecurrentGate(6), (6,), ()),
+    "spatial": (SpatialGate(), _MAP, (8, 8)),
+    "spatial, strided": (SpatialGate(2), _MAP, (4, 4)),
+    "channel": (ChannelGate(6, 3), _MAP, (6,)),
+    "halting of images": (GlobalHalting(), _MAP, ()),
+    "halting of positions": (SpatialHalting(), _MAP, (8, 8)),
+}
+"""Gate, shape of an example's features, shape of its scores."""
+
+
+def gate_scores(gate: nn.Module, variables, x: jax.Array) -> jax.Array:
+    """What a network makes of a gate: the scores [batch, *elements] (of the halting ones, what they add up)."""
+    if isinstance(gate, RecurrentGate):
+        return gate.apply(variables, (0.1 * x, 0.2 * x), x)[1]
+    result = gate.apply(variables, x)
+    return getattr(result, "score", result)
+
 
 _SMALL = {"depths": (1, 2), "widths": (4, 8), "num_classes": CLASSES}
 _SKIPNET = {**_SMALL, "image_size": 16}
@@ -65,7 +100,14 @@ ALL_NETWORKS |= {
     "sact imagenet": sact.imagenet(50, depths=(2, 1), widths=(2, 4), num_classes=CLASSES),
     "sdn vgg": SDN(VggTrunk((4,) * 13, (6, 5)), (1, 3, 5, 6, 8, 9), 0.3, linear_init="small", num_classes=CLASSES),
     "sdn resnet": SDN(ResNetTrunk((2, 2), (4, 8)), (0, 2), 0.4, image_size=16, num_classes=CLASSES),
+    "rdi": SDN(RDITrunk((2, 2, 2), (4, 8, 8)), (0, 3), 1.5, rdi.NATS, "last", num_classes=CLASSES, image_size=16),
     "sdn mobilenet": SDN(MobileNetTrunk(4, (4, 8, 8), (1, 2, 1)), (0, 1), 0.4, image_size=16, num_classes=CLASSES),
+}
+
+
+CLOUD_NETWORKS: dict[str, nn.Module] = {
+    "minkunet": MinkUNet((4,) * 8, (1,) * 8, num_classes=CLASSES, stem_features=4, stem_size=3, voxel_size=0.2),
+    "minkfcnn": MinkowskiFCNN((4,) * 5, 8, 8, num_classes=CLASSES, voxel_size=0.2),
 }
 
 
@@ -81,7 +123,11 @@ def some_images(size: int, batch: int = BATCH, seed: int = 0) -> jax.Array:
 
 def variables_for(net: nn.Module, size: int, seed: int = 1):
     """Random variables from the shapes alone (compiling ``net.init`` takes many times longer than using it)."""
-    shapes = jax.eval_shape(net.init, jax.random.key(0), some_images(size))
+    return drawn(jax.eval_shape(net.init, jax.random.key(0), some_images(size)), seed)
+
+
+def drawn(shapes, seed: int = 1):
+    """Random numbers of these shapes: scales near 1, variances positive."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

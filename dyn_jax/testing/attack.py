@@ -32,7 +32,7 @@ def check_attack(
     mask: jax.Array | None = None,
     factory: Callable[[float], Attack] | None = None,
     differing: float | None = 0.01,
-) -> None:
+) -> AttackResult:
     """Checks the contract of `dyn_jax.attacks.AttackResult`, on images or a point cloud.
 
     Shape and dtype of the clean value are kept; the result is finite, inside the threat set and unchanged outside the
@@ -44,6 +44,9 @@ def check_attack(
       factory: eps -> the same kind of attack, for the check of eps 0; None leaves it out.
       differing: share of values in which jit and eager may differ (the sign of a gradient near 0 is undecided); None
         leaves the eager run out, which takes as long as all the rest.
+
+    Returns:
+      The result.
 
     Raises:
       AssertionError: naming the promise that was broken, where and by how much.
@@ -73,6 +76,7 @@ def check_attack(
             still = quick_jit(lambda x: factory(0.0)(forward, x, labels, key=key, targets=targets, **given))(inputs)
             change = float(jnp.max(jnp.abs(still.adversarial - domain.clean)))
             require(change <= _SLACK, _CHECK, f"eps 0 changed the clean value by up to {change:.6g}")
+    return result
 
 
 def _check_result(

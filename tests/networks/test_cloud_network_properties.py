@@ -1,0 +1,48 @@
+"""What attacks rely on in every network of clouds of the catalogue."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import CLOUD_NETWORKS, drawn
+from compiled import quick_jit
+
+from dyn_jax import metrics
+from dyn_jax.occupancy import voxel
+from dyn_jax.sparse3d import capacity_for
+from dyn_jax.types import PointCloud, Reach
+
+POINTS = 40
+
+
+def two_clouds():
+    xyz = jnp.asarray(np.random.default_rng(0).uniform(size=(2 * POINTS, 3)), jnp.float32)
+    batch = jnp.arange(2 * POINTS, dtype=jnp.int32) // POINTS
+    return PointCloud(xyz, xyz - 0.5, jnp.ones(2 * POINTS, bool), batch, 2)
+
+
+@pytest.mark.parametrize("name", CLOUD_NETWORKS)
+def test_clouds_side_by_side_are_each_alone(name):
+    net, cloud, reach = CLOUD_NETWORKS[name], two_clouds(), Reach(0.05)
+    variables = drawn(jax.eval_shape(net.init, jax.random.key(0), net.example_input()))
+    capacity = capacity_for(cloud, net.voxel_size, net.levels, reach=reach)
+
+    @quick_jit
+    def run(cloud):
+        def total(xyz):
+            output = net.apply(variables, cloud.replace(xyz=xyz), occupancy=voxel.lgm(), reach=reach, capacity=capacity)
+            return jnp.sum(jnp.sin(output.logits)), output
+
+        return jax.grad(total, has_aux=True)(cloud.xyz)
+
+    gradient, output = run(cloud)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0 and not output.trace.overflow
+    executed = metrics.executed_macs(output.trace)
+    assert executed.shape == (2,) and all(unit.score.shape[0] == 2 for unit in output.trace.units)
+    for number in (0, 1):
+        mine = np.asarray(cloud.batch) == number
+        alone = cloud.replace(valid=jnp.asarray(mine))
+        _, single = run(alone)
+        rows = mine if output.logits.shape[0] == 2 * POINTS else np.arange(2) == number
+        np.testing.assert_allclose(single.logits[rows], output.logits[rows], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(metrics.executed_macs(single.trace)[number], executed[number], rtol=1e-5)
