@@ -32,7 +32,7 @@ def attack_all(attack):
 
 @pytest.mark.parametrize("name, domain", GRID)
 def test_contract(name, domain):
-    """`check_attack`, and it is an attack: over the attacked examples the objective is higher than on the clean value."""
+    """`check_attack`, and it is an attack: over the attacked examples the objective rises."""
     case = attack_case(name)
     forward, victim, inputs, labels, _ = domain_problem(domain, 16)
     given = {"factory": case.make if case.bounded else None}
