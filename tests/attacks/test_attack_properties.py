@@ -23,7 +23,7 @@ INDEPENDENT = (
 # One of each kind of search, where a property does not depend on norm or objective.
 KINDS = ("fgsm", "pgd restarts", "mi_fgsm l2", "apgd dlr", "lgm_carlini_wagner", "lgm_auto_step")
 # One of each kind of loop is also run eagerly.
-EAGER = ("fgsm", "pgd restarts", "apgd ce", "carlini_wagner", "early_attack", "grad_auto", "point_bim release")
+EAGER = ("fgsm", "pgd", "apgd ce", "carlini_wagner", "early_attack", "grad_auto", "point_bim release")
 
 
 def attack_all(attack):
