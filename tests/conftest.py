@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 
@@ -17,6 +18,14 @@ settings.load_profile("dyn_jax")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHARED = os.environ.get("DYN_JAX_SHARED")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+    """Compiled programs of a file go with it: a worker that kept them all would need more than ten gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,11 @@ class Domain(Protocol):
     @property
     def examples(self) -> int: ...
 
+    @property
+    def values(self) -> int | jax.Array:
+        """How many numbers an example has: one for all, or [example]."""
+        ...
+
     def input(self, x: jax.Array) -> Any:
         """The network's input at x."""
         ...
@@ -116,6 +121,10 @@ class Pixels:
     @property
     def examples(self) -> int:
         return self.clean.shape[0]
+
+    @property
+    def values(self) -> int:
+        return self.clean[0].size
 
     def input(self, x: jax.Array) -> jax.Array:
         return x
@@ -196,6 +205,10 @@ class Coordinates:
         if self.cloud.batch is None:
             return self.cloud.valid[None]
         return (self.cloud.batch[None] == jnp.arange(self.examples)[:, None]) & self.cloud.valid[None]
+
+    @property
+    def values(self) -> jax.Array:
+        return 3 * jnp.sum(self.own, axis=1, dtype=self.clean.dtype)
 
     def input(self, x: jax.Array) -> PointCloud:
         return self.cloud.replace(xyz=x)

@@ -58,11 +58,15 @@ class EnergySteps(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """What a method combines, [example, ...]: of the complexity loss, the finished loss, the distortion."""
+    """What a method combines, [example, ...]: of the complexity loss, the finished loss, the distortion.
+
+    `values` is n of eq. 7, how many numbers an example has, in a shape that broadcasts to them.
+    """
 
     complexity: jax.Array
     finished: jax.Array
     distortion: jax.Array
+    values: int | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +171,8 @@ class EnergySearch:
         one = problem.attacked.astype(zeros.dtype)
         if zeros.shape != one.shape:
             raise ValueError(f"forward: got a trace of {len(zeros)} examples, expected {len(one)}, one for each cloud")
-        weight = domain.split(delta)[0].size if self.weight is None else self.weight
+        weight = domain.values if self.weight is None else self.weight
+        values = domain.values if isinstance(domain.values, int) else domain.values.reshape(-1, *(1,) * delta.ndim)
         keeps_logits = not (isinstance(form.keep_logits, (int, float)) and form.keep_logits == 0)
 
         def value(delta: jax.Array) -> jax.Array:
@@ -205,7 +210,7 @@ class EnergySearch:
             g_distortion = domain.split(jax.grad(lambda d: jnp.sum(one * form.distance(domain, value(d))))(delta))
             if keeps_logits:
                 g_distortion += of(zeros, zeros, one * form.keep_logits)
-            gradients = Gradients(g_complexity, g_finished, g_distortion)
+            gradients = Gradients(g_complexity, g_finished, g_distortion, values)
             rectified = self.combine(gradients, number)
             gradient, bad = problem.finite(domain.join(rectified.gradient))
             update, adam_state = adam.update(gradient, adam_state)

@@ -42,7 +42,7 @@ def combined(lipschitz: jax.typing.ArrayLike, how: Rectify) -> Combine:
         scaled = rectify.magnitude(gradients.complexity, lipschitz) if how.magnitude else gradients.complexity
         none = jnp.zeros_like(scaled, bool).reshape(len(scaled), -1)[:, 0]
         turned = rectify.direction(scaled, gradients.finished) if how.direction else rectify.Rectified(scaled, none)
-        return rectify.Rectified(scaled[0].size * turned.gradient + gradients.distortion, turned.projected)
+        return rectify.Rectified(gradients.values * turned.gradient + gradients.distortion, turned.projected)
 
     return combine
 

@@ -79,7 +79,7 @@ def _combined(lipschitz: jax.typing.ArrayLike) -> Combine:
     def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
         del number
         turned = direction_first(gradients.complexity, gradients.finished, lipschitz)
-        moved = gradients.complexity[0].size * turned.gradient + gradients.distortion
+        moved = gradients.values * turned.gradient + gradients.distortion
         return turned._replace(gradient=moved)
 
     return combine
