@@ -28,6 +28,14 @@ def forget():
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def quick_programs():
+    """Programs that are compiled fast rather than fast: for files that compile much and compare nothing to the bit."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
     """The folder with large reference data, from the environment variable DYN_JAX_SHARED."""

@@ -12,7 +12,7 @@ TINY = {"depths": (1, 1), "widths": (4, 8)}
 
 
 @pytest.mark.parametrize("name", ["skipnet-digits", "dynconv-digits"])
-def test_compare_and_picture(name, tmp_path):
+def test_compare_and_picture(name, tmp_path, quick_programs):
     net = networks.create(name, **TINY)
     data = digits("test")
     images, labels = data.images[:4], data.labels[:4]

@@ -17,7 +17,7 @@ QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
 
 
 @pytest.fixture(scope="module")
-def attacked():
+def attacked(quick_programs):
     """Both gradients on two rooms, with the compiled function used by all tests of this file."""
     scenes = rooms("test", 2, points=POINTS)
     clouds, labels = demo_points.clouds_of(scenes), [scene.labels for scene in scenes]
@@ -55,7 +55,7 @@ def test_leading_costs_voxels(attacked):
     np.testing.assert_array_equal(fgm.clean, lgm.clean)
 
 
-def test_too_small_is_flagged(attacked):
+def test_too_small_is_flagged(attacked, quick_programs):
     _, clouds, labels, variables, small, _ = attacked
     tight = Capacity((small.levels[0], *(32,) * 4))
     run = demo_points.attack_function(TINY, tight, tight, steps=1)

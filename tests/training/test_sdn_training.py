@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from dyn_jax.datasets import ImageData
-from dyn_jax.networks.sdn_resnet import SDNResNet
+from dyn_jax.networks import sdn_resnet
 from dyn_jax.training import sdn
 from dyn_jax.training.loop import fit
 from dyn_jax.training.recipe import SGD
 
-NET = SDNResNet(depths=(1, 1, 1), widths=(4, 4, 8), exit_after=(0, 1), image_size=8, num_classes=3)
+NET = sdn_resnet.resnet56(depths=(1, 1, 1), widths=(4, 4, 8), exit_after=(0, 1), image_size=8, num_classes=3)
 OPTIMIZER = SGD(0.05, 1e-4, nesterov=False, milestones=())
 
 
