@@ -11,7 +11,7 @@ from dyn_jax.datasets import ROOM_CLASSES, rooms
 from dyn_jax.networks.minkunet import MinkUNet
 from dyn_jax.sparse3d import Capacity, capacity_for
 
-TINY = MinkUNet(planes=(4,) * 8, layers=(1,) * 8, num_classes=10, stem_features=4, stem_size=3, voxel_size=0.2)
+TINY = MinkUNet(planes=(4,) * 8, layers=(0,) * 8, num_classes=10, stem_features=4, stem_size=3, voxel_size=0.2)
 POINTS = 600
 QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
 
