@@ -61,6 +61,7 @@ def complexity_weights(trace: Trace, kind: Weights = "macs") -> list[jax.Array]:
     totals = [jnp.sum(jnp.broadcast_to(c, (c.shape[0], *u.score.shape[1:])), axis=tuple(range(1, c.ndim)))
               for c, u in zip(costs, trace.units)]  # fmt: skip
     whole = sum(totals[1:], start=totals[0])
+    whole = jnp.where(whole > 0, whole, 1)  # a cloud without points costs nothing
     return [c / whole.reshape(-1, *(1,) * (c.ndim - 1)) for c in costs]
 
 
