@@ -11,6 +11,9 @@ from dyn_jax.datasets.base import data_directory as data_directory
 from dyn_jax.datasets.base import to_float as to_float
 from dyn_jax.datasets.cifar import CIFAR10_CLASS_NAMES as CIFAR10_CLASS_NAMES
 from dyn_jax.datasets.cifar import cifar10 as cifar10
+from dyn_jax.datasets.cifar_packed import cifar10_jpeg as cifar10_jpeg
+from dyn_jax.datasets.cifar_packed import cifar10_lossless as cifar10_lossless
+from dyn_jax.datasets.cifar_packed import cifar10_packed as cifar10_packed
 from dyn_jax.datasets.digits import digits as digits
 from dyn_jax.datasets.modelnet40 import MODELNET40_CLASSES as MODELNET40_CLASSES
 from dyn_jax.datasets.modelnet40 import modelnet40 as modelnet40

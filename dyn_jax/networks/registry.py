@@ -23,6 +23,7 @@ from dyn_jax.networks import (
     sdn_vgg,
     skipnet,
 )
+from dyn_jax.nn import IMAGENET_MEAN_STD
 
 # ``cnn-*`` are the static twins of ``sdn-*``: the same trunk without internal classifiers.
 _SDN_VARIANTS = {"vgg16": sdn_vgg.vgg16, "resnet56": sdn_resnet.resnet56, "mobilenet": sdn_mobilenet.mobilenet}
@@ -59,6 +60,7 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     "minkunet-rooms": minkunet.rooms,
     "minkfcnn-modelnet40": minkfcnn.modelnet40,
     "minkfcnn-objects": minkfcnn.objects,
+    "skipnet-32-cifar10": partial(skipnet.cifar, 32, normalization=IMAGENET_MEAN_STD),
     "skipnet-digits": skipnet.digits,
     "skipnet-rl-digits": partial(skipnet.digits, policy="rl"),
     "dynconv-digits": dynconv.digits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ from dyn_jax.gates.halting import (
     with_ponder,
 )
 from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import BatchNorm, Conv, Dense, global_mean, normalize, relu
+from dyn_jax.nn import BatchNorm, Conv, Dense, global_mean, normalize, pad_shortcut, relu, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
@@ -47,7 +47,8 @@ class SACT(nn.Module):
     Attributes:
       depths, widths: units and channels (before expansion) of each block; blocks after the first halve the size.
       stem: which released network: ``cifar`` (leaky ReLUs, two 3x3 convolutions a unit, shortcuts without parameters)
-        or ``imagenet`` (ResNet-v2 bottlenecks).
+        or ``imagenet`` (ResNet-v2 bottlenecks); or ``resnet``, the units of a `ResNet` with option-A shortcuts, whose
+        trained weights `dyn_jax.networks.embed` puts here.
       mode: ``sact`` (a position halts), ``act`` (an image halts) or ``none`` (the static network).
       normalization: ``per_image`` (zero mean, unit variance over all pixels and channels of an image), a (mean, std)
         pair per channel, or None where the images come normalised.
@@ -81,17 +82,14 @@ class SACT(nn.Module):
         _validate.choice("mode", self.mode, MODES)
         form = FORMS[_validate.choice("stem", self.stem, FORMS)]
         occupancy = hard() if occupancy is None else occupancy
-        x, static_macs = _stem(_normalized(images, self.normalization), self.widths[0], self.stem)
+        x, static_macs = _stem(_normalized(images, self.normalization), self.widths[0], self.stem, train)
         units: list[UnitTrace] = []
         plan = block_plan(self.depths, self.widths, form.block, self.widths[0])
         for _, specs in itertools.groupby(plan, lambda spec: spec.stage):
             x, new, cost = self._block(x, list(specs), form, occupancy, train)
             units += new
             static_macs += cost
-        norm = BatchNorm(form.momentum, form.stabiliser, name="bn")
-        pooled = global_mean(x) if self.stem == "cifar" else x
-        pooled = leaky_relu(norm(pooled, train), form.slope)
-        pooled = pooled if self.stem == "cifar" else global_mean(pooled)
+        pooled = form.pool(x, form, train)
         logits = Dense(self.num_classes, name="fc")(pooled)
         static_macs += macs.dense(pooled.shape[-1], self.num_classes)
         return Output(logits, Trace(tuple(units), static_macs))
@@ -238,8 +236,33 @@ class BottleneckUnit(nn.Module):
         return macs.conv2d(1, self.spec.in_features, self.spec.out_features) if changes else 0
 
 
+class PostActivationUnit(BasicUnit):
+    """Shortcut and branch of a `ResNet` block: the closing ReLU, which opens the next unit, belongs to no state.
+
+    So a state is what the block adds up, and a unit that does not run leaves ``ReLU(state)``, as the next would read.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        spec, shortcut = self.spec, relu(x)
+        y = Conv(spec.width, 3, spec.stride, 1, winograd=self.winograd, name="conv1")(shortcut)
+        y = relu(BatchNorm(name="bn1")(y, train))
+        y = Conv(spec.width, 3, 1, 1, winograd=self.winograd, name="conv2")(y)
+        if spec.changes_shape:
+            shortcut = pad_shortcut(shortcut, spec.out_features, spec.stride)
+        return shortcut, BatchNorm(name="bn2")(y, train)
+
+
+def _pool_then_norm(x: jax.Array, form: Form, train: bool) -> jax.Array:
+    return leaky_relu(BatchNorm(form.momentum, form.stabiliser, name="bn")(global_mean(x), train), form.slope)
+
+
+def _norm_then_pool(x: jax.Array, form: Form, train: bool) -> jax.Array:
+    return global_mean(leaky_relu(BatchNorm(form.momentum, form.stabiliser, name="bn")(x, train), form.slope))
+
+
 class Form(NamedTuple):
-    """What the two released networks differ in: unit, slopes of the leaky ReLUs (0: ReLU, 1: none), normalisation."""
+    """What the networks differ in: unit, slopes of the leaky ReLUs (0: ReLU, 1: none), normalisation, the end."""
 
     unit: type[nn.Module]
     block: str
@@ -247,11 +270,13 @@ class Form(NamedTuple):
     halting_slope: float
     momentum: float
     stabiliser: float
+    pool: Callable[[jax.Array, Form, bool], jax.Array]
 
 
 FORMS = {
-    "cifar": Form(BasicUnit, "basic", 0.1, 0.1, 0.1, 1e-3),
-    "imagenet": Form(BottleneckUnit, "bottleneck", 0.0, 1.0, 0.003, 1e-5),
+    "cifar": Form(BasicUnit, "basic", 0.1, 0.1, 0.1, 1e-3, _pool_then_norm),
+    "imagenet": Form(BottleneckUnit, "bottleneck", 0.0, 1.0, 0.003, 1e-5, _norm_then_pool),
+    "resnet": Form(PostActivationUnit, "basic", 0.0, 1.0, 0.1, 1e-5, lambda x, form, train: global_mean(relu(x))),
 }
 
 
@@ -283,8 +308,10 @@ def _normalized(images: jax.Array, normalization: MeanStd | str | None) -> jax.A
     return normalize(images, normalization)
 
 
-def _stem(x: jax.Array, width: int, kind: str) -> tuple[jax.Array, int]:
+def _stem(x: jax.Array, width: int, kind: str, train: bool) -> tuple[jax.Array, int]:
     """A convolution with bias; ``imagenet`` strides it and pools. Returns the features and the multiply-adds."""
+    if kind == "resnet":
+        return stem(x, width, "cifar", train)
     size, stride = (3, 1) if kind == "cifar" else (7, 2)
     conv = Conv(width, size, stride, size // 2, use_bias=True, name="conv1")
     y = conv(x)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from dyn_jax import macs
+from dyn_jax.nn.kernel_gradient import kernel_gradient
 from dyn_jax.nn.winograd import fits_winograd, winograd_conv3x3
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -21,9 +24,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, w
 
     Inside a loop body XLA's CPU backend runs JAX's own input-gradient convolution (dilated, with a reversed kernel)
     about ten times slower than outside (compare jax-ml/jax#12868), and an attack spends all its time there. So on
-    CPU the backward pass to `x` is an ordinary forward convolution, and convolutions of at most 16 channels compute
-    neighbouring output pixels as further channels, to reach the backend's fast kernel. Elsewhere the forms are the
-    standard ones. `benchmarks/README.md` has the measurements.
+    CPU the backward pass to `x` is an ordinary forward convolution, that to `kernel` a product (`kernel_gradient`), and
+    convolutions of at most 16 channels compute neighbouring output pixels as further channels, to reach the backend's
+    fast kernel. Elsewhere the forms are the standard ones. `benchmarks/README.md` has the measurements.
 
     Args:
       x: [batch, height, width, in].
@@ -110,18 +113,43 @@ def _strided_input_gradient(g, kernel, size, stride, padding):
     return y[:, : size[0], : size[1]]
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Height and width of what was convolved, and of the kernel."""
+
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]
+
+
 def _conv2d_fwd(x, kernel, stride, padding, winograd):
-    return _forward(x, kernel, stride, padding, winograd), (x, kernel)
+    # what is not differentiated is not kept: an attack needs no x, and traces no gradient of the kernel
+    kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    sizes = _Sizes(x.value.shape[1:3], kernel.value.shape[:2])
+    return _forward(x.value, kernel.value, stride, padding, winograd), (*kept, sizes)
 
 
 def _conv2d_bwd(stride, padding, winograd, residuals, cotangent):
-    x, kernel = residuals
-    x_bar = _input_gradient(cotangent, kernel, x.shape[1:3], stride, padding, winograd)
-    plain = lambda k: _lax_conv(x, k, (stride, stride), ((padding, padding),) * 2)
-    return x_bar, jax.vjp(plain, kernel)[1](cotangent)[0]
+    x, kernel, sizes = residuals
+    if isinstance(cotangent, SymbolicZero):
+        return None, None
+    x_bar = kernel_bar = None
+    if kernel is not None:
+        x_bar = _input_gradient(cotangent, kernel, sizes.x, stride, padding, winograd)
+    if x is not None:
+        kernel_bar = _kernel_gradient(x, cotangent, sizes.kernel[0], stride, padding)
+    return x_bar, kernel_bar
 
 
-conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
+def _kernel_gradient(x, g, size, stride, padding):
+    if jax.default_backend() == "cpu":
+        return kernel_gradient(x, g, size, stride, padding)
+    shape = (size, size, x.shape[3], g.shape[3])
+    plain = lambda kernel: _lax_conv(x, kernel, (stride, stride), ((padding, padding),) * 2)
+    return jax.linear_transpose(plain, jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
+
+
+conv2d.defvjp(_conv2d_fwd, _conv2d_bwd, symbolic_zeros=True)
 
 
 def _macs_of_equation(equation) -> int:

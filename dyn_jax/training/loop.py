@@ -167,6 +167,9 @@ def _step(
     """(jitted training step, jitted ``net.init``, optimiser); kept, so that a second seed compiles nothing."""
     decayed = lambda params: jax.tree.map(lambda gate: recipe.decay_gates or not gate, gate_mask(net, params))
     optimizer = recipe.optimizer(recipe.epochs, per_epoch, decayed)
+    trains = recipe.trains or (lambda name: True)
+    still = lambda layer: jax.tree.map(jnp.zeros_like, layer)
+    trained_only = lambda layers: {name: leaf if trains(name) else still(leaf) for name, leaf in layers.items()}
 
     @jax.jit
     def step(state: State, inputs: Any, labels: jax.Array, key: jax.Array, progress: Progress, occupancy: Any) -> tuple:
@@ -186,13 +189,9 @@ def _step(
             return loss, (updated.get("batch_stats", {}), mean_cross_entropy(output, labels))
 
         (loss, (batch_stats, entropy)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, optimized = optimizer.update(gradient, state.optimizer, state.params)
-        if recipe.trains is not None:
-            layers: Any = updates  # a dict, as the parameters are
-            updates = {
-                name: layer if recipe.trains(name) else jax.tree.map(jnp.zeros_like, layer)
-                for name, layer in layers.items()
-            }
+        # before, so that what is not trained is not differentiated; after, so that it does not decay
+        updates, optimized = optimizer.update(trained_only(gradient), state.optimizer, state.params)
+        updates = trained_only(updates)
         return State(optax.apply_updates(state.params, updates), batch_stats, optimized), loss, entropy
 
     return step, jax.jit(net.init), optimizer

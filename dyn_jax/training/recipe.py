@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -126,14 +127,16 @@ class Images:
       shift: pixels of random translation.
       flip: whether half of the images are mirrored.
       first: number of the first epoch in the seeds of order and augmentation.
+      most: images of an epoch, drawn anew for each; None: all of them.
     """
 
     shift: int = 4
     flip: bool = False
     first: int = 0
+    most: int | None = None
 
     def count(self, data: ImageData) -> int:
-        return len(data.images)
+        return min(len(data.images), self.most or len(data.images))
 
     def example(self, net: nn.Module, data: ImageData) -> np.ndarray:
         del net
@@ -148,9 +151,9 @@ class Images:
 
     def batches(self, data: ImageData, size: int, seed: int, epoch: int) -> Batches:
         rng = np.random.default_rng((seed, epoch + self.first, 1))
-        for batch in batches(data, size, seed=(seed, epoch + self.first)):
-            if len(batch.images) == size:
-                yield augment_crop_flip(to_float(batch.images), rng, self.shift, self.flip), batch.labels
+        whole = batches(data, size, seed=(seed, epoch + self.first))
+        for batch in itertools.islice(whole, self.count(data) // size):
+            yield augment_crop_flip(to_float(batch.images), rng, self.shift, self.flip), batch.labels
 
     def in_order(self, data: ImageData) -> Batches:
         for batch in batches(data, 250, pad_last=True):

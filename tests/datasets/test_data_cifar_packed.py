@@ -1,4 +1,4 @@
-"""The experiments' readers of npz files, on made-up ones."""
+"""CIFAR-10 in npz files: the readers on made-up ones, and the cut into what is trained on and what is held back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from experiments import _data as readers
+from dyn_jax.datasets import cifar_packed as readers
 
 
 def jpeg_arrays(images: np.ndarray) -> dict[str, np.ndarray]:

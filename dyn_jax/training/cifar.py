@@ -1,0 +1,91 @@
+"""Recipes of the adaptive networks on CIFAR-10, each from a trained static network put inside it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax.occupancy import gumbel_sigmoid
+from dyn_jax.training.manidp import manidp_loss, threshold_hook
+from dyn_jax.training.ponder import ponder_loss
+from dyn_jax.training.recipe import SGD, Images, Progress, Recipe
+from dyn_jax.training.sdn import sdn_recipe
+from dyn_jax.training.sparsity import with_budget
+from dyn_jax.types import Output, Trace
+
+EPOCH = 12_800
+"""Images of an epoch here, 100 batches of 128: a run has few epochs, and what changes by epoch is to change smoothly."""
+IMAGES = Images(flip=True, most=EPOCH)
+
+
+def dynconv_recipe(epochs: int = 7, target: float = 0.6) -> Recipe:
+    """DynConv as published, shorter: Gumbel noise (off in the last fifth), budget loss of weight 10."""
+    noise = lambda epoch: gumbel_sigmoid(1.0, noise=epoch <= 0.8 * epochs)
+    loss = with_budget(target, epochs)
+    return Recipe(epochs, 128, SGD(0.03), loss, noise, IMAGES)
+
+
+def skipnet_recipe(epochs: int = 7, target: float = 0.6, information: float = 1.0) -> Recipe:
+    """SkipNet with gates that decide by the input: Gumbel noise, each block's budget, and `information_loss`.
+
+    Departure from the paper, whose supervised stage has no penalty. Without noise a budget draws every score to the
+    threshold, where nothing rewards a margin; without `information_loss` the noisy gates become constant.
+    """
+    noise = lambda epoch: gumbel_sigmoid(1.0, noise=epoch <= 0.7 * epochs)
+    budget = with_budget(target, 3 * epochs)
+
+    def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
+        return budget(output, labels, progress) + information * information_loss(output.trace)
+
+    return Recipe(epochs, 128, SGD(0.03), loss, noise, IMAGES, decay_gates=False)
+
+
+def information_loss(trace: Trace) -> jax.Array:
+    """Minus the mutual information, in nats, of a unit's decision and the input: ``mean_i H(p_i) - H(mean_i p_i)``.
+
+    p is the sigmoid of the scores, H the entropy of a coin; the mean is over units and elements. Small where each input
+    decides, and not all alike.
+
+    Args:
+      trace: scores [batch, *elements].
+
+    Source: Bridle, Heading and MacKay 1991 (unsupervised classifiers, "firm but fair").
+    """
+
+    def of_unit(score: jax.Array) -> jax.Array:
+        p = jax.nn.sigmoid(score)
+        each = p * jax.nn.softplus(-score) + (1 - p) * jax.nn.softplus(score)
+        return jnp.mean(each) - jnp.mean(_entropy(jnp.mean(p, axis=0)))
+
+    return jnp.mean(jnp.stack([of_unit(unit.score) for unit in trace.units]))
+
+
+def _entropy(p: jax.Array) -> jax.Array:
+    return jax.scipy.special.entr(p) + jax.scipy.special.entr(1 - p)
+
+
+def sact_recipe(epochs: int = 6, tau: float = 0.01) -> Recipe:
+    """SACT as published, shorter: the price of a unit and the weight decay of the released CIFAR network."""
+    loss = lambda output, labels, progress: ponder_loss(output, labels, tau)
+    return Recipe(epochs, 128, SGD(0.03, 2e-4), loss, source=IMAGES)
+
+
+def manidp_recipe(epochs: int = 6, target: float = 0.65, lasso: float = 5e-3, graph: float = 1.0) -> Recipe:
+    """ManiDP as published, shorter, from a trained static network: the authors' weights for ResNet-56 on CIFAR-10."""
+    return Recipe(
+        epochs,
+        128,
+        SGD(0.03),
+        manidp_loss(lasso, graph),
+        source=IMAGES,
+        decay_gates=False,
+        after_epoch=threshold_hook(epochs, target),
+        measured=True,
+    )
+
+
+def sdn_resnet56_recipe(epochs: int = 4) -> Recipe:
+    """The internal classifiers of a Shallow-Deep Network on a frozen trunk, as published, shorter and faster."""
+    optimizer = SGD(1e-2, 1e-4, momentum=None)
+    recipe = sdn_recipe("classifiers", epochs, optimizer)
+    return recipe
