@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import gumbel_sigmoid
 from dyn_jax.training.manidp import manidp_loss, threshold_hook
 from dyn_jax.training.ponder import ponder_loss
 from dyn_jax.training.recipe import SGD, Images, Progress, Recipe
 from dyn_jax.training.sdn import sdn_recipe
 from dyn_jax.training.sparsity import with_budget
-from dyn_jax.types import Output, Trace
+from dyn_jax.types import Output, Trace, Variables
 
 EPOCH = 12_800
 """Images of an epoch here, 100 batches of 128: a run has few epochs, and what changes by epoch is to change smoothly."""
@@ -38,6 +43,45 @@ def skipnet_recipe(epochs: int = 7, target: float = 0.6, information: float = 1.
         return budget(output, labels, progress) + information * information_loss(output.trace)
 
     return Recipe(epochs, 128, SGD(0.03), loss, noise, IMAGES, decay_gates=False)
+
+
+def spread_gates(net: SkipNet, variables: Variables, images: jax.Array | np.ndarray, spread: float = 1.0) -> Any:
+    """Recurrent gates that see their input: what a gate's LSTM reads is standardised, scores have mean 0 and a spread.
+
+    As initialised, pooled features of a trained network hardly differ between images after their first linear layer,
+    all images get one score, and a constant gate is a stationary point of `information_loss`.
+
+    Args:
+      net: with recurrent gates.
+      variables: of `net`; all units count as on.
+      images: [batch, height, width, 3] in [0, 1]: the layers before the LSTM are rescaled by their statistics.
+      spread: standard deviation of the scores, between images, that the median gate gets.
+
+    Returns:
+      The variables, with other ``group*_gate*`` and ``control/proj``.
+    """
+    of_gate = lambda name: fnmatch.fnmatchcase(name or "", "group*_gate*")
+    wanted = lambda module, method: method == "__call__" and of_gate(module.name)
+    on = lambda score: jnp.ones_like(score)
+
+    @jax.jit
+    def run(v: Any, x: jax.Array) -> tuple[Output, Any]:
+        return net.apply(v, x, occupancy=on, capture_intermediates=wanted, mutable=["intermediates"])
+
+    params = dict(variables["params"])
+    _, found = run(variables, images)
+    for name, values in found["intermediates"].items():
+        y = np.asarray(values["__call__"][0])
+        mean, std = y.mean(0), np.maximum(y.std(0), 1e-6)
+        layer = params[name]
+        params[name] = {"kernel": layer["kernel"] / std, "bias": (layer["bias"] - mean) / std}
+    result = {**variables, "params": params}
+    output, _ = run(result, images)
+    scores = np.stack([np.asarray(unit.score) for unit in output.trace.units])
+    factor = spread / np.median(scores.std(1))
+    control = params["control"]
+    proj = {"kernel": control["proj"]["kernel"] * factor, "bias": (control["proj"]["bias"] - scores.mean()) * factor}
+    return {**result, "params": {**params, "control": {**control, "proj": proj}}}
 
 
 def information_loss(trace: Trace) -> jax.Array:
