@@ -22,9 +22,9 @@ import numpy as np
 
 from benchmarks import _turns
 from dyn_jax import attacks, networks
+from dyn_jax.datasets import cifar10_lossless
 from dyn_jax.nn import IMAGENET_MEAN_STD
 from experiments import _record
-from dyn_jax.datasets import cifar10_lossless
 
 EPS, STEP = 8 / 255, 2 / 255
 

@@ -16,10 +16,9 @@ from functools import partial
 
 import weights_convert
 from dyn_jax import attacks, metrics, networks
-from dyn_jax.datasets import ImageData, cifar10, to_float
+from dyn_jax.datasets import ImageData, cifar10, cifar10_lossless, to_float
 from dyn_jax.nn import CIFAR10_MEAN_STD, IMAGENET_MEAN_STD
 from experiments import _record
-from dyn_jax.datasets import cifar10_lossless
 from weights_convert.torch_io import read_state_dict
 
 NETWORK, BATCH_SIZE = "resnet-32-cifar10", 125

@@ -37,8 +37,12 @@ TRAIN = """\
 Networks: skipnet-digits, skipnet-rl-digits, dynconv-digits, sact-digits, manidp-digits,
 sdn-{vgg16,resnet56,mobilenet}-digits (early exits), cnn-{vgg16,resnet56,mobilenet}-digits (without them),
 minkunet-rooms, minkfcnn-objects (sparse 3D). Nothing is downloaded; one to some minutes on two cores.
+On CIFAR-10, from a published static network, some 20 minutes on two cores: {skipnet,dynconv,manidp,sact}-32-cifar10
+(--trunk: resnet-32-cifar10), sdn-resnet56-cifar10 (resnet-56-cifar10).
 
   dyn-jax train skipnet-digits --output skipnet.msgpack
+  python -m weights_convert resnet-32-cifar10 resnet32.th resnet32.msgpack
+  dyn-jax train skipnet-32-cifar10 --trunk resnet32.msgpack --data FOLDER --float16 --output skipnet.msgpack
   dyn-jax train sdn-resnet56-digits --seed 1 --epochs 5 --output sdn.msgpack
 
 Interrupted or killed, the same command goes on where it was, and ends with the same weights. Load them with
@@ -78,7 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("network", help="its name, see below")
     train.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     train.add_argument("--epochs", type=int, default=None, help="of every stage, instead of the recipe's own number")
+    train.add_argument("--trunk", metavar="FILE", help="variables of the static network to start from (CIFAR-10)")
+    train.add_argument("--data", metavar="FOLDER", help="with CIFAR-10 (default: $DYN_JAX_DATA or ~/.cache/dyn_jax)")
     train.add_argument("--output", required=True, metavar="FILE", help="variables, flax msgpack")
+    train.add_argument("--float16", action="store_true", help="write kernels in half precision")
     train.add_argument("--checkpoint", metavar="FILE", help="where the run is kept until it ends (default: OUTPUT.run)")
     train.add_argument("--every", type=int, default=50, metavar="STEPS", help="between checkpoints (default 50)")
     train.set_defaults(run=_train)
@@ -115,8 +122,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from dyn_jax import networks
-    from dyn_jax.networks.checkpoint import save_variables
+    from dyn_jax.networks.checkpoint import halved, save_variables, whole
     from dyn_jax.training import embedded, runs
     from dyn_jax.training.loop import evaluate
 
@@ -138,6 +144,8 @@ def _train(arguments: argparse.Namespace) -> None:
             name,
             seed=arguments.seed,
             epochs=arguments.epochs,
+            trunk=arguments.trunk,
+            folder=arguments.data,
             checkpoint=checkpoint,
             every=arguments.every,
             report=report,
@@ -145,11 +153,14 @@ def _train(arguments: argparse.Namespace) -> None:
     except KeyboardInterrupt as stop:
         kept = f"; the same command goes on from {checkpoint}" if os.path.exists(checkpoint) else ""
         raise KeyboardInterrupt(kept) from stop
+    if arguments.float16:
+        variables = halved(variables)
     size = save_variables(output, variables)
     if os.path.exists(checkpoint):
         os.remove(checkpoint)
     print(f"{output}: {size} bytes")
-    print(json.dumps(evaluate(networks.create(name), variables, embedded.data_of(name, "test"), recipe.source)))
+    test = embedded.data_of(name, "test", arguments.data)
+    print(json.dumps(evaluate(embedded.network_of(name), whole(variables), test, recipe.source)))
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

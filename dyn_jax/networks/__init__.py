@@ -11,6 +11,8 @@ from dyn_jax.networks import sdn_resnet as sdn_resnet
 from dyn_jax.networks import sdn_vgg as sdn_vgg
 from dyn_jax.networks import skipnet as skipnet
 from dyn_jax.networks.embed import embed as embed
+from dyn_jax.networks.pretrained import PRETRAINED as PRETRAINED
 from dyn_jax.networks.pretrained import pretrained as pretrained
+from dyn_jax.networks.pretrained import untrained as untrained
 from dyn_jax.networks.registry import create as create
 from dyn_jax.networks.registry import names as names

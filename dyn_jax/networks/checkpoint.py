@@ -92,6 +92,17 @@ def load_variables(
     return variables
 
 
+def halved(variables: Variables) -> dict[str, Any]:
+    """Variables with the kernels of ``params`` in half precision, for small files; statistics and vectors stay."""
+    half = lambda leaf: np.asarray(leaf, np.float16) if np.ndim(leaf) > 1 else np.asarray(leaf)
+    return {**variables, "params": jax.tree.map(half, variables["params"])}
+
+
+def whole(variables: Variables) -> dict[str, Any]:
+    """Variables with what is in half precision in single precision."""
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float16 else leaf, dict(variables))
+
+
 def check_variables(network: nn.Module | str, variables: Variables) -> None:
     """ValueError naming the first leaves that are missing, of no use, or of another shape or kind of number."""
     if isinstance(network, str):

@@ -96,12 +96,15 @@ def embed(
     leaves = traverse_util.flatten_dict(dict(static), sep="/")
     taken = {_rename(path, renamed, layout.parts): np.asarray(leaf) for path, leaf in leaves.items()}
 
-    like = jnp.zeros((1, 32, 32, 3)) if images is None else jnp.asarray(images)[:1]
+    size = getattr(net, "image_size", 32)
+    like = jnp.zeros((1, size, size, 3)) if images is None else jnp.asarray(images)[:1]
     fresh = traverse_util.flatten_dict(jax.device_get(jax.jit(net.init)(jax.random.key(seed), like)), sep="/")
     for path, leaf in fresh.items():
         if path.endswith(("mb1/fc2/kernel", "mb2/fc2/kernel")):
             taken[path] = np.zeros_like(leaf)
-    shortcuts = [say(layout.shortcut, n) for n, spec in enumerate(plan) if spec.changes_shape] if layout.shortcut else []
+    shortcuts = (
+        [say(layout.shortcut, n) for n, spec in enumerate(plan) if spec.changes_shape] if layout.shortcut else []
+    )
     for name in shortcuts:
         path = next(p for p in (f"params/{name}/conv/kernel", f"params/{name}/kernel") if p in fresh)
         taken[path] = _padded_identity(fresh[path].shape)
@@ -118,7 +121,8 @@ def embed(
 
 def _resnet_of(static: Variables) -> ResNet:
     """The option-A ResNet that variables belong to."""
-    params: Any = static.get("params", {}) if isinstance(static, Mapping) else {}
+    params: Any = static.get("params") if isinstance(static, Mapping) else None
+    params = params if isinstance(params, Mapping) else {}
     stages = [int(found[1]) for name in params if (found := re.fullmatch(r"layer([1-9])_\d+", name))]
     depths = tuple(stages.count(stage) for stage in range(1, max(stages, default=0) + 1))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from typing import Any
 
@@ -19,7 +20,8 @@ from dyn_jax.training.sparsity import with_budget
 from dyn_jax.types import Output, Trace, Variables
 
 EPOCH = 12_800
-"""Images of an epoch here, 100 batches of 128: a run has few epochs, and what changes by epoch is to change smoothly."""
+"""Images of an epoch here, 100 batches of 128: what changes by epoch is to change smoothly in a short run."""
+_LEAST = 1e-6
 IMAGES = Images(flip=True, most=EPOCH)
 
 
@@ -30,7 +32,7 @@ def dynconv_recipe(epochs: int = 7, target: float = 0.6) -> Recipe:
     return Recipe(epochs, 128, SGD(0.03), loss, noise, IMAGES)
 
 
-def skipnet_recipe(epochs: int = 7, target: float = 0.6, information: float = 1.0) -> Recipe:
+def skipnet_recipe(epochs: int = 8, target: float = 0.7, information: float = 0.5) -> Recipe:
     """SkipNet with gates that decide by the input: Gumbel noise, each block's budget, and `information_loss`.
 
     Departure from the paper, whose supervised stage has no penalty. Without noise a budget draws every score to the
@@ -73,13 +75,13 @@ def spread_gates(net: SkipNet, variables: Variables, images: jax.Array | np.ndar
     for name, values in found["intermediates"].items():
         y = np.asarray(values["__call__"][0])
         mean, std = y.mean(0), np.maximum(y.std(0), 1e-6)
-        layer = params[name]
+        layer = jax.device_get(params[name])
         params[name] = {"kernel": layer["kernel"] / std, "bias": (layer["bias"] - mean) / std}
     result = {**variables, "params": params}
     output, _ = run(result, images)
     scores = np.stack([np.asarray(unit.score) for unit in output.trace.units])
     factor = spread / np.median(scores.std(1))
-    control = params["control"]
+    control = jax.device_get(params["control"])
     proj = {"kernel": control["proj"]["kernel"] * factor, "bias": (control["proj"]["bias"] - scores.mean()) * factor}
     return {**result, "params": {**params, "control": {**control, "proj": proj}}}
 
@@ -105,6 +107,7 @@ def information_loss(trace: Trace) -> jax.Array:
 
 
 def _entropy(p: jax.Array) -> jax.Array:
+    p = jnp.clip(p, _LEAST, 1 - _LEAST)  # at 0 and 1 its slope is infinite
     return jax.scipy.special.entr(p) + jax.scipy.special.entr(1 - p)
 
 
@@ -130,6 +133,5 @@ def manidp_recipe(epochs: int = 6, target: float = 0.65, lasso: float = 5e-3, gr
 
 def sdn_resnet56_recipe(epochs: int = 4) -> Recipe:
     """The internal classifiers of a Shallow-Deep Network on a frozen trunk, as published, shorter and faster."""
-    optimizer = SGD(1e-2, 1e-4, momentum=None)
-    recipe = sdn_recipe("classifiers", epochs, optimizer)
-    return recipe
+    recipe = sdn_recipe("classifiers", epochs, SGD(5e-3, 1e-4, momentum=None))
+    return dataclasses.replace(recipe, source=IMAGES)

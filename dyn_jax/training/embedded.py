@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
+
 from dyn_jax import _validate, networks
-from dyn_jax.datasets import digits, objects, rooms
-from dyn_jax.training import runs
+from dyn_jax.datasets import ImageData, cifar10_packed, digits, objects, rooms, to_float
+from dyn_jax.networks.checkpoint import load_variables
+from dyn_jax.networks.skipnet import SkipNet
+from dyn_jax.training import cifar, runs
 from dyn_jax.training.hrl import skipnet_rl_recipe
 from dyn_jax.training.loop import Report, fit
 from dyn_jax.training.manidp import manidp_recipe
@@ -20,6 +24,11 @@ from dyn_jax.training.sparsity import dynconv_recipe, skipnet_recipe
 from dyn_jax.types import Variables
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
+    "skipnet-32-cifar10": cifar.skipnet_recipe,
+    "dynconv-32-cifar10": cifar.dynconv_recipe,
+    "sact-32-cifar10": cifar.sact_recipe,
+    "manidp-32-cifar10": cifar.manidp_recipe,
+    "sdn-resnet56-cifar10": cifar.sdn_resnet56_recipe,
     "skipnet-digits": skipnet_recipe,
     "skipnet-rl-digits": skipnet_rl_recipe,
     "dynconv-digits": dynconv_recipe,
@@ -35,12 +44,22 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 """Network -> its recipe, called with the number of epochs of each stage, or without for the recipe's own."""
 
-DATA: dict[str, Callable[[str], Any]] = {
-    "digits": digits,
-    "rooms": lambda split: rooms(split, {"train": 96, "test": 16}[split], points=ROOM_POINTS),
-    "objects": lambda split: objects(split, {"train": 1280, "test": 200}[split], points=OBJECT_POINTS),
+TRUNKS: dict[str, str] = {
+    **{f"{family}-32-cifar10": "resnet-32-cifar10" for family in ("skipnet", "dynconv", "sact", "manidp")},
+    "sdn-resnet56-cifar10": "resnet-56-cifar10",
 }
-"""Last part of a network's name -> (split -> data)."""
+"""Network -> the trained static network that it starts from; the others start from scratch."""
+
+CALIBRATION = 256
+"""Images, the first of the training data, whose statistics the embedded network starts with."""
+
+DATA: dict[str, Callable[[str, str | os.PathLike | None], Any]] = {
+    "cifar10": lambda split, folder: cifar10_packed(folder, split),
+    "digits": lambda split, folder: digits(split),
+    "rooms": lambda split, folder: rooms(split, {"train": 96, "test": 16}[split], points=ROOM_POINTS),
+    "objects": lambda split, folder: objects(split, {"train": 1280, "test": 200}[split], points=OBJECT_POINTS),
+}
+"""Last part of a network's name -> ((split, folder of data that do not come with the package) -> data)."""
 
 
 def recipe_of(name: str, epochs: int | None = None) -> Recipe:
@@ -57,9 +76,25 @@ def recipe_of(name: str, epochs: int | None = None) -> Recipe:
     return recipe() if epochs is None else recipe(_validate.positive_int("epochs", epochs))
 
 
-def data_of(name: str, split: str) -> Any:
-    """``train`` or ``test`` data of an embedded network."""
-    return DATA[name.rpartition("-")[2]](split)
+def network_of(name: str) -> nn.Module:
+    """The module of an embedded network."""
+    return networks.untrained(name) if name in networks.PRETRAINED else networks.create(name)
+
+
+def data_of(name: str, split: str, folder: str | os.PathLike | None = None) -> Any:
+    """``train`` or ``test`` data of an embedded network; `folder`: see `dyn_jax.datasets.cifar10_packed`."""
+    return DATA[name.rpartition("-")[2]](split, folder)
+
+
+def start_of(name: str, trunk: str | os.PathLike, data: ImageData, seed: int = 0) -> Variables:
+    """The variables that a network of `TRUNKS` starts from: the static one inside it, gates that see their input.
+
+    Raises:
+      OSError, ValueError: no file of variables of the static network.
+    """
+    net, images = network_of(name), to_float(data.images[:CALIBRATION])
+    variables = networks.embed(net, load_variables(trunk, TRUNKS[name]), images=images, seed=seed)
+    return cifar.spread_gates(net, variables, images) if isinstance(net, SkipNet) else variables
 
 
 def train(
@@ -67,25 +102,38 @@ def train(
     *,
     seed: int = 0,
     epochs: int | None = None,
+    trunk: str | os.PathLike | None = None,
+    folder: str | os.PathLike | None = None,
     checkpoint: str | os.PathLike | None = None,
     every: int = 50,
     report: Report | None = None,
 ) -> Variables:
-    """Trains one of the embedded networks from scratch, or from where a checkpoint stopped; one to some minutes.
+    """Trains one of the embedded networks, from scratch or its trunk, or from where a checkpoint stopped.
 
-    Weights differ between machines, whatever the seed: rounding differs, and training amplifies it.
+    One to some minutes; on CIFAR-10 some 20 on two cores. Weights differ between machines, whatever the seed: rounding
+    differs, and training amplifies it.
 
     Args:
       name, epochs: see `recipe_of`.
+      trunk: variables of the static network that `TRUNKS` names, as ``python -m weights_convert`` writes them.
+      folder: of the data, see `data_of`.
       seed, checkpoint, every, report: see `fit`.
 
     Raises:
       ValueError, TypeError, OSError: a bad argument, or a checkpoint that does not fit, before any data is read.
     """
-    net, recipe = networks.create(_validate.choice("network", name, RECIPES)), recipe_of(name, epochs)
+    recipe = recipe_of(name, epochs)
+    net = network_of(name)
     _validate.positive_int("seed", seed, 0)
     _validate.positive_int("every", every)
+    if (trunk is None) == (name in TRUNKS):
+        wanted = f"the variables of {TRUNKS[name]}" if name in TRUNKS else "none, it is trained from scratch"
+        raise ValueError(f"trunk: got {trunk!r}, expected {wanted} for {name}")
+    if trunk is not None:
+        load_variables(trunk, TRUNKS[name])
     if checkpoint is not None:
-        runs.load(runs.writable("checkpoint", checkpoint), runs.identify(net, recipe, seed, initial=None))
-    data = data_of(name, "train")
-    return fit(net, data, recipe, seed=seed, checkpoint=checkpoint, every=every, report=report)
+        known = {} if trunk is not None else {"initial": None}
+        runs.load(runs.writable("checkpoint", checkpoint), runs.identify(net, recipe, seed, **known))
+    data = data_of(name, "train", folder)
+    initial = None if trunk is None else start_of(name, trunk, data, seed)
+    return fit(net, data, recipe, seed=seed, initial=initial, checkpoint=checkpoint, every=every, report=report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -105,3 +106,33 @@ def test_jpeg_arrays_that_do_not_fit(tmp_path):
         np.savez(tmp_path / "cifar10_jpeg_test.npz", **{**good, **change})
         with pytest.raises(ValueError, match=r"cifar10_jpeg_test\.npz"):
             readers.cifar10_jpeg(tmp_path, "test")
+
+
+def test_what_is_held_back_is_in_no_form_among_what_is_trained_on(tmp_path):
+    """Blurred noise, whose twins JPEG does not hide; the held-back images are the first lossless ones."""
+    rng = np.random.default_rng(0)
+    originals = rng.integers(0, 256, (7, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    with mock.patch.object(readers, "_CUT", (slice(None, 2), slice(2, None))):
+        shown = [3, 6, 0, 5, 1, 2, 4]
+        np.savez(tmp_path / "cifar10_lossless_train.npz", image=originals[:4], label=np.arange(4, dtype=np.uint8))
+        arrays = jpeg_arrays(originals[shown]) | {"label": np.array(shown, np.uint8)}
+        np.savez(tmp_path / "cifar10_jpeg_train.npz", **arrays)
+        np.savez(tmp_path / "cifar10_jpeg_test.npz", **arrays)
+        held = readers.cifar10_packed(tmp_path, "held_back")
+        train = readers.cifar10_packed(tmp_path, "train")
+        test = readers.cifar10_packed(tmp_path, "test")
+    assert held.labels.tolist() == [0, 1] and (held.images == originals[:2]).all()
+    assert train.labels.tolist() == [3, 6, 5, 2, 4, 2, 3]
+    assert train.name == "CIFAR-10 (JPEG, lossy, and lossless)" and len(test.labels) == 7
+    with pytest.raises(ValueError, match="split: got 'val'"):
+        readers.cifar10_packed(tmp_path, "val")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / "cifar10_lossless_test.npz"
+    np.savez_compressed(path, image=np.zeros((1, 1), np.uint8), label=np.zeros(1))
+    with (
+        mock.patch.object(readers._files, "LIMIT", 200),
+        pytest.raises(ValueError, match="expected at most|unpacks to"),
+    ):
+        readers.cifar10_lossless(tmp_path, "test")

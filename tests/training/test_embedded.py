@@ -6,6 +6,7 @@ import pytest
 
 from dyn_jax import networks
 from dyn_jax.datasets import objects, rooms
+from dyn_jax.networks.checkpoint import save_variables
 from dyn_jax.networks.pretrained import PRETRAINED
 from dyn_jax.training import embedded
 from dyn_jax.training.points import Clouds, object_batch, room_batch
@@ -14,7 +15,7 @@ from dyn_jax.training.points import Clouds, object_batch, room_batch
 def test_every_shipped_network_has_a_recipe():
     ends = ("-digits", "-rooms", "-objects")
     small = {name for name in networks.names() if name.endswith(ends)}
-    assert set(embedded.RECIPES) == small >= set(PRETRAINED)
+    assert set(embedded.RECIPES) == small | set(embedded.TRUNKS) >= set(PRETRAINED)
     for name in embedded.RECIPES:
         assert all(stage.epochs == 2 for stage in embedded.recipe_of(name, 2).stages)
         assert embedded.recipe_of(name).epochs > 2
@@ -29,8 +30,29 @@ def test_bad_names_and_numbers(tmp_path):
         embedded.train("sact-digits", seed=-1)
 
 
+def test_a_trunk_is_looked_at_before_the_data(tmp_path, monkeypatch):
+    monkeypatch.setitem(embedded.DATA, "cifar10", lambda split, folder: pytest.fail("data were read"))
+    with pytest.raises(ValueError, match="trunk: got None, expected the variables of resnet-32-cifar10"):
+        embedded.train("skipnet-32-cifar10")
+    with pytest.raises(ValueError, match="trunk: got 'x', expected none"):
+        embedded.train("sact-digits", trunk="x")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        embedded.train("sact-32-cifar10", trunk=tmp_path / "none")
+    shallow = networks.create("resnet-20-cifar10").init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    save_variables(tmp_path / "trunk", shallow)
+    with pytest.raises(ValueError, match="do not fit the ResNet: missing batch_stats/layer1_3"):
+        embedded.train("dynconv-32-cifar10", trunk=tmp_path / "trunk")
+
+
+def test_missing_images_are_named(tmp_path):
+    trunk = tmp_path / "trunk"
+    save_variables(trunk, networks.create("resnet-32-cifar10").init(jax.random.key(0), np.zeros((1, 32, 32, 3))))
+    with pytest.raises(FileNotFoundError, match=f"no file cifar10_lossless_train.npz in {tmp_path}"):
+        embedded.train("skipnet-32-cifar10", trunk=trunk, folder=tmp_path)
+
+
 def test_a_checkpoint_is_looked_at_before_the_data(tmp_path, monkeypatch):
-    monkeypatch.setitem(embedded.DATA, "digits", lambda split: pytest.fail("data were read"))
+    monkeypatch.setitem(embedded.DATA, "digits", lambda split, folder: pytest.fail("data were read"))
     path = tmp_path / "run"
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="damaged"):
