@@ -102,3 +102,21 @@ def sparse3d() -> str:
         f"{largest['what']}: {largest['temporary MB']:.0f} MiB of temporaries; compilation {compiles} s. MinkUNet14A "
         f"with gradient takes {each} microseconds per voxel at {sizes} thousand voxels: linear.",
     )
+
+
+@named("bench-training")
+def training_step() -> str:
+    """A training step beside PyTorch's, and the gradient to a kernel in two forms."""
+    kept = record("training_step_cpu")
+    ratio = lambda row: f"{row[key]:.2f}" if (key := "times PyTorch's step") in row else None
+    body = [
+        (row["contender"], f"{row['ms']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})", ratio(row))
+        for row in kept["rows"]
+    ]
+    s = kept["settings"]
+    return block(
+        markdown(("contender", "ms", "times PyTorch's step"), body),
+        source("training_step_cpu"),
+        f"Batch {s['batch']}, medians of {s['rounds']} rounds, contenders in turns; wanted: at least as fast as "
+        "PyTorch's eager step of the static network.",
+    )

@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", default="demo_output", metavar="FOLDER", help="where the pictures go")
     demo.add_argument("--examples", type=int, default=100, help="test images, at most 500 (default 100)")
+    demo.add_argument("--data", metavar="FOLDER", help="with CIFAR-10: attack the networks of the papers' size instead")
     demo.add_argument("--points", action="store_true", help="attack the embedded rooms (sparse 3D) instead")
     demo.add_argument("--rooms", type=int, default=2, help="test rooms of --points, at most 16 (default 2)")
     demo.set_defaults(run=_demo)
@@ -114,7 +115,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     if arguments.points:
         demo_points.run(arguments.output, count=arguments.rooms)
         return
-    demo.run(arguments.output, examples=arguments.examples)
+    demo.run(arguments.output, examples=arguments.examples, folder=arguments.data)
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The embedded demo: FGSM and BIM under FGM and LGM on the two small networks that ship with the package."""
+"""The demo: FGSM and BIM under FGM and LGM on a SkipNet and a DynConv that ship with the package."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks, metrics, networks, occupancy, plotting
-from dyn_jax.datasets import digits
+from dyn_jax.datasets import digits, to_float
+from dyn_jax.training.embedded import data_of
 from dyn_jax.types import Occupancy, Variables
 
 EPS = ("4/255", "8/255", "16/255")
 LAMBDAS = {"skipnet-digits": 10.0, "dynconv-digits": 3.0}
+CIFAR_EPS = ("1/255", "2/255", "4/255")
+CIFAR_LAMBDAS = {"skipnet-32-cifar10": 10.0, "dynconv-32-cifar10": 1.0}  # chosen on held-back images
 STEPS = 10
 
 
@@ -110,7 +113,7 @@ def _row(name: str, attack: str, eps: str, gradient: str, result: attacks.Attack
 
 
 HEADER = (
-    f"{'network':15} {'attack':7} {'eps':>6} {'gradient':8} {'clean %':>8} {'after %':>8} "
+    f"{'network':18} {'attack':7} {'eps':>6} {'gradient':8} {'clean %':>8} {'after %':>8} "
     f"{'arch. chg. %':>13} {'Mmacs':>14} {'s':>6}"
 )
 
@@ -118,24 +121,36 @@ HEADER = (
 def format_row(row: Row) -> str:
     """One line of the printed table."""
     return (
-        f"{row.network:15} {row.attack:7} {row.eps:>6} {row.gradient:8} {100 * row.clean_accuracy:8.1f} "
+        f"{row.network:18} {row.attack:7} {row.eps:>6} {row.gradient:8} {100 * row.clean_accuracy:8.1f} "
         f"{100 * row.accuracy:8.1f} {100 * row.architecture_change:13.2f} "
         f"{row.macs_clean / 1e6:6.2f} ->{row.macs_adversarial / 1e6:5.2f} {row.seconds:6.2f}"
     )
 
 
-def run(output: str, *, examples: int = 100) -> list[Row]:
-    """Prints the table for both networks and draws one picture of each into the folder `output`."""
-    data = digits("test")
-    images, labels = data.images[:examples], data.labels[:examples]
+def run(output: str, *, examples: int = 100, folder: str | None = None) -> list[Row]:
+    """Prints the table for both networks and draws one picture of each into the folder `output`.
+
+    Args:
+      output: folder.
+      examples: test images.
+      folder: with CIFAR-10, see `dyn_jax.training.embedded.data_of`, for the networks of its size. None: the small ones
+        on handwritten digits, which come with scikit-learn; CIFAR-10 names no licence, so the package ships none of it.
+
+    Raises:
+      FileNotFoundError: no CIFAR-10 in `folder`.
+    """
+    eps, lambdas = (EPS, LAMBDAS) if folder is None else (CIFAR_EPS, CIFAR_LAMBDAS)
+    data = digits("test") if folder is None else data_of(next(iter(lambdas)), "test", folder)
+    images, labels = to_float(data.images[:examples]), data.labels[:examples]
     print(f"{len(labels)} test images of {data.name}; LGM n: soft occupancy with lambda n in the gradient")
+    if folder is None:
+        print("small networks; networks of the papers' size: dyn-jax demo --data FOLDER, where CIFAR-10 is")
     print(HEADER)
     rows = []
-    for name in ("skipnet-digits", "dynconv-digits"):
+    for name, lam in lambdas.items():
         net, variables = networks.pretrained(name)
-        lam = LAMBDAS[name]
         gradients = {"FGM": occupancy.hard(), f"LGM {lam:g}": occupancy.sigmoid(lam)}
-        for row, result in compare(name, net, variables, images, labels, gradients):
+        for row, result in compare(name, net, variables, images, labels, gradients, eps=eps):
             print(format_row(row), flush=True)
             rows.append(row)
             shown = jax.tree.map(np.asarray, result)  # the last row's: BIM, LGM, largest eps

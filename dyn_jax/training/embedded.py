@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from dyn_jax import _validate, networks
-from dyn_jax.datasets import ImageData, cifar10_packed, digits, objects, rooms, to_float
+from dyn_jax.datasets import ImageData, cifar10, cifar10_packed, digits, objects, rooms, to_float
 from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.training import cifar, runs
@@ -54,12 +54,23 @@ CALIBRATION = 256
 """Images, the first of the training data, whose statistics the embedded network starts with."""
 
 DATA: dict[str, Callable[[str, str | os.PathLike | None], Any]] = {
-    "cifar10": lambda split, folder: cifar10_packed(folder, split),
+    "cifar10": lambda split, folder: _cifar10(folder, split),
     "digits": lambda split, folder: digits(split),
     "rooms": lambda split, folder: rooms(split, {"train": 96, "test": 16}[split], points=ROOM_POINTS),
     "objects": lambda split, folder: objects(split, {"train": 1280, "test": 200}[split], points=OBJECT_POINTS),
 }
 """Last part of a network's name -> ((split, folder of data that do not come with the package) -> data)."""
+
+
+def _cifar10(folder: str | os.PathLike | None, split: str) -> ImageData:
+    """`cifar10_packed`, or where its files are missing the originals, of which nothing is held back."""
+    try:
+        return cifar10_packed(folder, split)
+    except FileNotFoundError as missing:
+        try:
+            return cifar10(folder, split)
+        except FileNotFoundError as originals:
+            raise FileNotFoundError(f"{missing}; and {originals}") from missing
 
 
 def recipe_of(name: str, epochs: int | None = None) -> Recipe:

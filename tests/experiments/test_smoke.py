@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import io
 import json
 import pathlib
 import sys
@@ -17,6 +18,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from toys import Gated, Points, Stages
 
 import weights_convert
@@ -29,6 +31,7 @@ from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import voxel
 from dyn_jax.training import embedded, loop
 from experiments import _record, early_exit_rq4_early_attack, energy_other_networks, gradauto_table2
+from experiments.cifar_fgm_lgm import Setting
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # means over the none that a tiny attack fools
 
@@ -78,6 +81,10 @@ HARD = {"experiments._energy.OCCUPANCIES": {"hard": occupancy.hard()}}
 ROOMS = "--rooms 2 --points 64 --steps 1"
 SIZES = {"dyn_jax.cli.demo_points.STEP": {0.01: 0.005}}
 CASES = {
+    "experiments.cifar_fgm_lgm": Case(
+        "--data {} --networks sact-32-cifar10 --attacks FGSM --images 2 --held-back 2",
+        constants={"LAMBDAS": (1.0, 10.0), "ATTACKS": {"FGSM": Setting(attacks.fgsm, (8,))}, "BATCH": 2},
+    ),
     "experiments.digits_fgm_lgm": Case(
         "--weights {} --seeds 0 --examples 2",
         constants=DEMO
@@ -125,6 +132,7 @@ CASES = {
     "benchmarks.bim_resnet32": Case("--data {} --batch 2 --steps 1 --rounds 1 --no-peers", "bim_resnet32_cpu"),
     "benchmarks.early_attack": Case("--images 2 --loop-images 1 --steps 1 --rounds 1", "early_attack_cpu"),
     "benchmarks.grad_auto": Case("--batch 2 --steps 1 --rounds 1", "grad_auto_cpu"),
+    "benchmarks.training_step": Case("--batch 2 --rounds 1 --no-peers", "training_step_cpu", {"LAYERS": ((4, 4),)}),
     "benchmarks.sparse3d": Case(
         "--scannet {}/scene.bin --nuscenes {}/sweep.bin --repeats 1 --growth",
         "sparse3d_cpu",
@@ -139,7 +147,15 @@ def data(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
-    np.savez(folder / "cifar10_lossless_test.npz", image=images, label=np.array([9, 0, 1], np.uint8))
+    labels = np.array([9, 0, 1], np.uint8)
+    files = [io.BytesIO() for _ in images]
+    for file, image in zip(files, images):
+        Image.fromarray(image).save(file, format="JPEG")
+    content = [file.getvalue() for file in files]
+    jpeg = {"jpeg": np.frombuffer(b"".join(content), np.uint8), "offset": np.cumsum([0, *map(len, content)])}
+    for split in ("train", "test"):
+        np.savez(folder / f"cifar10_lossless_{split}.npz", image=images, label=labels)
+        np.savez(folder / f"cifar10_jpeg_{split}.npz", label=labels, **jpeg)
     rng.uniform(0, 1, (60, 6)).astype(np.float32).tofile(folder / "scene.bin")
     rng.uniform(-2, 2, (60, 5)).astype(np.float32).tofile(folder / "sweep.bin")
     save_variables(folder / "seed0-dynconv-digits.msgpack", variables_of(tiny("dynconv-digits")))
