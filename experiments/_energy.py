@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks, metrics, networks, occupancy
-from dyn_jax.datasets import digits
+from dyn_jax.datasets import cifar10_packed, digits, to_float
 from dyn_jax.training import embedded
 from dyn_jax.types import Occupancy, Variables
 from experiments import _record
@@ -31,12 +31,17 @@ LABELS = {
     "sact-digits": "SACT",
     "manidp-digits": "ManiDP",
     "dynconv-digits": "DynConv",
+    "skipnet-32-cifar10": "SkipNet-32",
+    "sact-32-cifar10": "SACT-32",
+    "manidp-32-cifar10": "ManiDP-32",
+    "dynconv-32-cifar10": "DynConv-32",
+    "sdn-resnet56-cifar10": "SDN ResNet-56",
     "sdn-vgg16-digits": "SDN VGG-16",
     "sdn-resnet56-digits": "SDN ResNet-56",
 }
 
 
-def parser(description: str, images: int, names: str | Sequence[str]) -> argparse.ArgumentParser:
+def parser(description: str, images: int, names: str | Sequence[str] | None) -> argparse.ArgumentParser:
     """The options that the experiments share; one name is an option ``--network``, several are ``--networks``."""
     result = argparse.ArgumentParser(description=description.splitlines()[0])
     result.add_argument("--images", type=int, default=images, help="test images of the digits, at most 500")
@@ -54,7 +59,7 @@ def parser(description: str, images: int, names: str | Sequence[str]) -> argpars
 
 def load(name: str, weights: str | None = None) -> tuple[nn.Module, Variables]:
     """A network of the package, or an early-exit network from `weights`, trained there first if it is missing."""
-    if not name.startswith("sdn-"):
+    if name in networks.PRETRAINED:
         return load_shipped(name)
     if weights is None:
         raise ValueError(f"--weights: got none, expected a folder for {name}.msgpack: early-exit weights do not ship")
@@ -62,10 +67,10 @@ def load(name: str, weights: str | None = None) -> tuple[nn.Module, Variables]:
     return networks.create(name), kept(path, partial(embedded.train, name, seed=0))
 
 
-def data(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first test images and their labels."""
-    test = digits("test")
-    return test.images[:count], test.labels[:count]
+def data(count: int, folder: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first test images and their labels: digits, or where a folder is given CIFAR-10 as JPEG."""
+    test = digits("test") if folder is None else cifar10_packed(folder, "test")
+    return to_float(test.images[:count]), test.labels[:count]
 
 
 def save(name: str, rows: list[dict], columns: Sequence[str], arguments: argparse.Namespace, **facts: Any) -> None:

@@ -57,8 +57,8 @@ def cifar_fgm_lgm() -> str:
     return block(
         markdown(header, body),
         source("cifar_fgm_lgm"),
-        f"Accuracy after the attack in %, {s['images']} JPEG test images; in brackets the paired difference to FGM with "
-        "its 95 % interval, bold where McNemar's one-sided p is below 0.01 that LGM leaves as many. Lambda, "
+        f"Accuracy after the attack in %, {s['images']} JPEG test images; in brackets the paired difference to FGM "
+        "with its 95 % interval, bold where McNemar's one-sided p is below 0.01 that LGM leaves as many. Lambda, "
         f"from {s['lambdas'][0]} to {s['lambdas'][-1]:g}, is the best on {s['held_back']} held-back images.",
     )
 

@@ -98,7 +98,7 @@ def embed(
 
     size = getattr(net, "image_size", 32)
     like = jnp.zeros((1, size, size, 3)) if images is None else jnp.asarray(images)[:1]
-    fresh = traverse_util.flatten_dict(jax.device_get(jax.jit(net.init)(jax.random.key(seed), like)), sep="/")
+    fresh: Any = traverse_util.flatten_dict(jax.device_get(jax.jit(net.init)(jax.random.key(seed), like)), sep="/")
     for path, leaf in fresh.items():
         if path.endswith(("mb1/fc2/kernel", "mb2/fc2/kernel")):
             taken[path] = np.zeros_like(leaf)
@@ -163,5 +163,5 @@ def _shortcut_outputs(net: nn.Module, variables: Variables, images: Any, names: 
     run = jax.jit(
         lambda v, x: net.apply(v, x, occupancy=ones, capture_intermediates=wanted, mutable=["intermediates"])[1]
     )
-    found = traverse_util.flatten_dict(dict(run(variables, images).get("intermediates", {})))
+    found: Any = traverse_util.flatten_dict(dict(run(variables, images).get("intermediates", {})))
     return {at[path[:-2]]: np.asarray(values[0]) for path, values in found.items()}
