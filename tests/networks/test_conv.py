@@ -1,11 +1,17 @@
 """The convolution's rewritten forms against XLA's own, values and both gradients."""
 
+import importlib
+import itertools
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dyn_jax.nn import add_relu, conv2d, relu
+
+kernel_gradients = importlib.import_module("dyn_jax.nn.kernel_gradient")
 
 CASES = [  # height, width, kernel, stride, padding, in, out, winograd
     (8, 8, 3, 1, 1, 16, 16, False),
@@ -36,6 +42,33 @@ def test_values_and_gradients(height, width, k, stride, padding, fan_in, fan_out
     for a, b in zip((got, *vjp(cotangent)), (expected, *expected_vjp(cotangent))):
         assert a.shape == b.shape
         assert np.linalg.norm(a - b) < (5e-6 if winograd else 1e-6) * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("size, stride, padding", [(3, 1, 1), (3, 2, 1), (1, 2, 0), (2, 1, 0)])
+def test_kernel_gradient_by_loops(size, stride, padding):
+    """Every tap written out; batches of one, of a part and of all images give the same."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = rng.normal(size=(6, 7, 5, 2))
+        rows, columns = ((n + 2 * padding - size) // stride + 1 for n in x.shape[1:3])
+        g = rng.normal(size=(6, rows, columns, 3))
+        padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        expected = np.zeros((size, size, 2, 3))
+        for t, u, i, j in itertools.product(range(size), range(size), range(rows), range(columns)):
+            expected[t, u] += padded[:, stride * i + t, stride * j + u].T @ g[:, i, j]
+        for positions in (1, 2 * rows * columns, 10**6):
+            with mock.patch.object(kernel_gradients, "_POSITIONS", positions):
+                got = kernel_gradients.kernel_gradient(jnp.asarray(x), jnp.asarray(g), size, stride, padding)
+            np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_not_asked_for_is_not_traced():
+    """An attack differentiates images only: no gradient of a kernel in its program, and the other way round."""
+    x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+    loss = lambda x, kernel: jnp.sum(conv2d(x, kernel, 1, 1))
+    count = lambda argnum: str(jax.make_jaxpr(jax.grad(loss, argnum))(x, kernel)).count("dot_general")
+    assert count(0) == 0 < count(1) == count((0, 1))
+    assert str(jax.make_jaxpr(jax.grad(loss, 1))(x, kernel)).count("conv_general_dilated[") == 1
 
 
 def test_second_order_reverse_mode_and_vmap():
