@@ -70,3 +70,13 @@ def test_an_epoch_of_a_part_is_drawn_anew():
 def test_names_of_recipes_are_those_of_networks():
     assert all(networks.untrained(name) for name in ("skipnet-32-cifar10", "sact-32-cifar10"))
     assert networks.untrained("sact-32-cifar10").stem == "resnet"
+
+
+def test_readier_gates_halt_earlier():
+    net = networks.create("sact-digits", depths=(3, 3), widths=(4, 8))
+    x = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    variables = net.init(jax.random.key(0), x)
+    score = lambda v: net.apply(v, x).trace.units[0].score  # 0.99 - h of the first unit
+    h, after = (0.99 - score(v) for v in (variables, cifar.readier(variables, 2.0)))
+    logit = lambda h: jnp.log(h / (1 - h))
+    np.testing.assert_allclose(logit(after), logit(h) + 2, atol=1e-3)
