@@ -43,7 +43,7 @@ def steps(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], obje
     for name, recipe in RECIPES.items():
         step, init, optimizer = _step(networks.create(name), recipe, 100, ())
         variables = init(jax.random.key(0), images[:1])
-        state = State(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+        state = State(variables["params"], variables.get("batch_stats", {}), optimizer.init(variables["params"]))
         progress = Progress(jnp.float32(0), jnp.float32(2))
         arguments = state, images, labels, jax.random.key(1), progress, recipe.occupancy(0)
         compiled = _turns.compiled(name, step, *arguments)

@@ -8,7 +8,6 @@ import os
 import zipfile
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from dyn_jax import _files, _validate
 from dyn_jax.datasets.base import ImageData, data_directory
@@ -57,7 +56,7 @@ def cifar10_jpeg(directory: str | os.PathLike, split: str) -> ImageData:
         raise ValueError(f"{path}: got offsets that do not cut {len(content):,} bytes of jpeg into files")
     try:
         images = np.stack([_decode(content[a:b]) for a, b in itertools.pairwise(offset)])
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # PIL's own error is an OSError
         raise ValueError(f"{path}: got a broken or odd-sized JPEG, expected 32 x 32 colour images: {error}") from error
     return _checked(path, images, arrays["label"], "CIFAR-10 (JPEG, lossy)")
 
@@ -121,6 +120,8 @@ def _load(directory: str | os.PathLike, stem: str, split: str, keys: tuple[str, 
 
 
 def _decode(jpeg: bytes) -> np.ndarray:
+    from PIL import Image
+
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
         return np.asarray(image)
 

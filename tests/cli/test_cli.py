@@ -21,7 +21,7 @@ SACT = ["train", "sact-digits", "--output"]
 @pytest.fixture
 def no_data(monkeypatch):
     """What is wrong must be said before any data are read."""
-    monkeypatch.setitem(embedded.DATA, "digits", lambda split: pytest.fail("data were read"))
+    monkeypatch.setitem(embedded.DATA, "digits", lambda split, folder: pytest.fail("data were read"))
 
 
 class Linear(nn.Module):
@@ -38,7 +38,7 @@ def quick(monkeypatch):
     images = np.random.default_rng(0).random((64, 4, 4, 3)).astype(np.float32)
     data = ImageData(images, np.arange(64, dtype=np.int32) % 3, "made up")
     monkeypatch.setattr(dyn_jax.networks, "create", lambda name: Linear())
-    monkeypatch.setitem(embedded.DATA, "digits", lambda split: data)
+    monkeypatch.setitem(embedded.DATA, "digits", lambda split, folder: data)
 
 
 def complaint(capsys, argv):
