@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import time
 from collections.abc import Callable, Iterable
@@ -10,6 +11,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+
+from experiments import _record
 
 
 class Seconds(NamedTuple):
@@ -82,6 +85,13 @@ def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
         for name, run in contenders.items():
             samples[name].append(timed(run))
     return samples
+
+
+def keep(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Prints the rows, and writes the record where the options name a file."""
+    print(*map(json.dumps, rows), sep="\n")
+    if arguments.output:
+        _record.write(arguments.output, rows, arguments=arguments, seed=0, packages=("torch",))
 
 
 def walls(samples: Iterable[Seconds]) -> list[float]:

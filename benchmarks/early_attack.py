@@ -11,7 +11,6 @@ the time does not depend on them. Needs the `bench` extra; without torch our sid
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,6 @@ import numpy as np
 
 from benchmarks import _turns
 from dyn_jax import attacks, networks
-from experiments import _record
 
 NETWORK, ALPHA, CONSTANT, RATE = "sdn-resnet56-cifar10", 1.0, 50.0, 0.01
 
@@ -93,9 +91,7 @@ def main() -> None:
         if peer is not None:
             row["times the best released loop"] = median / peer
         rows.append(row)
-        print(json.dumps(row))
-    if arguments.output:
-        _record.write(arguments.output, rows, arguments=arguments, seed=0, packages=("torch",))
+    _turns.keep(rows, arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ torch our side alone is measured.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,6 @@ import numpy as np
 
 from benchmarks import _turns
 from dyn_jax import attacks, networks, occupancy
-from experiments import _record
 
 NETWORK, RELEASED_STEPS = "skipnet-rl-rnn-38-cifar10", 300
 
@@ -91,9 +89,7 @@ def main() -> None:
         row["images per second at 300 steps"] = 1000 * arguments.batch / (RELEASED_STEPS * median)
         row |= {f"times the {kind} loop": value / median for kind, value in best.items() if value is not None}
         rows.append(row)
-        print(json.dumps(row))
-    if arguments.output:
-        _record.write(arguments.output, rows, arguments=arguments, seed=0, packages=("torch",))
+    _turns.keep(rows, arguments)
 
 
 if __name__ == "__main__":

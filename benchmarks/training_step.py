@@ -9,7 +9,6 @@ over the rounds. Random weights. Needs the `bench` extra; without torch our side
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,6 @@ from dyn_jax.training import cifar
 from dyn_jax.training.loop import _step
 from dyn_jax.training.recipe import Progress, Recipe
 from dyn_jax.training.runs import State
-from experiments import _record
 
 RECIPES = {
     "resnet-32-cifar10": Recipe(1, 128),
@@ -105,9 +103,7 @@ def main() -> None:
         if PEER in times and name in RECIPES:
             row["times PyTorch's step"] = statistics.median(times[PEER]) / row["ms"]
         rows.append(row)
-        print(json.dumps(row))
-    if arguments.output:
-        _record.write(arguments.output, rows, arguments=arguments, seed=0, packages=("torch",))
+    _turns.keep(rows, arguments)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from dyn_jax import attacks, metrics, networks, occupancy
 from dyn_jax.attacks.batched import in_batches
 from dyn_jax.datasets import cifar10_lossless, cifar10_packed, to_float
 from dyn_jax.networks.checkpoint import load_variables
-from dyn_jax.occupancy import Stochastic
 from dyn_jax.types import Variables
 from experiments import _record
+from experiments._flipped import Flipped
 from experiments._paired import paired, percent
 
 NETWORKS = ("skipnet-32-cifar10", "dynconv-32-cifar10", "manidp-32-cifar10", "sact-32-cifar10", "sdn-resnet56-cifar10")
@@ -73,17 +73,6 @@ class Leaded:
 
 FGM = Leaded(1.0, 0.0, 0.0)
 LGM = {"LGM soft": lambda lam: Leaded(lam, 1.0, 1.0), "LGM straight-through": lambda lam: Leaded(lam, 0.0, 1.0)}
-
-
-class Flipped(Stochastic):
-    """The hard occupancy with every element flipped with probability `rate`."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-
-    def __call__(self, score: jax.Array, *, key: jax.Array) -> jax.Array:
-        value = occupancy.hard()(score)
-        return jnp.where(jax.random.bernoulli(key, self.rate, score.shape), 1 - value, value)
 
 
 class Images(NamedTuple):

@@ -16,31 +16,19 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import metrics, occupancy
 from dyn_jax.cli import demo
 from dyn_jax.datasets import digits
-from dyn_jax.occupancy import Stochastic
 from experiments import _record
+from experiments._flipped import Flipped
 from experiments._weights import load
 
 NETWORKS = ("skipnet-digits", "dynconv-digits")
 LAMBDAS = (1.0, 3.0, 10.0, 30.0, 300.0)
 STRAIGHT_LAMBDAS = (3.0, 10.0, 300.0)
 EPS = ("8/255", "16/255")
-
-
-class Flipped(Stochastic):
-    """The hard occupancy with every element flipped with probability `rate`."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-
-    def __call__(self, score: jax.Array, *, key: jax.Array) -> jax.Array:
-        value = occupancy.hard()(score)
-        return jnp.where(jax.random.bernoulli(key, self.rate, score.shape), 1 - value, value)
 
 
 def measure(

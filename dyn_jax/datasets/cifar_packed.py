@@ -97,7 +97,7 @@ def twins(images: np.ndarray, among: np.ndarray) -> np.ndarray:
       images, among: [n, 32, 32, 3] and [m, 32, 32, 3], uint8.
 
     Returns:
-      [n]. In CIFAR-10 twins lie within a root mean square of 5 of 255, other images are at least 11 away.
+      [n].
     """
     means = lambda x: x.reshape(len(x), 8, 4, 8, 4, 3).mean((2, 4), np.float32).reshape(len(x), -1)
     wanted, given = means(images), means(among)

@@ -14,8 +14,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding:
     With stride 1, the rows of `x` shifted by each t stand side by side as channels, and a product with the columns of
     `g` shifted by u gives the taps of u; otherwise every tap of `x` is a channel. Images are taken some at a
     time: the copies of a whole batch would not stay in the cache. XLA's own form (a convolution with the batch as
-    channels) is slower from 16 channels on, and a hundred times slower inside ``scan``; `benchmarks/README.md` has the
-    measurements and what else was tried.
+    channels) is slower, see `benchmarks/training_step.py`; what else was tried is in `benchmarks/README.md`.
 
     Args:
       x: [batch, height, width, in], what was convolved.

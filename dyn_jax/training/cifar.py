@@ -114,8 +114,8 @@ def _entropy(p: jax.Array) -> jax.Array:
 def sact_recipe(*epochs: int, tau: float = 0.1, readiness: float = 2.0) -> Recipe:
     """SACT in two stages: the released price of a unit (0.01), then gates that are readier to halt, and `tau`.
 
-    Departure: at the released price, made for far longer training, a halting score that starts at 0.05 hardly moves in
-    600, and nothing is saved (0.4 %).
+    Departure: at the released price, made for far longer training, a halting score that starts at 0.05 hardly moves
+    in so few, and next to nothing is saved.
 
     Args:
       epochs: instead of 6 and 3.
@@ -152,8 +152,7 @@ def manidp_recipe(*epochs: int, target: float = 0.65, lasso: float = 5e-3, graph
     """ManiDP as published, shorter, from a trained static network; then with the thresholds that it has.
 
     The weights of the losses are the authors' for ResNet-56 on CIFAR-10. Departure: the second stage. Thresholds move
-    after an epoch, in a run of a few by much, and the weights have not seen the last ones (72 % instead of 100 % of the
-    held-back images before it).
+    after an epoch, in a run of a few by much, and the weights have not seen the last ones.
 
     Args:
       epochs: instead of 5 and 2.

@@ -121,7 +121,7 @@ def train(
 ) -> Variables:
     """Trains one of the embedded networks, from scratch or its trunk, or from where a checkpoint stopped.
 
-    One to some minutes; on CIFAR-10 some 20 on two cores. Weights differ between machines, whatever the seed: rounding
+    One to some minutes, on CIFAR-10 longer. Weights differ between machines, whatever the seed: rounding
     differs, and training amplifies it.
 
     Args:
