@@ -1,0 +1,7 @@
+"""A standard evaluation of adaptive networks: an ensemble of attacks, checks, runs that survive, a report."""
+
+from dyn_jax.evaluation.ensemble import Evaluation as Evaluation
+from dyn_jax.evaluation.ensemble import evaluate as evaluate
+from dyn_jax.evaluation.plan import ATTACKS as ATTACKS
+from dyn_jax.evaluation.plan import PLANS as PLANS
+from dyn_jax.evaluation.plan import Budget as Budget

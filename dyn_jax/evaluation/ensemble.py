@@ -1,0 +1,313 @@
+"""A standard evaluation: many attacks, the worst of each example, judged again; killed, it goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dyn_jax import _validate
+from dyn_jax.attacks.threat import ball
+from dyn_jax.evaluation import programs, shards, summary
+from dyn_jax.evaluation.chunks import Chunks, divided
+from dyn_jax.evaluation.plan import ACCURACY, ENERGY, Budget, Entry, Threat, lambdas_of, plan
+from dyn_jax.evaluation.subject import Subject, subject_of
+from dyn_jax.types import Occupancy, Variables
+
+Arrays = dict[str, np.ndarray]
+ROBUST = -1
+"""`found_by` of an example that no attack broke; `WRONG`: that was wrong to begin with."""
+WRONG = -2
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+      summary: what ``result.json`` says: accuracies, energy, who found what, settings.
+      examples: arrays [example, ...]: ``label``, ``prediction``, ``correct``, ``invalid``, ``broken``, ``found_by``
+        (number of the attack, -1: robust, -2: wrong to begin with), ``rate`` of wrong draws, ``adversarial`` (the clean
+        image where robust), ``adversarial_8bit``, ``macs``, ``macs_worst``, ``costliest``, ``shares`` and
+        ``shares_worst`` [example, unit].
+      attacks: name -> arrays [example, ...] of one attack, ``run`` says which examples it was run on.
+    """
+
+    summary: dict[str, Any]
+    examples: Arrays
+    attacks: dict[str, Arrays]
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the examples that were right and stayed so under every attack."""
+        return float(np.mean(self.examples["correct"] & ~self.examples["broken"] & ~self.examples["invalid"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that says what an evaluation is; see `evaluate`."""
+
+    subject: Subject
+    entries: tuple[Entry, ...]
+    threat: Threat
+    budget: Budget
+    seed: int
+    batch_size: int
+    draws: tuple[int, int]
+    devices: Sequence[jax.Device] | None
+
+    def key(self, purpose: str) -> jax.Array:
+        """A key for one purpose: attacks and verdicts never share one."""
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()))
+
+
+def evaluate(
+    net: Any,
+    variables: Variables,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    eps: float | str,
+    norm: str = "linf",
+    attacks: str | Sequence[str] = "standard",
+    occupancy: Occupancy | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    draws: tuple[int, int] = (20, 20),
+    output: str | os.PathLike | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    facts: dict[str, Any] | None = None,
+    part: tuple[int, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Evaluation | None:
+    """Attacks a network with an ensemble and keeps, of each example, the worst.
+
+    An example that an attack broke is not attacked again. Attacks on the energy run on every example; the most
+    expensive image inside the ball counts. What was found is judged once more, by a pass of its own.
+
+    Args:
+      net: a Linen module or a function (variables, images), see `subject_of`.
+      variables: its weights.
+      images: [example, height, width, channel] in [0, 1].
+      labels: [example].
+      eps, norm: the ball, e.g. "8/255" and ``linf``.
+      attacks: names or plans, see `dyn_jax.evaluation.plan`: ``standard`` (AutoAttack), ``dynamics`` (also led by LGM),
+        ``energy``, ``curve``.
+      occupancy: what the network is deployed with; default hard gates. A random one (`occupancy.gumbel_sigmoid`) makes
+        gradients the mean, and verdicts the majority, of draws.
+      budget: steps and queries, default those of `Budget`.
+      seed: of everything random; an example's keys come from its number.
+      batch_size: examples of a chunk on each device; halved where memory is short, with equal results.
+      draws: of a random network: draws of every gradient, fresh draws of every verdict.
+      output: folder of the run: the same call goes on where it was killed. None: nothing is kept.
+      resume: there must be a run to go on with.
+      progress: a bar on standard error.
+      facts: what else the report names, e.g. ``{"name": "skipnet-32-cifar10", "dataset": "cifar10"}``.
+      part: (this process, processes): which share of the examples is its own; default what `jax.distributed` says.
+      devices: default all local ones.
+
+    Returns:
+      An `Evaluation`; None where other processes still have examples to do: the last one has it.
+
+    Raises:
+      ValueError, TypeError: bad input, before anything is computed or written: see `plan`, `Folder`, `subject_of`;
+        labels that are no classes of the network; images outside [0, 1].
+    """
+    images = np.asarray(_validate.images("images", images), np.float32)
+    _validate.within("images", images, (0.0, 1.0))
+    labels = np.asarray(_validate.labels("labels", labels, len(images)), np.int32)
+    threat, budget = Threat(norm, float(ball(norm, eps).eps)), Budget() if budget is None else budget
+    _validate.positive_int("batch_size", batch_size)
+    for name, number in zip(("draws of gradients", "draws of verdicts"), draws):
+        _validate.positive_int(name, number)
+    subject = subject_of(net, variables, occupancy)
+    shape = subject.shape(images[:1])
+    classes = shape.logits.shape[-1]
+    if classes == 1:
+        raise ValueError("net: got one output, expected one for each class; make two of it: [0, logit]")
+    _validate.labels("labels", labels, len(images), classes)
+    units = shape.trace.units
+    entries = plan(
+        attacks,
+        threat,
+        budget,
+        classes=classes,
+        units=bool(units),
+        softens="occupancy" in subject.takes,
+        maps=any(unit.elements > 1 for unit in units),
+    )
+    job = Job(subject, entries, threat, budget, seed, min(batch_size, len(images)), draws, devices)
+    number, parts = (jax.process_index(), jax.process_count()) if part is None else part
+    mine = np.arange(len(images))[number::parts]
+    if output is None:
+        if parts > 1:
+            raise ValueError("output: got None for several processes, expected a folder that all of them see")
+        found = _one_part(job, shards.Memory(), mine, images, labels, progress)
+        return _whole(job, [found], images, labels, facts, shape)
+    manifest = shards.describe(_config(job, parts, facts), variables, images, labels)
+    folder = shards.Folder(output, manifest, part=number, parts=parts, resume=resume)
+    try:
+        folder.put("final", _one_part(job, folder, mine, images, labels, progress))
+        found = [shards.read_shard(folder.path / "shards" / f"{p + 1}-of-{parts}" / "final.npz", folder.run)
+                 for p in range(parts)]  # fmt: skip
+    finally:
+        folder.close()
+    complete = [arrays for arrays in found if arrays is not None]
+    return _whole(job, complete, images, labels, facts, shape) if len(complete) == parts else None
+
+
+def _config(job: Job, parts: int, facts: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "attacks": [entry.name for entry in job.entries],
+        "norm": job.threat.norm,
+        "eps": job.threat.eps,
+        "occupancy": repr(job.subject.judged),
+        "seed": job.seed,
+        "batch_size": job.batch_size,
+        "draws": list(job.draws),
+        "processes": parts,
+        **dataclasses.asdict(job.budget),
+        **{f"of {key}": str(value) for key, value in (facts or {}).items()},
+    }
+
+
+def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarray, labels: np.ndarray, progress: bool):
+    """All phases on the examples of this process: arrays [example of mine, ...], attacks as ``number/field``."""
+    variables = job.subject.variables
+
+    def phase(number: int, name: str, call: Callable, rows: np.ndarray, *arrays: np.ndarray, left: str = "") -> Arrays:
+        size = _size(len(rows), job.batch_size)
+        chunks = divided(rows, size)
+        run = Chunks(call, variables, size, job.devices)
+        names = [f"{number:02d}-{name}-{k:05d}" for k in range(len(chunks))]
+        done = {k: kept for k, kept in ((k, store.get(names[k])) for k in range(len(chunks))) if kept is not None}
+        todo = [k for k in range(len(chunks)) if k not in done]
+        computed = run([chunks[k] for k in todo], *arrays)
+        for kept, k in zip(_bar(computed, len(chunks), len(done), f"{name}{left}", progress), todo):
+            store.put(names[k], kept)
+            done[k] = kept
+        return {field: np.concatenate([done[k][field] for k in range(len(chunks))]) for field in done[0]}
+
+    clean = phase(0, "clean", programs.clean_pass(job.subject, job.key("clean"), job.draws[1]), mine, images, labels)
+    place = {int(row): k for k, row in enumerate(mine)}
+    standing = clean["correct"] & ~clean["invalid"]
+    found_by = np.where(standing, ROBUST, WRONG)
+    adversarial = images[mine].copy()
+    costly, dearest = images[mine].copy(), clean["macs"].copy()
+    shares = clean["shares"].copy()
+    result: Arrays = {"rows": mine, **{f"clean/{name}": value for name, value in clean.items()}}
+    broken_invalid = np.zeros(len(mine), bool)
+    for number, entry in enumerate(job.entries):
+        rows = mine[standing & (found_by == ROBUST)] if entry.kind == ACCURACY else mine
+        if not len(rows):
+            continue
+        call = programs.attacked(
+            job.subject, entry, lambdas_of(entry, job.budget), (job.key(entry.name), job.key("judge")), job.draws
+        )
+        left = f", {int(np.sum(found_by >= 0))} broken, {int(np.sum(found_by == ROBUST))} left"
+        got = phase(number + 1, entry.name, call, rows, images, labels, left=left)
+        at = np.array([place[int(row)] for row in rows])
+        for name, value in got.items():
+            if name != "adversarial":
+                result[f"{number}/{name}"] = value
+        result[f"{number}/rows"] = rows
+        broken_invalid[at] |= got["invalid"] & standing[at]
+        if entry.kind == ACCURACY:
+            hit = at[got["success"]]
+            adversarial[hit], found_by[hit] = got["adversarial"][got["success"]], number
+        elif entry.kind == ENERGY:
+            inside = np.asarray(ball(job.threat.norm, job.threat.eps).contains(got["adversarial"], images[rows]))
+            more = inside & (got["macs"] > dearest[at])
+            costly[at[more]], dearest[at[more]] = got["adversarial"][more], got["macs"][more]
+            shares[at[more]] = got["shares"][more]
+            result[f"{number}/inside"] = inside
+            result[f"{number}/psnr"] = _psnr(got["adversarial"], images[rows])
+    whole = np.zeros_like(images)
+    whole[mine] = adversarial
+    call = programs.verdict(job.subject, job.threat, job.key("verdict"), job.draws[1])
+    again = phase(len(job.entries) + 1, "verdict", call, mine, whole, images, labels)
+    result |= {f"verdict/{name}": value for name, value in again.items()}
+    return result | {
+        "found_by": found_by,
+        "adversarial": adversarial,
+        "costly": costly,
+        "macs_worst": dearest,
+        "shares_worst": shares,
+        "invalid": clean["invalid"] | broken_invalid & (found_by == ROBUST),
+    }
+
+
+def _size(rows: int, most: int) -> int:
+    """Rows of a chunk: few survivors fill a smaller one, whose size depends on their number alone."""
+    return min(most, max(8, 1 << (rows - 1).bit_length()))
+
+
+def _bar(computed: Iterator, total: int, done: int, name: str, progress: bool) -> Iterator:
+    if not progress:
+        return computed
+    from tqdm import tqdm
+
+    return iter(tqdm(computed, desc=name, total=total, initial=done, unit="chunk"))
+
+
+def _psnr(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    error = np.mean((images.astype(np.float64) - reference) ** 2, axis=(1, 2, 3))
+    return np.where(error > 0, -10 * np.log10(np.where(error > 0, error, 1)), np.inf).astype(np.float32)
+
+
+def _whole(
+    job: Job, parts: list[Arrays], images: np.ndarray, labels: np.ndarray, facts: dict[str, Any] | None, shape: Any
+) -> Evaluation:
+    """The evaluation of all examples from those of the processes."""
+    count = len(images)
+
+    def gather(name: str, rows: str = "rows", missing: Any = 0) -> np.ndarray:
+        there = [part for part in parts if name in part]
+        like = there[0][name]
+        whole = np.full((count, *like.shape[1:]), missing, like.dtype)
+        for part in there:
+            whole[part[rows]] = part[name]
+        return whole
+
+    clean = {name.partition("/")[2]: gather(name) for name in parts[0] if name.startswith("clean/")}
+    again = {name.partition("/")[2]: gather(name) for name in parts[0] if name.startswith("verdict/")}
+    found_by = gather("found_by")
+    broken = (found_by >= 0) & again["wrong"] & again["inside"]
+    examples = {
+        "label": labels,
+        "prediction": clean["prediction"],
+        "correct": clean["correct"],
+        "invalid": gather("invalid"),
+        "broken": broken,
+        "claimed": found_by >= 0,
+        "inside": again["inside"],
+        "found_by": found_by,
+        "rate": again["rate"],
+        "adversarial": gather("adversarial"),
+        "adversarial_8bit": again["coarse"],
+        "broken_8bit": (found_by >= 0) & again["coarse_wrong"],
+        "macs": clean["macs"],
+        "macs_worst": gather("macs_worst"),
+        "costliest": gather("costly"),
+        "shares": clean["shares"],
+        "shares_worst": gather("shares_worst"),
+        "clean_rate": clean["rate"],
+    }
+    attacked: dict[str, Arrays] = {}
+    for number, entry in enumerate(job.entries):
+        rows = f"{number}/rows"
+        fields = sorted({name for part in parts for name in part if name.startswith(f"{number}/") and name != rows})
+        run = np.zeros(count, bool)
+        for part in parts:
+            if rows in part:
+                run[part[rows]] = True
+        attacked[entry.name] = {"run": run, **{name.partition("/")[2]: gather(name, rows) for name in fields}}
+    found = summary.summarise(job, examples, attacked, facts or {}, shape)
+    return Evaluation(found, examples, attacked)

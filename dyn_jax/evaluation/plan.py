@@ -1,0 +1,184 @@
+"""Which attacks an evaluation makes, in which order, through which occupancies: names, and what they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate, attacks, objectives, occupancy
+from dyn_jax.attacks import Attack
+from dyn_jax.types import Occupancy
+
+ACCURACY, ENERGY, NORM = "accuracy", "energy", "norm"
+SOFTENED = {"soft": occupancy.sigmoid, "straight-through": occupancy.straight_through}
+"""Suffix of a name -> lambda -> the occupancy that is differentiated (LGM)."""
+LAMBDAS = (1.0, 3.0, 10.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Threat:
+    """The ball of an evaluation: ``linf`` or ``l2``, radius in units of [0, 1] pixels."""
+
+    norm: str
+    eps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long the attacks search. The defaults are AutoAttack's standard, and GradAuto's release.
+
+    Attributes:
+      steps: of APGD, APGD-T, FAB-T and the minimal-norm attack.
+      targets: wrong classes that APGD-T and FAB-T try.
+      queries: of Square.
+      energy_steps: of GradAuto, ILFO, GradMDM; `steps` is that of the energy attack in the ball.
+      lambdas: steepness of the softened gates, tried side by side; the worst counts.
+    """
+
+    steps: int = 100
+    targets: int = 9
+    queries: int = 5000
+    energy_steps: int = 300
+    lambdas: tuple[float, ...] = LAMBDAS
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "targets", "queries", "energy_steps"):
+            _validate.positive_int(name, getattr(self, name))
+        if not self.lambdas:
+            raise ValueError("lambdas: got none, expected at least one")
+        for lam in self.lambdas:
+            _validate.positive("lambdas", lam)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One attack of an evaluation.
+
+    Attributes:
+      name: e.g. ``apgd-ce`` or ``apgd-ce@soft``.
+      kind: ``accuracy``: in the ball, over for an example once it is broken; ``energy``: of every example; ``norm``:
+        the smallest perturbation, of every example, for the curve over eps.
+      attack: what is run.
+      soften: lambda -> the occupancy that is differentiated; None: the one that is judged.
+    """
+
+    name: str
+    kind: str
+    attack: Attack
+    soften: Callable[[jax.typing.ArrayLike], Occupancy] | None = None
+
+
+Maker = Callable[[Threat, Budget, int], Attack]
+
+ATTACKS: dict[str, tuple[str, Maker]] = {
+    "apgd-ce": (ACCURACY, lambda t, b, n: attacks.apgd(t.eps, b.steps, norm=t.norm)),
+    "apgd-dlr": (ACCURACY, lambda t, b, n: attacks.apgd(t.eps, b.steps, norm=t.norm, objective="dlr")),
+    "apgd-t": (
+        ACCURACY,
+        lambda t, b, n: attacks.apgd_t(t.eps, b.steps, norm=t.norm, target_classes=min(b.targets, n - 1)),
+    ),
+    "fab-t": (
+        ACCURACY,
+        lambda t, b, n: attacks.fab_t(t.eps, b.steps, norm=t.norm, target_classes=min(b.targets, n - 1)),
+    ),
+    "square": (ACCURACY, lambda t, b, n: attacks.square(t.eps, b.queries, norm=t.norm)),
+    "fgsm": (ACCURACY, lambda t, b, n: attacks.fgsm(t.eps, norm=t.norm)),
+    "pgd": (ACCURACY, lambda t, b, n: attacks.pgd(t.eps, t.eps / 4, b.steps, norm=t.norm)),
+    "bim": (ACCURACY, lambda t, b, n: attacks.bim(t.eps, t.eps / 4, b.steps, norm=t.norm)),
+    "energy-apgd": (
+        ENERGY,
+        lambda t, b, n: attacks.apgd(t.eps, b.steps, norm=t.norm, objective=objectives.energy(), attack_all=True),
+    ),
+    "grad-auto": (ENERGY, lambda t, b, n: attacks.grad_auto(steps=b.energy_steps)),
+    "ilfo": (ENERGY, lambda t, b, n: attacks.ilfo(steps=b.energy_steps, learning_rate=0.01)),
+    "grad-mdm": (ENERGY, lambda t, b, n: attacks.grad_mdm(steps=b.energy_steps)),
+    "fmn": (NORM, lambda t, b, n: attacks.fmn(b.steps, norm=t.norm)),
+}
+"""Name -> (kind, (threat, budget, classes) -> attack)."""
+
+LEADED = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fgsm", "pgd", "bim", "energy-apgd")
+"""Attacks by gradients, that LGM can lead: ``NAME@soft`` and ``NAME@straight-through``."""
+_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+_ENERGY = ("energy-apgd", "energy-apgd@straight-through", "grad-auto", "ilfo")
+PLANS: dict[str, tuple[str, ...]] = {
+    "standard": _STANDARD,
+    "dynamics": (
+        *_STANDARD[:1],
+        "apgd-ce@straight-through",
+        "apgd-ce@soft",
+        *_STANDARD[1:2],
+        "apgd-t@straight-through",
+        "apgd-t@soft",
+        *_STANDARD[2:3],
+        "fab-t@straight-through",
+        *_STANDARD[3:],
+    ),
+    "energy": _ENERGY,
+    "curve": ("fmn",),
+}
+"""``standard``: AutoAttack; ``dynamics``: the same, led by LGM too; ``energy``; ``curve``: accuracy at every eps."""
+NEED_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+
+
+def names_of(wanted: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of attacks and of plans, separated by commas, -> names of attacks, each once.
+
+    Raises:
+      ValueError: unknown, with the nearest names.
+    """
+    parts = wanted.split(",") if isinstance(wanted, str) else list(wanted)
+    names: list[str] = []
+    for part in (p.strip() for p in parts):
+        base, at, soft = part.partition("@")
+        known = part in PLANS or (base in ATTACKS and (not at or (soft in SOFTENED and base in LEADED)))
+        if not known:
+            leaded = [f"{name}@{kind}" for name in LEADED for kind in SOFTENED]
+            near = difflib.get_close_matches(part, [*PLANS, *ATTACKS, *leaded], 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"expected some of {', '.join([*PLANS, *ATTACKS])}"
+            raise ValueError(f"attacks: got {part!r}, {hint}")
+        names += [name for name in PLANS.get(part, (part,)) if name not in names]
+    return tuple(names)
+
+
+def plan(
+    wanted: str | Sequence[str], threat: Threat, budget: Budget, *, classes: int, units: bool, softens: bool, maps: bool
+) -> tuple[Entry, ...]:
+    """The entries of an evaluation.
+
+    Args:
+      wanted: see `names_of`.
+      classes: of the network.
+      units: whether its trace has adaptive units; softens: whether it takes an occupancy; maps: whether a unit has
+        several elements (GradMDM's nodes need single gates).
+
+    Raises:
+      ValueError: an unknown name; DLR with too few classes; energy, or LGM, of a network without adaptive units.
+    """
+    entries = []
+    for name in names_of(wanted):
+        base, _, soft = name.partition("@")
+        kind, make = ATTACKS[base]
+        if classes < NEED_CLASSES.get(base, 2):
+            raise ValueError(
+                f"attacks: got {name} for {classes} classes, expected at least {NEED_CLASSES.get(base, 2)} (its DLR "
+                "loss compares that many); name others, e.g. --attacks apgd-ce,square"
+            )
+        if kind == ENERGY and not units:
+            raise ValueError(f"attacks: got {name}, but the network has no adaptive units: its energy is constant")
+        if soft and not (units and softens):
+            raise ValueError(f"attacks: got {name}, but the network has no gates to soften; leave {name!r} out")
+        if base == "grad-mdm" and maps:
+            raise ValueError("attacks: got grad-mdm, but the network's units have several elements; leave it out")
+        entries.append(Entry(name, kind, make(threat, budget, classes), SOFTENED[soft] if soft else None))
+    if not entries:
+        raise ValueError("attacks: got none, expected at least one")
+    return tuple(entries)
+
+
+def lambdas_of(entry: Entry, budget: Budget) -> jax.Array | None:
+    """[lambda] of a softened entry, else None."""
+    return None if entry.soften is None else jnp.asarray(budget.lambdas, jnp.float32)

@@ -1,0 +1,164 @@
+"""What runs on the device for a chunk of examples: the clean pass, an attack, the verdict. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import metrics, objectives
+from dyn_jax.attacks import AttackResult, to_8bit
+from dyn_jax.attacks.threat import ball
+from dyn_jax.evaluation import stochastic
+from dyn_jax.evaluation.plan import ENERGY, Entry, Threat
+from dyn_jax.evaluation.subject import Subject
+from dyn_jax.types import Output, Trace
+
+Call = Callable[..., dict[str, jax.Array]]
+PATH = 101
+"""At most so many points of a search's loss are kept."""
+
+
+def judge(subject: Subject, variables: Any, key: jax.Array, draws: int) -> Callable[[jax.Array], Output]:
+    """images -> `Output` of the deployed network; of a random one the votes of `draws` fresh draws."""
+    forward = subject.forward(variables)
+    return stochastic.votes(forward, key, draws) if subject.stochastic else forward
+
+
+def clean_pass(subject: Subject, key: jax.Array, draws: int) -> Call:
+    """(variables, rows, images, labels) -> what the deployed network makes of the clean images."""
+
+    def call(variables: Any, rows: jax.Array, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        del rows
+        return _answers(judge(subject, variables, key, draws)(x), y) | {
+            "rate": _rate(subject, variables, key, draws, x, y)
+        }
+
+    return call
+
+
+def attacked(subject: Subject, entry: Entry, lambdas: jax.Array | None, keys: tuple[jax.Array, jax.Array], draws: Any):
+    """(variables, rows, images, labels) -> what the worst lambda of an entry left of the deployed network.
+
+    Args:
+      keys: of the attack, of its verdict.
+      draws: of the attack's gradients, of its verdict.
+    """
+
+    def call(variables: Any, rows: jax.Array, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        victim = judge(subject, variables, keys[1], draws[1])
+
+        def once(lam: jax.Array | None) -> dict[str, jax.Array]:
+            gate = None if entry.soften is None else entry.soften(lam)
+            forward, attack = subject.forward(variables, gate), entry.attack
+            same = gate is None and not subject.stochastic
+            if subject.stochastic:
+                forward, attack = stochastic.averaged(forward, keys[0], draws[0]), stochastic.expected(attack)
+            result = attack(forward, x, y, victim=None if same else victim, key=keys[0], index=rows)
+            return _kept(result, y)
+
+        if lambdas is None:
+            return once(None)
+        each = jax.vmap(once)(lambdas)
+        value = each["macs"] if entry.kind == ENERGY else each["success"] * 1e30 + _ordered(each["margin"])
+        best = jnp.argmax(value, axis=0)
+        pick = lambda leaf: jax.vmap(lambda column, k: column[k], (1, 0))(leaf, best)
+        return jax.tree.map(pick, each) | {"lambda": lambdas[best]}
+
+    return call
+
+
+def verdict(subject: Subject, threat: Threat, key: jax.Array, draws: int) -> Call:
+    """(variables, rows, adversarial, clean, labels) -> both judged once more, in float32 and in 8 bits."""
+    space = ball(threat.norm, threat.eps)
+
+    def call(variables: Any, rows: jax.Array, adversarial: jax.Array, x: jax.Array, y: jax.Array):
+        del rows
+        victim = judge(subject, variables, key, draws)
+        # only where the clean pixels are 8-bit values is the coarse image inside the ball, see `to_8bit`
+        grid = jnp.all(jnp.abs(x * 255 - jnp.round(x * 255)) < 1e-3, axis=(1, 2, 3))
+        coarse = to_8bit(adversarial, jnp.round(x * 255) / 255)
+        answers = _answers(victim(adversarial), y)
+        return {
+            "wrong": ~answers["correct"] & ~answers["invalid"],
+            "inside": space.contains(adversarial, x),
+            "rate": _rate(subject, variables, key, draws, adversarial, y),
+            "coarse": coarse,
+            "coarse_wrong": ~_answers(victim(coarse.astype(jnp.float32) / 255), y)["correct"] & grid,
+        }
+
+    return call
+
+
+def units_of(subject: Subject, key: jax.Array, draws: int) -> Callable[..., list[jax.Array]]:
+    """(variables, rows, images) -> for every unit [row, *elements] bool, what was on."""
+
+    def call(variables: Any, rows: jax.Array, x: jax.Array) -> list[jax.Array]:
+        del rows
+        return [unit.on for unit in judge(subject, variables, key, draws)(x).trace.units]
+
+    return call
+
+
+def _rate(subject: Subject, variables: Any, key: jax.Array, draws: int, x: jax.Array, y: jax.Array) -> jax.Array:
+    """[row], the share of fresh draws that answer wrongly; 0 or 1 where nothing draws."""
+    if not subject.stochastic:
+        return 1.0 - _right(subject.forward(variables)(x).logits, y).astype(jnp.float32)
+    each = stochastic.averaged(subject.forward(variables), key, draws)(x).each
+    assert each is not None
+    return 1.0 - jnp.mean(jax.vmap(lambda logits: _right(logits, y))(each.logits).astype(jnp.float32), axis=0)
+
+
+def _right(logits: jax.Array, y: jax.Array) -> jax.Array:
+    return (jnp.argmax(logits, -1) == y) & jnp.all(jnp.isfinite(logits), -1)
+
+
+def _answers(output: Output, y: jax.Array) -> dict[str, jax.Array]:
+    finite = jnp.all(jnp.isfinite(output.logits), axis=-1)
+    return {
+        "prediction": jnp.argmax(output.logits, axis=-1).astype(jnp.int32),
+        "correct": _right(output.logits, y),
+        "invalid": ~finite,
+        "margin": objectives.margin(output, y, None),
+        **_energy(output.trace, len(y)),
+    }
+
+
+def _energy(trace: Trace, rows: int) -> dict[str, jax.Array]:
+    """What a pass cost, and the share of every unit that was on; of a static network its one number."""
+    if not trace.units:
+        return {"macs": jnp.full(rows, float(trace.static_macs)), "shares": jnp.zeros((rows, 0))}
+    return {"macs": metrics.executed_macs(trace).astype(jnp.float32), "shares": metrics.example_shares(trace)}
+
+
+def _kept(result: AttackResult, y: jax.Array) -> dict[str, jax.Array]:
+    """What is kept of an attack, arrays [row, ...]."""
+    path = jax.lax.cummax(_ordered(result.steps.loss), axis=1)
+    if path.shape[1] > PATH:
+        path = path[:, jnp.round(jnp.linspace(0, path.shape[1] - 1, PATH)).astype(int)]
+    answers = _answers(Output(result.logits_adversarial, result.trace_adversarial), y)
+    del answers["correct"], answers["invalid"]
+    return answers | {
+        "adversarial": result.adversarial,
+        "success": result.success,
+        "invalid": result.invalid,
+        "distance": result.distance,
+        "changed": _changed(result.trace_clean, result.trace_adversarial, len(y)),
+        "nonfinite": jnp.any(result.steps.nonfinite, axis=1),
+        "path": path,
+    }
+
+
+def _ordered(values: jax.Array) -> jax.Array:
+    """The values with NaN as the least: it must win no comparison."""
+    return jnp.where(jnp.isnan(values), -1e30, jnp.clip(values, -1e30, 1e30))
+
+
+def _changed(before: Trace, after: Trace, rows: int) -> jax.Array:
+    """[row], share of an example's elements that were switched."""
+    if not before.units:
+        return jnp.zeros(rows)
+    flips = [(a.on != b.on).reshape(rows, -1) for a, b in zip(before.units, after.units)]
+    return sum(jnp.sum(f, axis=1) for f in flips) / sum(f.shape[1] for f in flips)

@@ -1,0 +1,89 @@
+"""What is evaluated: a network with its weights as functions of images, occupancy and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import occupancy as occupancies
+from dyn_jax.attacks.forward import as_forward
+from dyn_jax.types import Occupancy, Output, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network that can be attacked and judged.
+
+    Attributes:
+      apply: (variables, images, **keywords) -> `Output` or logits: `net.apply` of a Linen module, or a function.
+      variables: its weights, an argument of every compiled program.
+      judged: the occupancy it is deployed with, default hard; one that draws (`occupancy.Stochastic`) makes it random.
+      takes: which of ``occupancy``, ``rngs``, ``key`` `apply` accepts.
+    """
+
+    apply: Callable[..., Any]
+    variables: Variables
+    judged: Occupancy
+    takes: frozenset[str]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a forward pass draws: it takes a ``key``, or its gates do."""
+        return "key" in self.takes or isinstance(self.judged, occupancies.Stochastic)
+
+    def forward(self, variables: Variables, gate: Occupancy | None = None) -> Callable[..., Output]:
+        """images, key -> `Output` under an occupancy (None: the one that is judged); key None where nothing draws."""
+        gate = self.judged if gate is None else gate
+
+        def forward(x: jax.Array, key: jax.Array | None = None) -> Output:
+            given: dict[str, Any] = {"occupancy": gate} if "occupancy" in self.takes else {}
+            if "key" in self.takes:
+                given["key"] = key
+            elif key is not None and isinstance(gate, occupancies.Stochastic):
+                given["rngs"] = {"gate": key}
+            return as_forward(lambda x: self.apply(variables, x, **given))(x)
+
+        return forward
+
+    def shape(self, images: jax.typing.ArrayLike) -> Output:
+        """Shapes of what it returns for these images, without running it.
+
+        Raises:
+          TypeError, ValueError: whatever the network says about them, or a result that is no `Output` or logits.
+        """
+        key = jax.random.key(0) if self.stochastic else None
+        batch = jax.ShapeDtypeStruct(jnp.shape(images), jnp.float32)
+        return jax.eval_shape(lambda v, x: self.forward(v)(x, key), self.variables, batch)
+
+
+def subject_of(net: Any, variables: Variables, occupancy: Occupancy | None = None) -> Subject:
+    """A Linen module, or a function ``(variables, images, ...)``, with its weights.
+
+    Args:
+      net: a module whose call takes images and returns an `Output` or logits, or such a function; ``occupancy=`` is
+        handed on where it is accepted, and so is ``key=``, which says that the network is random.
+      variables: its weights.
+      occupancy: what it is deployed with; default ``hard()``.
+
+    Raises:
+      TypeError: `net` cannot be called; an occupancy for a network that takes none.
+    """
+    if isinstance(net, nn.Module):
+        call, apply = type(net).__call__, net.apply
+    elif callable(net):
+        call, apply = net, net
+    else:
+        raise TypeError(
+            f"net: got {type(net).__name__}, expected a flax Linen module or a function (variables, images)"
+        )
+    names = {name for name, p in inspect.signature(call).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    takes = frozenset(names & {"occupancy", "key"})
+    if occupancy is not None and "occupancy" not in takes:
+        raise TypeError("occupancy: got one, expected None: the network does not take occupancy=")
+    return Subject(apply, variables, occupancies.hard() if occupancy is None else occupancy, takes)

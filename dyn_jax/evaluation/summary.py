@@ -1,0 +1,231 @@
+"""``result.json``: what an evaluation found, in RobustBench's fields and in those of adaptive networks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+
+from dyn_jax import metrics
+from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS
+
+Arrays = Mapping[str, np.ndarray]
+PACKAGES = ("dyn_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def summarise(
+    job: Any, examples: Arrays, attacked: Mapping[str, Arrays], facts: Mapping[str, Any], shape: Any
+) -> dict[str, Any]:
+    """The result of an evaluation, for JSON: the same for the same examples.
+
+    Args:
+      job: see `dyn_jax.evaluation.ensemble.Job`.
+      examples, attacked: see `Evaluation`.
+      facts: ``name``, ``dataset`` and whatever else the report shall name.
+      shape: the shapes of the network's `Output`.
+    """
+    right, invalid = examples["correct"], examples["invalid"]
+    robust = right & ~examples["broken"] & ~invalid
+    ran = set(attacked)
+    standard = set(PLANS["standard"]) <= ran
+    before = right & ~invalid
+    return {
+        "name": facts.get("name"),
+        "dataset": facts.get("dataset"),
+        "threat": {"linf": "Linf", "l2": "L2"}[job.threat.norm],
+        "eps": text_of(job.threat.eps),
+        "link": None,
+        "authors": None,
+        "venue": None,
+        "architecture": facts.get("architecture"),
+        "additional_data": None,
+        "number_forward_passes": job.draws[1] if job.subject.stochastic else 1,
+        "clean_acc": percent(right),
+        "reported": None,
+        "autoattack_acc": percent(_after(examples, attacked, PLANS["standard"])) if standard else None,
+        "robust_acc": percent(robust),
+        "unreliable": bool(np.any(invalid) or np.any(examples["claimed"] & ~examples["broken"])),
+        "examples": len(right),
+        "broken": int(np.sum(examples["broken"])),
+        "invalid": int(np.sum(invalid)),
+        "not_confirmed": int(np.sum(examples["claimed"] & ~examples["broken"])),
+        "broken_in_8_bits": int(np.sum(examples["broken_8bit"])),
+        "interval_95": interval(int(np.sum(robust)), len(robust)),
+        "attacks": [
+            _attack(entry.name, entry.kind, attacked[entry.name], examples, number, before)
+            for number, entry in enumerate(job.entries)
+        ],
+        "energy": _energy(job, examples, attacked, shape),
+        "random": _random(job, examples),
+        "curves": {"eps": _eps_curve(job, examples, attacked), "steps": _step_curves(job, attacked)},
+        "facts": {str(key): str(value) for key, value in facts.items()},
+        "settings": _settings(job),
+        "environment": environment(),
+    }
+
+
+def percent(flags: np.ndarray) -> str:
+    """Share in percent with two decimals, as RobustBench writes it."""
+    return f"{100 * float(np.mean(flags)):.2f}"
+
+
+def text_of(eps: float) -> str:
+    """8/255 for 0.03137..., else the number."""
+    for denominator in (255, 1):
+        fraction = Fraction(eps * denominator).limit_denominator(100)
+        if abs(float(fraction) - eps * denominator) < 1e-5 and (
+            denominator == 1 or fraction.denominator in (1, 2, 4, 5, 10)
+        ):
+            return f"{float(fraction):g}/255" if denominator == 255 else f"{eps:g}"
+    return f"{eps:g}"
+
+
+def interval(hits: int, count: int) -> list[float]:
+    """Wilson's 95 % interval of a share, in percent."""
+    z, share = 1.96, hits / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return [round(100 * (centre - half), 2), round(100 * (centre + half), 2)]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "backend": jax.default_backend(),
+        "device": device.device_kind,
+    }
+
+
+def _settings(job: Any) -> dict[str, Any]:
+    budget = job.budget
+    return {
+        "steps": budget.steps,
+        "targets": budget.targets,
+        "queries": budget.queries,
+        "energy_steps": budget.energy_steps,
+        "lambdas": list(budget.lambdas),
+        "seed": job.seed,
+        "batch_size": job.batch_size,
+        "draws": list(job.draws) if job.subject.stochastic else None,
+    }
+
+
+def _after(examples: Arrays, attacked: Mapping[str, Arrays], names: tuple[str, ...]) -> np.ndarray:
+    """[example], right and not broken by any of these attacks."""
+    broken = np.zeros(len(examples["correct"]), bool)
+    for name in names:
+        broken |= attacked[name].get("success", broken) & attacked[name]["run"]
+    return examples["correct"] & ~broken & ~examples["invalid"]
+
+
+def _attack(name: str, kind: str, got: Arrays, examples: Arrays, number: int, before: np.ndarray) -> dict[str, Any]:
+    """One line of the table."""
+    run = got["run"]
+    line: dict[str, Any] = {"attack": name, "kind": kind, "run_on": int(run.sum())}
+    if not run.any():
+        return line
+    line["broken"] = int(np.sum(got["success"] & run))
+    if kind == ACCURACY:
+        line["found_first"] = int(np.sum(examples["found_by"] == number))
+        line["accuracy_after"] = percent(before & ~((examples["found_by"] >= 0) & (examples["found_by"] <= number)))
+    line["nonfinite_gradients"] = int(np.sum(got["nonfinite"] & run))
+    hit = run & got["success"]
+    line["distance_of_broken"] = _rounded(np.mean(got["distance"][hit])) if hit.any() else None
+    if examples["shares"].shape[1]:
+        line["units_changed"] = _rounded(np.mean(got["changed"][run]))
+        line["macs"] = _rounded(np.mean(got["macs"][run]))
+    if "lambda" in got:
+        values, counts = np.unique(got["lambda"][run], return_counts=True)
+        line["lambda"] = {f"{value:g}": int(count) for value, count in zip(values, counts)}
+    if kind == ENERGY:
+        line["inside_ball"] = int(np.sum(got["inside"] & run))
+        line["psnr"] = _rounded(np.mean(np.minimum(got["psnr"][run], 100.0)))
+        line["accuracy_kept"] = percent((got["prediction"] == examples["label"])[before]) if before.any() else None
+    return line
+
+
+def _energy(job: Any, examples: Arrays, attacked: Mapping[str, Arrays], shape: Any) -> dict[str, Any] | None:
+    """Multiply-adds before and after, and the share of what was saved that came back; None for a static network."""
+    if not shape.trace.units:
+        return None
+    try:
+        dense: float | None = float(metrics.dense_macs(shape.trace))
+    except ValueError:  # voxels have no dense cost
+        dense = None
+    before, worst = examples["macs"].astype(float), examples["macs_worst"].astype(float)
+    back = lambda after: _recovery(before, after, dense)
+    return {
+        "dense_macs": dense,
+        "macs_clean": _rounded(before.mean()),
+        "macs_worst_in_ball": _rounded(worst.mean()),
+        "recovery_in_ball": back(worst),
+        "recovery": {
+            entry.name: back(attacked[entry.name]["macs"].astype(float))
+            for entry in job.entries
+            if entry.kind == ENERGY
+        },
+        "units": [unit.name for unit in shape.trace.units],
+        "on_before": [_rounded(v) for v in examples["shares"].mean(axis=0)],
+        "on_worst": [_rounded(v) for v in examples["shares_worst"].mean(axis=0)],
+    }
+
+
+def _recovery(before: np.ndarray, after: np.ndarray, dense: float | None) -> float | None:
+    """Mean over the images that save something, as `metrics.recovery`."""
+    if dense is None:
+        return None
+    some = dense - before > 1e-6 * dense
+    return _rounded(np.mean((after - before)[some] / (dense - before)[some])) if some.any() else None
+
+
+def _random(job: Any, examples: Arrays) -> dict[str, Any] | None:
+    """Of a random network: mean, worst and majority over fresh draws, on the clean and on the worst images."""
+    if not job.subject.stochastic:
+        return None
+    row = lambda rate: {
+        "mean_acc": f"{100 * float(np.mean(1 - rate)):.2f}",
+        "worst_acc": percent(rate == 0),
+        "majority_acc": percent(rate < 0.5),
+    }
+    return {"draws": job.draws[1], "clean": row(examples["clean_rate"]), "adversarial": row(examples["rate"])}
+
+
+def _eps_curve(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> dict[str, Any] | None:
+    """Accuracy at every radius, from the smallest perturbations that were found."""
+    norms = [attacked[e.name] for e in job.entries if e.kind == NORM]
+    if not norms:
+        return None
+    right = examples["correct"] & ~examples["invalid"]
+    smallest = np.min([np.where(g["success"], g["distance"], np.inf) for g in norms], axis=0)
+    smallest = np.where(examples["broken"], np.minimum(smallest, job.threat.eps), smallest)
+    radii = job.threat.eps * np.linspace(0, 2, 41)
+    finite = smallest[right & np.isfinite(smallest)]
+    return {
+        "eps": [round(float(r), 8) for r in radii],
+        "accuracy": [round(100 * float(np.mean(right & (smallest > r))), 2) for r in radii],
+        "median": _rounded(np.median(finite)) if len(finite) else None,
+    }
+
+
+def _step_curves(job: Any, attacked: Mapping[str, Arrays]) -> dict[str, list[float]]:
+    """The best loss so far along each search, mean over the examples it ran on."""
+    curves = {}
+    for entry in job.entries:
+        got = attacked[entry.name]
+        if "path" in got and got["run"].any() and got["path"].shape[1]:
+            curves[entry.name] = [_rounded(v) for v in np.clip(got["path"][got["run"]], -1e9, 1e9).mean(axis=0)]
+    return curves
+
+
+def _rounded(value: Any) -> float:
+    """A float with six digits, for JSON: no NaN."""
+    value = float(value)
+    return float(f"{value:.6g}") if np.isfinite(value) else None  # pyright: ignore[reportReturnType]
