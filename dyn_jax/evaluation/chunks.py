@@ -31,7 +31,7 @@ class Chunks:
       devices: default all local ones.
     """
 
-    def __init__(self, call: Call, shared: Any, size: int, devices: Sequence[jax.Device] | None = None) -> None:
+    def __init__(self, call: Call, shared: Any, size: int, devices: Sequence[Any] | None = None) -> None:
         self.size = size
         self._shared = shared
         self._devices = list(jax.local_devices() if devices is None else devices)

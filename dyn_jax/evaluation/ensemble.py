@@ -13,7 +13,7 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.threat import ball
-from dyn_jax.evaluation import programs, shards, summary
+from dyn_jax.evaluation import files, programs, shards, summary
 from dyn_jax.evaluation.chunks import Chunks, divided
 from dyn_jax.evaluation.plan import ACCURACY, ENERGY, Budget, Entry, Threat, lambdas_of, plan
 from dyn_jax.evaluation.subject import Subject, subject_of
@@ -59,7 +59,7 @@ class Job:
     seed: int
     batch_size: int
     draws: tuple[int, int]
-    devices: Sequence[jax.Device] | None
+    devices: Sequence[Any] | None
 
     def key(self, purpose: str) -> jax.Array:
         """A key for one purpose: attacks and verdicts never share one."""
@@ -85,7 +85,7 @@ def evaluate(
     progress: bool = False,
     facts: dict[str, Any] | None = None,
     part: tuple[int, int] | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Evaluation | None:
     """Attacks a network with an ensemble and keeps, of each example, the worst.
 
@@ -123,7 +123,7 @@ def evaluate(
     images = np.asarray(_validate.images("images", images), np.float32)
     _validate.within("images", images, (0.0, 1.0))
     labels = np.asarray(_validate.labels("labels", labels, len(images)), np.int32)
-    threat, budget = Threat(norm, float(ball(norm, eps).eps)), Budget() if budget is None else budget
+    threat, budget = Threat(norm, float(np.asarray(ball(norm, eps).eps))), Budget() if budget is None else budget
     _validate.positive_int("batch_size", batch_size)
     for name, number in zip(("draws of gradients", "draws of verdicts"), draws):
         _validate.positive_int(name, number)
@@ -150,17 +150,21 @@ def evaluate(
         if parts > 1:
             raise ValueError("output: got None for several processes, expected a folder that all of them see")
         found = _one_part(job, shards.Memory(), mine, images, labels, progress)
-        return _whole(job, [found], images, labels, facts, shape)
+        return _whole(job, [found], labels, facts, shape)
     manifest = shards.describe(_config(job, parts, facts), variables, images, labels)
     folder = shards.Folder(output, manifest, part=number, parts=parts, resume=resume)
     try:
         folder.put("final", _one_part(job, folder, mine, images, labels, progress))
         found = [shards.read_shard(folder.path / "shards" / f"{p + 1}-of-{parts}" / "final.npz", folder.run)
                  for p in range(parts)]  # fmt: skip
+        complete = [arrays for arrays in found if arrays is not None]
+        if len(complete) < parts:
+            return None
+        evaluation = _whole(job, complete, labels, facts, shape)
+        files.save(folder.path, evaluation, files.pictures_of(job, evaluation.examples, images))
+        return evaluation
     finally:
         folder.close()
-    complete = [arrays for arrays in found if arrays is not None]
-    return _whole(job, complete, images, labels, facts, shape) if len(complete) == parts else None
 
 
 def _config(job: Job, parts: int, facts: dict[str, Any] | None) -> dict[str, Any]:
@@ -209,7 +213,12 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
         if not len(rows):
             continue
         call = programs.attacked(
-            job.subject, entry, lambdas_of(entry, job.budget), (job.key(entry.name), job.key("judge")), job.draws
+            job.subject,
+            entry,
+            job.threat,
+            lambdas_of(entry, job.budget),
+            (job.key(entry.name), job.key("judge")),
+            job.draws,
         )
         left = f", {int(np.sum(found_by >= 0))} broken, {int(np.sum(found_by == ROBUST))} left"
         got = phase(number + 1, entry.name, call, rows, images, labels, left=left)
@@ -223,12 +232,10 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
             hit = at[got["success"]]
             adversarial[hit], found_by[hit] = got["adversarial"][got["success"]], number
         elif entry.kind == ENERGY:
-            inside = np.asarray(ball(job.threat.norm, job.threat.eps).contains(got["adversarial"], images[rows]))
+            inside = got["inside"]
             more = inside & (got["macs"] > dearest[at])
             costly[at[more]], dearest[at[more]] = got["adversarial"][more], got["macs"][more]
             shares[at[more]] = got["shares"][more]
-            result[f"{number}/inside"] = inside
-            result[f"{number}/psnr"] = _psnr(got["adversarial"], images[rows])
     whole = np.zeros_like(images)
     whole[mine] = adversarial
     call = programs.verdict(job.subject, job.threat, job.key("verdict"), job.draws[1])
@@ -257,16 +264,9 @@ def _bar(computed: Iterator, total: int, done: int, name: str, progress: bool) -
     return iter(tqdm(computed, desc=name, total=total, initial=done, unit="chunk"))
 
 
-def _psnr(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    error = np.mean((images.astype(np.float64) - reference) ** 2, axis=(1, 2, 3))
-    return np.where(error > 0, -10 * np.log10(np.where(error > 0, error, 1)), np.inf).astype(np.float32)
-
-
-def _whole(
-    job: Job, parts: list[Arrays], images: np.ndarray, labels: np.ndarray, facts: dict[str, Any] | None, shape: Any
-) -> Evaluation:
+def _whole(job: Job, parts: list[Arrays], labels: np.ndarray, facts: dict[str, Any] | None, shape: Any) -> Evaluation:
     """The evaluation of all examples from those of the processes."""
-    count = len(images)
+    count = len(labels)
 
     def gather(name: str, rows: str = "rows", missing: Any = 0) -> np.ndarray:
         there = [part for part in parts if name in part]
@@ -293,6 +293,7 @@ def _whole(
         "adversarial": gather("adversarial"),
         "adversarial_8bit": again["coarse"],
         "broken_8bit": (found_by >= 0) & again["coarse_wrong"],
+        "grid": again["grid"],
         "macs": clean["macs"],
         "macs_worst": gather("macs_worst"),
         "costliest": gather("costly"),

@@ -39,10 +39,18 @@ def clean_pass(subject: Subject, key: jax.Array, draws: int) -> Call:
     return call
 
 
-def attacked(subject: Subject, entry: Entry, lambdas: jax.Array | None, keys: tuple[jax.Array, jax.Array], draws: Any):
+def attacked(
+    subject: Subject,
+    entry: Entry,
+    threat: Threat,
+    lambdas: jax.Array | None,
+    keys: tuple[jax.Array, jax.Array],
+    draws: tuple[int, int],
+) -> Call:
     """(variables, rows, images, labels) -> what the worst lambda of an entry left of the deployed network.
 
     Args:
+      threat: the ball that ``inside`` is about.
       keys: of the attack, of its verdict.
       draws: of the attack's gradients, of its verdict.
     """
@@ -51,13 +59,13 @@ def attacked(subject: Subject, entry: Entry, lambdas: jax.Array | None, keys: tu
         victim = judge(subject, variables, keys[1], draws[1])
 
         def once(lam: jax.Array | None) -> dict[str, jax.Array]:
-            gate = None if entry.soften is None else entry.soften(lam)
+            gate = None if entry.soften is None or lam is None else entry.soften(lam)
             forward, attack = subject.forward(variables, gate), entry.attack
             same = gate is None and not subject.stochastic
             if subject.stochastic:
                 forward, attack = stochastic.averaged(forward, keys[0], draws[0]), stochastic.expected(attack)
             result = attack(forward, x, y, victim=None if same else victim, key=keys[0], index=rows)
-            return _kept(result, y)
+            return _kept(result, x, y, threat)
 
         if lambdas is None:
             return once(None)
@@ -86,18 +94,25 @@ def verdict(subject: Subject, threat: Threat, key: jax.Array, draws: int) -> Cal
             "inside": space.contains(adversarial, x),
             "rate": _rate(subject, variables, key, draws, adversarial, y),
             "coarse": coarse,
+            "grid": grid,
             "coarse_wrong": ~_answers(victim(coarse.astype(jnp.float32) / 255), y)["correct"] & grid,
         }
 
     return call
 
 
-def units_of(subject: Subject, key: jax.Array, draws: int) -> Callable[..., list[jax.Array]]:
-    """(variables, rows, images) -> for every unit [row, *elements] bool, what was on."""
+def shown(subject: Subject, key: jax.Array, draws: int) -> Callable[..., dict[str, Any]]:
+    """(variables, rows, images) -> ``prediction``, ``macs`` and ``on``: of every unit [row, *elements] bool."""
 
-    def call(variables: Any, rows: jax.Array, x: jax.Array) -> list[jax.Array]:
+    def call(variables: Any, rows: jax.Array, x: jax.Array) -> dict[str, Any]:
         del rows
-        return [unit.on for unit in judge(subject, variables, key, draws)(x).trace.units]
+        output = judge(subject, variables, key, draws)(x)
+        prediction = jnp.argmax(output.logits, axis=-1)
+        return {
+            "prediction": prediction,
+            "macs": _energy(output.trace, len(x))["macs"],
+            "on": [unit.on for unit in output.trace.units],
+        }
 
     return call
 
@@ -133,7 +148,7 @@ def _energy(trace: Trace, rows: int) -> dict[str, jax.Array]:
     return {"macs": metrics.executed_macs(trace).astype(jnp.float32), "shares": metrics.example_shares(trace)}
 
 
-def _kept(result: AttackResult, y: jax.Array) -> dict[str, jax.Array]:
+def _kept(result: AttackResult, x: jax.Array, y: jax.Array, threat: Threat) -> dict[str, jax.Array]:
     """What is kept of an attack, arrays [row, ...]."""
     path = jax.lax.cummax(_ordered(result.steps.loss), axis=1)
     if path.shape[1] > PATH:
@@ -145,6 +160,8 @@ def _kept(result: AttackResult, y: jax.Array) -> dict[str, jax.Array]:
         "success": result.success,
         "invalid": result.invalid,
         "distance": result.distance,
+        "inside": ball(threat.norm, threat.eps).contains(result.adversarial, x),
+        "psnr": metrics.psnr(result.adversarial, x),
         "changed": _changed(result.trace_clean, result.trace_adversarial, len(y)),
         "nonfinite": jnp.any(result.steps.nonfinite, axis=1),
         "path": path,
@@ -161,4 +178,4 @@ def _changed(before: Trace, after: Trace, rows: int) -> jax.Array:
     if not before.units:
         return jnp.zeros(rows)
     flips = [(a.on != b.on).reshape(rows, -1) for a, b in zip(before.units, after.units)]
-    return sum(jnp.sum(f, axis=1) for f in flips) / sum(f.shape[1] for f in flips)
+    return jnp.mean(jnp.concatenate(flips, axis=1), axis=1)

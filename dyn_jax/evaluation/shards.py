@@ -147,9 +147,7 @@ def read_shard(path: pathlib.Path, run: str) -> dict[str, np.ndarray] | None:
             content = {name: archive[name] for name in archive.files}
     of, digest = (str(content.pop(name, "")) for name in (_OF, _DIGEST))
     if of != run:
-        raise _files.BadFile(
-            f"{path}: is a shard of another run ({of[:12] or 'none'} instead of {run[:12]}): remove it"
-        )
+        raise _files.BadFile(f"{path}: is a shard of another run ({of[:12] or 'none'}, not {run[:12]}): remove it")
     if digest != _digest(content):
         raise _files.BadFile(f"{path}: was changed after it was written: remove it, and the same command makes it anew")
     return content
@@ -175,8 +173,9 @@ def check_folder(path: str | os.PathLike, manifest: Mapping[str, Any], *, resume
         return
     saved = _files.read_json(there, "a run of an evaluation")
     wanted = json.loads(json.dumps(manifest))
+    text = lambda value: _files.short(str(value), 60)
     differ = [
-        f"{key} is {_files.short(str(saved.get(key, 'none')), 60)} there and {_files.short(str(wanted.get(key)), 60)} here"
+        f"{key} is {text(saved.get(key, 'none'))} there and {text(wanted.get(key, 'none'))} here"
         for key in sorted({*saved, *wanted})
         if saved.get(key) != wanted.get(key)
     ]

@@ -79,9 +79,7 @@ def subject_of(net: Any, variables: Variables, occupancy: Occupancy | None = Non
     elif callable(net):
         call, apply = net, net
     else:
-        raise TypeError(
-            f"net: got {type(net).__name__}, expected a flax Linen module or a function (variables, images)"
-        )
+        raise TypeError(f"net: got {type(net).__name__}, expected a Linen module or a function (variables, images)")
     names = {name for name, p in inspect.signature(call).parameters.items() if p.kind is not p.VAR_KEYWORD}
     takes = frozenset(names & {"occupancy", "key"})
     if occupancy is not None and "occupancy" not in takes:

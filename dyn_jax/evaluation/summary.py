@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -54,7 +53,7 @@ def summarise(
         "broken": int(np.sum(examples["broken"])),
         "invalid": int(np.sum(invalid)),
         "not_confirmed": int(np.sum(examples["claimed"] & ~examples["broken"])),
-        "broken_in_8_bits": int(np.sum(examples["broken_8bit"])),
+        "broken_in_8_bits": int(np.sum(examples["broken_8bit"])) if np.all(examples["grid"]) else None,
         "interval_95": interval(int(np.sum(robust)), len(robust)),
         "attacks": [
             _attack(entry.name, entry.kind, attacked[entry.name], examples, number, before)
@@ -76,12 +75,9 @@ def percent(flags: np.ndarray) -> str:
 
 def text_of(eps: float) -> str:
     """8/255 for 0.03137..., else the number."""
-    for denominator in (255, 1):
-        fraction = Fraction(eps * denominator).limit_denominator(100)
-        if abs(float(fraction) - eps * denominator) < 1e-5 and (
-            denominator == 1 or fraction.denominator in (1, 2, 4, 5, 10)
-        ):
-            return f"{float(fraction):g}/255" if denominator == 255 else f"{eps:g}"
+    steps = eps * 255
+    if abs(steps * 10 - round(steps * 10)) < 1e-4 * max(steps, 1):
+        return f"{round(steps, 1):g}/255"
     return f"{eps:g}"
 
 
