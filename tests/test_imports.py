@@ -26,10 +26,10 @@ ROOMS = (
         "metrics",
         "attacks",
     ),
-    *("networks", "datasets", "testing", "evaluation", "deploy", "training", "plotting", "dyn_jax", "cli", "__main__"),
-    *("weights_convert", "experiments", "benchmarks", "examples", "docs", "tests"),
+    *("networks", "datasets", "testing", "plotting", "evaluation", "deploy", "training", "dyn_jax"),
+    *("weights_convert", "cli", "__main__", "experiments", "benchmarks", "examples", "docs", "tests"),
 )
-OUTSIDE = ROOMS[ROOMS.index("weights_convert") :]
+OUTSIDE = ("weights_convert", *ROOMS[ROOMS.index("experiments") :])
 
 
 def room_of(module: str) -> str | None:

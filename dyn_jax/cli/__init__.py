@@ -52,6 +52,7 @@ dyn_jax.networks.checkpoint.load_variables(FILE) for dyn_jax.networks.create(NAM
 
 def _parser() -> argparse.ArgumentParser:
     from dyn_jax import __version__
+    from dyn_jax.cli import evaluate
 
     parser = argparse.ArgumentParser(
         prog="dyn-jax",
@@ -99,6 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("source", help="folder with the original archive or batches")
     data.add_argument("--data-dir", default=None, help="TFDS folder (default: below $DYN_JAX_DATA or ~/.cache/dyn_jax)")
     data.set_defaults(run=_prepare)
+
+    evaluate.add_to(commands)
+
+    convert = commands.add_parser(
+        "convert",
+        help="a PyTorch checkpoint as variables (the same as python -m weights_convert)",
+        description="dyn-jax convert NAME in.pth out.msgpack; all options: python -m weights_convert --help.",
+        add_help=False,
+    )
+    convert.add_argument("rest", nargs=argparse.REMAINDER)
+    convert.set_defaults(run=_convert)
 
     listing = commands.add_parser("list", help="names of the networks", description="Names for networks.create.")
     listing.set_defaults(run=_list)
@@ -168,6 +180,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from dyn_jax.datasets import prepare_tfds
 
     print(prepare_tfds(arguments.source, arguments.data_dir))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from weights_convert.__main__ import main as convert
+
+    if code := convert(arguments.rest):
+        raise SystemExit(code)
 
 
 def _list(arguments: argparse.Namespace) -> None:

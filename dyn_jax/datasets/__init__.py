@@ -15,6 +15,8 @@ from dyn_jax.datasets.cifar_packed import cifar10_jpeg as cifar10_jpeg
 from dyn_jax.datasets.cifar_packed import cifar10_lossless as cifar10_lossless
 from dyn_jax.datasets.cifar_packed import cifar10_packed as cifar10_packed
 from dyn_jax.datasets.digits import digits as digits
+from dyn_jax.datasets.image_files import image_file as image_file
+from dyn_jax.datasets.image_files import image_folder as image_folder
 from dyn_jax.datasets.modelnet40 import MODELNET40_CLASSES as MODELNET40_CLASSES
 from dyn_jax.datasets.modelnet40 import modelnet40 as modelnet40
 from dyn_jax.datasets.modelnet40 import read_off_object as read_off_object

@@ -1,0 +1,72 @@
+"""Somebody's own labelled images: an npz file, or a folder of one folder for each class."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+
+from dyn_jax import _files
+from dyn_jax.datasets.base import ImageData, checked_images
+
+IMAGES, LABELS = ("image", "images", "x", "x_test"), ("label", "labels", "y", "y_test")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+def image_file(path: str | os.PathLike) -> ImageData:
+    """Images and labels of an npz file.
+
+    Args:
+      path: an npz with `image` [n, height, width, channel] (uint8, or floating point in [0, 1]) and `label` [n]; also
+        `images`/`labels` or `x`/`y`.
+
+    Raises:
+      OSError, ValueError: no such file, not an npz, no such arrays, or arrays that do not fit together; NCHW images.
+    """
+    name = os.fspath(path)
+    with _files.opened(path, "an npz of images and labels") as file, _files.reading(name, "an npz file"):
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files if key in IMAGES + LABELS}
+    found = [[arrays[key] for key in keys if key in arrays][:1] for keys in (IMAGES, LABELS)]
+    if not all(found):
+        there = _files.listed(arrays)
+        raise ValueError(
+            f"{name}: got the arrays {there}, expected 'image' [n, height, width, channel] and 'label' [n]"
+        )
+    images, labels = found[0][0], found[1][0]
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        raise ValueError(f"{name}: got images of shape {images.shape}, channels first; transpose them to NHWC")
+    return checked_images(ImageData(images, labels, os.path.basename(name)), name)
+
+
+def image_folder(path: str | os.PathLike) -> ImageData:
+    """Images of one size from a folder with a folder for each class; classes are numbered by the order of their names.
+
+    Args:
+      path: of the folder: ``FOLDER/CLASS/*.png`` (or jpg, jpeg, bmp).
+
+    Returns:
+      `ImageData`: images uint8 [n, height, width, 3], in the order of class and file name.
+
+    Raises:
+      OSError, ValueError: no such folder, no images, images of different sizes or damaged ones: names the file.
+    """
+    from PIL import Image
+
+    place = pathlib.Path(path)
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place}: no such folder; expected one with a folder of images for each class")
+    classes = sorted(entry for entry in place.iterdir() if entry.is_dir())
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    for number, folder in enumerate(classes):
+        for file in sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES):
+            with _files.opened(file, "an image") as content, _files.reading(os.fspath(file), "an image"):
+                images.append(np.asarray(Image.open(content).convert("RGB")))
+            if images[-1].shape != images[0].shape:
+                raise ValueError(f"{file}: got an image of {images[-1].shape}, expected {images[0].shape} as the first")
+            labels.append(number)
+    if not images:
+        raise ValueError(f"{place}: got no images, expected folders of {', '.join(SUFFIXES)} files, one for each class")
+    return checked_images(ImageData(np.stack(images), np.array(labels, np.int32), place.name), os.fspath(place))

@@ -1,0 +1,203 @@
+"""The ensemble: the worst of each example, found by whom, judged again; what is refused before anything runs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dyn_jax import attacks, occupancy
+from dyn_jax.attacks import to_8bit
+from dyn_jax.evaluation import Budget, evaluate, plan
+from dyn_jax.evaluation.ensemble import Job
+from tests.evaluation import toy
+
+
+@pytest.fixture(scope="module")
+def found():
+    return toy.run()
+
+
+def test_the_verdict_is_a_fresh_pass_over_what_is_returned(found):
+    images, labels = toy.data()
+    logits = np.asarray(toy.gated(toy.weights(), found.examples["adversarial"]).logits)
+    wrong = logits.argmax(1) != labels
+    np.testing.assert_array_equal(found.examples["broken"], wrong & found.examples["correct"])
+    assert found.robust_accuracy == pytest.approx(1 - wrong.mean())
+    assert found.summary["robust_acc"] == f"{100 * found.robust_accuracy:.2f}"
+    assert np.abs(found.examples["adversarial"] - images).max() <= 16 / 255 + 1e-6
+    assert found.summary["clean_acc"] == f"{100 * 20 / 21:.2f}" and found.examples["found_by"][3] == -2
+    assert 0 < found.examples["broken"].sum() < 20, "an example must stand and one must fall for the test to mean much"
+
+
+def test_a_broken_example_is_not_attacked_again(found):
+    first, second = (found.attacks[name] for name in ("fgsm", "apgd-ce@soft"))
+    assert first["run"].sum() == 20 and not first["run"][3]
+    np.testing.assert_array_equal(second["run"], first["run"] & ~first["success"])
+    by = found.examples["found_by"]
+    np.testing.assert_array_equal(by == 0, first["success"])
+    np.testing.assert_array_equal(by == 1, second["success"] & second["run"])
+    assert [line.get("found_first") for line in found.summary["attacks"]] == [(by == 0).sum(), (by == 1).sum(), None]
+
+
+def test_an_entry_is_the_attack_itself():
+    images, labels = toy.data()
+    alone = toy.run(attacks="apgd-ce")
+    forward = lambda x: toy.gated(toy.weights(), x)
+    key = Job(None, (), None, None, 0, 5, (1, 1), None).key("apgd-ce")
+    result = attacks.apgd("16/255", 4)(forward, images, labels, key=key)
+    np.testing.assert_array_equal(alone.examples["broken"], np.asarray(result.success & ~result.clean_success))
+    rows = alone.examples["broken"]
+    np.testing.assert_allclose(alone.examples["adversarial"][rows], np.asarray(result.adversarial)[rows], atol=1e-6)
+
+
+def test_the_worst_lambda_counts():
+    both = toy.run(attacks="apgd-ce@soft")
+    alone = [
+        toy.run(attacks="apgd-ce@soft", budget=dataclasses.replace(toy.SHORT, lambdas=(lam,))) for lam in (1.0, 8.0)
+    ]
+    either = alone[0].examples["broken"] | alone[1].examples["broken"]
+    np.testing.assert_array_equal(both.examples["broken"], either)
+
+
+def test_the_most_expensive_image_in_the_ball_counts(found):
+    images, _ = toy.data()
+    macs = lambda x: 50 + 100 * (np.asarray(toy.gated(toy.weights(), x).trace.units[0].score) >= 0)
+    np.testing.assert_array_equal(found.examples["macs"], macs(images))
+    np.testing.assert_array_equal(found.examples["macs_worst"], macs(found.examples["costliest"]))
+    assert (found.examples["macs_worst"] >= found.examples["macs"]).all()
+    saved = found.examples["macs"] < 150
+    share = ((found.examples["macs_worst"] - found.examples["macs"])[saved] / 100).mean()
+    assert found.summary["energy"]["recovery_in_ball"] == pytest.approx(share, rel=1e-5) and share > 0
+    assert np.abs(found.examples["costliest"] - images).max() <= 16 / 255 + 1e-6
+
+
+def test_8_bit_images_stay_in_the_ball_and_are_judged(found):
+    images, labels = toy.data()
+    coarse = found.examples["adversarial_8bit"]
+    np.testing.assert_array_equal(coarse, np.asarray(to_8bit(found.examples["adversarial"], images)))
+    assert np.abs(coarse.astype(int) - np.round(images * 255)).max() <= 16
+    wrong = np.asarray(toy.gated(toy.weights(), coarse.astype(np.float32) / 255).logits).argmax(1) != labels
+    np.testing.assert_array_equal(found.examples["broken_8bit"], wrong & (found.examples["found_by"] >= 0))
+
+
+def test_results_do_not_depend_on_the_batch_size(found):
+    for size in (3, 21):
+        other = toy.run(batch_size=size)
+        np.testing.assert_array_equal(found.examples["found_by"], other.examples["found_by"])
+        np.testing.assert_allclose(found.examples["adversarial"], other.examples["adversarial"], atol=1e-6)
+
+
+def test_short_memory_halves_the_batch_with_equal_results(found, monkeypatch):
+    from dyn_jax.evaluation import chunks
+
+    whole, asked = chunks.Chunks._side_by_side, []
+
+    def short(self, group, arrays):
+        asked.append(self.size)
+        if self.size > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+        return whole(self, group, arrays)
+
+    monkeypatch.setattr(chunks.Chunks, "_side_by_side", short)
+    other = toy.run()
+    assert {5, 3, 2} <= set(asked)
+    np.testing.assert_array_equal(found.examples["found_by"], other.examples["found_by"])
+    np.testing.assert_allclose(found.examples["adversarial"], other.examples["adversarial"], atol=1e-6)
+    monkeypatch.setattr(chunks.Chunks, "_side_by_side", lambda self, *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError, match="one example alone"):
+        toy.run()
+
+
+def test_a_thousand_cases_are_inside_and_judged_right():
+    """Images, eps and norms at random, at the bounds too: every success re-evaluates, every image is in the set."""
+    rng, total = np.random.default_rng(0), 0
+    for norm, eps in (("linf", 0.0), ("linf", "1/255"), ("linf", 0.3), ("linf", 1.5), ("l2", 0.1), ("l2", 5.0)):
+        images = np.clip(rng.normal(0.5, 0.6, (170, *toy.SHAPE)), 0, 1).astype(np.float32)
+        labels = rng.integers(0, toy.CLASSES, 170).astype(np.int32)
+        got = evaluate(
+            toy.static, toy.weights(), images, labels, eps=eps, norm=norm, attacks="apgd-ce", budget=toy.SHORT,
+            batch_size=170,
+        )  # fmt: skip
+        moved = got.examples["adversarial"]
+        radius = float(np.max(_distance(norm, moved - images)))
+        limit = float(attacks.ball(norm, eps).eps)
+        assert radius <= limit * (1 + 1e-6) + 1e-6 and moved.min() >= 0 and moved.max() <= 1
+        wrong = np.asarray(toy.static(toy.weights(), moved)).argmax(1) != labels
+        np.testing.assert_array_equal(got.examples["broken"], wrong & got.examples["correct"])
+        assert got.summary["not_confirmed"] == 0
+        total += len(images)
+    assert total >= 1000
+
+
+def _distance(norm, delta):
+    flat = delta.reshape(len(delta), -1)
+    return np.abs(flat).max(1) if norm == "linf" else np.sqrt((flat.astype(np.float64) ** 2).sum(1))
+
+
+def test_nonfinite_logits_are_an_outcome_of_their_own():
+    def blind(variables, x):
+        return jnp.where(x.mean((1, 2, 3), keepdims=True)[..., 0, 0] > 0.5, jnp.nan, toy.static(variables, x))
+
+    images, _ = toy.data()
+    labels = np.asarray(toy.static(toy.weights(), images)).argmax(1).astype(np.int32)
+    got = evaluate(blind, toy.weights(), images, labels, eps="1/255", attacks="fgsm", budget=toy.SHORT)
+    bright = images.mean((1, 2, 3)) > 0.5
+    assert got.examples["invalid"][bright].all() and not got.examples["broken"][bright].any()
+    assert got.robust_accuracy <= 1 - bright.mean() and got.summary["unreliable"]
+
+
+BAD = {
+    "one output": ({"net": lambda v, x: toy.static(v, x)[:, :1], "labels": np.zeros(3, np.int32)}, "one output.*two"),
+    "labels": ({"labels": np.array([0, 1, 9], np.int32)}, r"labels: got labels in \[0, 9\], expected \[0, 4\]"),
+    "images": ({"images": 2 * np.ones((3, *toy.SHAPE), np.float32)}, "images: got values"),
+    "attack": ({"attacks": "apgd-c"}, "attacks: got 'apgd-c', did you mean apgd-ce"),
+    "soft of a static network": ({"attacks": "apgd-ce@soft"}, "no gates to soften"),
+    "energy of a static network": ({"attacks": "energy"}, "no adaptive units"),
+    "few classes": ({"net": lambda v, x: toy.static(v, x)[:, :3], "labels": np.zeros(3, np.int32)}, "at least 4"),
+    "eps": ({"eps": "eight"}, "eps"),
+    "norm": ({"norm": "l3"}, "norm"),
+    "no attack": ({"attacks": ()}, "expected at least one"),
+    "weights": ({"variables": {"always": np.zeros((7, 5), np.float32)}}, "dot_general|incompatible|shape"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_said_in_the_first_second(case, tmp_path):
+    images, _ = toy.data(3)
+    given = {"net": toy.static, "variables": toy.weights(), "images": images, "labels": np.zeros(3, np.int32)}
+    given |= {"eps": "8/255", "attacks": "apgd-t", "output": tmp_path / "run"}
+    changes, message = BAD[case]
+    with pytest.raises((ValueError, TypeError), match=message):
+        evaluate(**{**given, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_options():
+    for field, value in (("steps", 0), ("queries", 1.5), ("lambdas", ()), ("lambdas", (-1.0,))):
+        with pytest.raises((ValueError, TypeError), match=field):
+            Budget(**{field: value})
+    with pytest.raises(TypeError, match="occupancy"):
+        images, labels = toy.data(3)
+        evaluate(toy.static, toy.weights(), images, labels, eps=0.1, attacks="fgsm", occupancy=occupancy.hard())
+
+
+def test_every_name_of_every_plan_is_known():
+    for name in plan.PLANS:
+        assert plan.names_of(name) == plan.PLANS[name]
+    assert plan.names_of("standard,apgd-ce,energy")[:4] == plan.PLANS["standard"]
+
+
+def test_nothing_runs_before_bad_input_is_refused():
+    """Shapes alone are traced."""
+    images, labels = toy.data(3)
+    ran = []
+
+    def watched(variables, x):
+        ran.append(isinstance(x, jax.core.Tracer))
+        return toy.static(variables, x)
+
+    with pytest.raises(ValueError, match="no adaptive units"):
+        evaluate(watched, toy.weights(), images, labels, eps="8/255", attacks="energy")
+    assert ran and all(ran)
