@@ -44,6 +44,13 @@ def noisy(variables, x, *, key):
     return static(variables, x) + 0.5 * jax.random.normal(key, (len(x), CLASSES))
 
 
+def gated_at_random(variables, x, *, occupancy=None, rngs=None):
+    """`gated` behind a gate that draws."""
+    key = (rngs or {}).get("gate")
+    how = occupancies.hard() if occupancy is None else occupancy
+    return gated(variables, x, occupancy=how if key is None else lambda score: how(score, key=key))
+
+
 def data(count: int = COUNT, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """8-bit images, and what `gated` says about them but for the fourth."""
     images = np.random.default_rng(seed).integers(0, 256, (count, *SHAPE)).astype(np.float32) / 255
