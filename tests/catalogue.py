@@ -221,6 +221,15 @@ ALL_ATTACKS = {
     "lgm_auto_step": AttackCase(lambda eps: attacks.lgm_auto_step(eps, 0.03, 5), coupled=True),
     "lgm_auto_step release": AttackCase(_release(attacks.lgm.auto_step), coupled=True),
     "grad_auto eps": AttackCase(lambda eps: attacks.grad_auto(eps=eps, steps=6, learning_rate=0.05), targeted=False),
+    "fab_t": AttackCase(lambda eps: attacks.fab_t(eps, 6, target_classes=2), targeted=False),
+    "fab_t l2": AttackCase(
+        lambda eps: attacks.fab_t(eps, 6, target_classes=2, norm="l2"), eps=1.0, targeted=False, clouds=False
+    ),
+    "fmn": AttackCase(lambda eps: attacks.fmn(10, step_size=(0.3, 0.01)), bounded=False),
+    "fmn l2": AttackCase(lambda eps: attacks.fmn(10, step_size=(0.3, 0.01), norm="l2"), bounded=False),
+    "ddn": AttackCase(lambda eps: attacks.ddn(10), bounded=False),
+    "square": AttackCase(lambda eps: attacks.square(eps, 20), clouds=False),
+    "square l2": AttackCase(lambda eps: attacks.square(eps, 20, norm="l2"), eps=1.0, clouds=False),
 }
 POINT_ATTACKS = {
     "point_bim": AttackCase(lambda eps: attacks.point_bim(eps, 0.03, 3)),

@@ -158,8 +158,11 @@ class Problem:
         once = self.observed(self.clean, losses, jnp.zeros_like(losses, bool))
         return jax.tree.map(lambda leaf: leaf[None][:0], once)
 
-    def gradient(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Steps]:
-        """(gradient of the objective like x, record): 0 where it is not finite, nothing may move or is attacked."""
+    def evaluate(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Output, Steps]:
+        """(gradient of the objective like x, what `forward` says, record).
+
+        The gradient is 0 where it is not finite, where nothing may move and where nothing is attacked.
+        """
 
         def total(x: jax.Array) -> tuple[jax.Array, tuple]:
             output = self.forward(x, self.reach if reach is None else reach)
@@ -169,7 +172,19 @@ class Problem:
         gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
         gradient, bad = self.finite(gradient)
         gradient = gradient if self.domain.free is None else gradient * self.domain.free
-        return gradient, self.observed(output, losses, bad)
+        return gradient, output, self.observed(output, losses, bad)
+
+    def gradient(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Steps]:
+        """`evaluate` without the output."""
+        gradient, _, record = self.evaluate(x, reach)
+        return gradient, record
+
+    def of_one_row(self, name: str) -> None:
+        """For attacks on classes: raises ValueError for targets, and for segmented clouds."""
+        if self.targets is not None:
+            raise ValueError(f"targets: got targets, expected None: {name} chooses its own and is untargeted")
+        if self.clean.logits.shape[0] != self.domain.examples:
+            raise ValueError("inputs: got a segmented cloud, expected one row of logits for each example")
 
 
 class Found(flax.struct.PyTreeNode):

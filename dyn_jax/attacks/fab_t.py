@@ -1,0 +1,141 @@
+"""FAB-T (Croce and Hein 2020): steps onto the linearised boundary towards one class after the other, never far away."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate, objectives
+from dyn_jax.attacks import hyperplane
+from dyn_jax.attacks.base import Attack, Found, Problem, Steps
+from dyn_jax.attacks.minimal import MinimalNorm, closest, length
+from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.types import Output
+
+_LEAST = 1e-8  # norm of a step onto the plane, at least
+
+
+def class_difference(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """``z_t - z_y``, [row]; the objective of one target."""
+    at = lambda index: jnp.take_along_axis(output.logits, index[:, None], axis=1)[:, 0]
+    if targets is None:
+        raise ValueError("targets: got None, expected the classes whose boundary is looked for")
+    return at(targets) - at(labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fab:
+    """The search of `fab_t`, attributes as its arguments."""
+
+    norm: str
+    steps: int
+    target_classes: int
+    alpha_max: jax.typing.ArrayLike
+    eta: jax.typing.ArrayLike
+    beta: jax.typing.ArrayLike
+
+    def step(self, problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
+        """(one step from x towards the plane of `problem`'s targets, pulled to the clean value; record)."""
+        domain, threat = problem.domain, problem.ball
+        w, record = problem.gradient(x)
+        clean, parts = domain.clean, domain.split(w)
+        gap = record.loss  # w.x - b with b = w.x - (z_t - z_y)
+        clean_gap = gap + jnp.sum(domain.split(w * (clean - x)), axis=tuple(range(1, parts.ndim)))
+
+        pair = lambda a, b: jnp.concatenate([a, b])  # one loop projects both
+        both, gaps = pair(domain.split(x), domain.split(clean)), pair(gap, clean_gap)
+        moves = hyperplane.step(self.norm, both, pair(parts, parts), gaps, threat.bounds)
+        far, far_clean = jnp.split(jnp.maximum(length(threat, moves), _LEAST), 2)
+        d, d_clean = map(domain.join, jnp.split(moves, 2))
+        alpha = domain.spread(jnp.minimum(far / (far + far_clean), self.alpha_max))
+        x = (1 - alpha) * (x + self.eta * d) + alpha * (clean + self.eta * d_clean)
+        return jnp.clip(x, *threat.bounds), record
+
+    def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
+        problem.of_one_row("fab_t")
+        domain, threat = problem.domain, problem.ball
+        ranked = likeliest_wrong(problem, self.target_classes)
+        first = domain.clean if start is None else start
+        measure = lambda x: length(threat, domain.split(x - domain.clean))
+
+        def step(state: tuple, aimed: Problem) -> tuple[tuple, tuple[Steps, MinimalNorm]]:
+            x, best = state
+            x, steps = self.step(aimed, x)
+            held = problem.succeeds(problem.victim(x).logits) | ~problem.attacked
+            norm = jnp.where(problem.attacked, measure(x), 0)
+            best = closest(problem, (x, norm, held), best)
+            x = problem.pick(held, domain.clean + self.beta * (x - domain.clean), x)
+            return (x, best), (steps, MinimalNorm(norm, held))
+
+        def towards(best: tuple, targets: jax.Array) -> tuple[tuple, tuple]:
+            aimed = dataclasses.replace(problem, targets=targets, objective=class_difference)
+            (_, best), records = jax.lax.scan(
+                lambda state, _: step(state, aimed), (first, best), None, length=self.steps
+            )
+            return best, records
+
+        nothing = (domain.clean, jnp.full_like(measure(first), jnp.inf))
+        (x, _), records = jax.lax.scan(towards, nothing, ranked.T)
+        steps, record = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
+        inside = ~domain.any_row(threat.distance(x, domain.clean) > threat.eps)
+        return Found(problem.pick(inside, x, domain.clean), steps, record)
+
+
+def likeliest_wrong(problem: Problem, count: int) -> jax.Array:
+    """[example, count], the wrong classes with the largest logits on the clean value, the largest first.
+
+    Raises:
+      ValueError: there are not that many wrong classes.
+    """
+    logits = problem.forward(problem.domain.clean).logits
+    if count >= logits.shape[1]:
+        raise ValueError(f"target_classes: got {count} of {logits.shape[1]} classes, expected fewer")
+    wrong = jnp.where(jax.nn.one_hot(problem.labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
+    return jax.lax.top_k(wrong, count)[1]
+
+
+def fab_t(
+    eps: jax.typing.ArrayLike | str,
+    steps: int = 100,
+    *,
+    target_classes: int = 9,
+    norm: str = "linf",
+    alpha_max: jax.typing.ArrayLike = 0.1,
+    eta: jax.typing.ArrayLike = 1.05,
+    beta: jax.typing.ArrayLike = 0.9,
+    bounds: Bounds = (0.0, 1.0),
+) -> Attack:
+    """The smallest perturbation with which the victim errs, looked for at the boundaries to the likeliest classes.
+
+    For each of the `target_classes` likeliest wrong classes t, from the clean value x0, with f = z_t - z_y and its
+    plane P of the linearisation at x: ``x <- clip((1 - a) (x + eta (P(x) - x)) + a (x0 + eta (P(x0) - x0)))``, a being
+    the first step's share of both lengths, at most `alpha_max`. Where the victim errs, whatever it says, x is kept if
+    it is the nearest so far, and the search goes on from ``x0 + beta (x - x0)``.
+
+    eps decides only at the end: the nearest x is returned if it lies within eps, else the clean value. The smallest
+    norm found stands in ``result.record.smallest`` (see `MinimalNorm`) whatever eps is; with a large eps (1 is enough
+    for Linf) the nearest x itself is returned. Deterministic. Of a cloud the norm is that of all its points.
+
+    Args:
+      eps, norm, bounds: see `dyn_jax.attacks.bim`.
+      steps: for each class.
+      target_classes: number of classes, at most classes - 1.
+      alpha_max, eta, beta: bias towards the clean value, overshoot, and how far a step back goes.
+
+    Returns:
+      An `Attack`; a ``start`` is where the search of every class begins.
+
+    Raises:
+      ValueError, TypeError: as `dyn_jax.attacks.bim`; ``targets`` given to the attack; more target classes than wrong
+        classes; a segmented cloud.
+
+    Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
+    algorithm 1 without the final search, as in AutoAttack's code; one restart, from the clean value.
+    """
+    threat = ball(norm, eps, bounds)
+    _validate.positive_int("steps", steps)
+    _validate.positive_int("target_classes", target_classes)
+    numbers = [_validate.number(n, v, minimum=0) for n, v in (("alpha_max", alpha_max), ("eta", eta), ("beta", beta))]
+    return Attack(Fab(norm, steps, target_classes, *numbers), threat, objectives.margin, reach=threat.eps)

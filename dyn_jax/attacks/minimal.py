@@ -1,0 +1,68 @@
+"""What the attacks that minimise a norm share: an unbounded threat set, and what they record of every example."""
+
+from __future__ import annotations
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import _validate
+from dyn_jax.attacks.base import Problem
+from dyn_jax.attacks.domains import Domain
+from dyn_jax.attacks.threat import L2, Ball, Bounds, Linf, check_bounds
+
+
+class MinimalNorm(flax.struct.PyTreeNode):
+    """The record of an attack that minimises a norm.
+
+    Attributes:
+      norm: [example, step], of the perturbation that the victim judged; of a cloud, over all of its points.
+      held: [example, step] bool, the criterion held there.
+    """
+
+    norm: jax.Array
+    held: jax.Array
+
+    @property
+    def smallest(self) -> jax.Array:
+        """[example], the smallest norm that held: 0 where it held on the clean value, infinite where nothing did."""
+        return jnp.min(jnp.where(self.held, self.norm, jnp.inf), axis=1)
+
+
+def unbounded(norm: str, bounds: Bounds) -> Ball:
+    """A ball without end: whatever the box allows, measured in the norm `norm`.
+
+    Raises:
+      ValueError: unknown norm; bounds not (low, high).
+    """
+    _validate.choice("norm", norm, ("linf", "l2"))
+    check_bounds(bounds)
+    return {"linf": Linf, "l2": L2}[norm](jnp.inf, bounds)
+
+
+def length(threat: Ball, parts: jax.Array) -> jax.Array:
+    """[example], the threat set's norm of differences [example, ...]."""
+    return threat.distance(parts, jnp.zeros_like(parts))
+
+
+def largest_norm(domain: Domain, threat: Ball) -> jax.Array:
+    """[example], the largest norm that the box allows; infinite where there is none."""
+    low, high = threat.bounds
+    room = jnp.maximum(domain.clean - low, high - domain.clean)
+    if not all(map(math.isfinite, threat.bounds)):
+        return jnp.full_like(length(threat, domain.split(domain.clean)), jnp.inf)
+    return length(threat, domain.split(room if domain.free is None else room * domain.free))
+
+
+def cosine(first: float, last: float, done: jax.Array) -> jax.Array:
+    """A schedule from `first` to `last`, ``last + (first - last) (1 + cos(pi done)) / 2``."""
+    return last + (first - last) * (1 + jnp.cos(jnp.pi * done)) / 2
+
+
+def closest(problem: Problem, new: tuple, old: tuple) -> tuple[jax.Array, jax.Array]:
+    """(x, norm [example]) of the smaller norm, `new` being (x, norm, where the criterion holds)."""
+    x, norm, held = new
+    better = held & (norm < old[1])
+    return problem.pick(better, x, old[0]), jnp.where(better, norm, old[1])
