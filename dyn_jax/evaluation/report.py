@@ -22,12 +22,18 @@ from dyn_jax.evaluation.plan import ACCURACY, ENERGY
 REPORT = "report.html"
 STATES = ("off", "switched-on", "switched-off", "on")
 """Class of an element that was (on before, on after), read as a binary number."""
+BALLS = {"Linf": "L∞", "L2": "L2"}
 ROBUSTBENCH = (
     *("name", "authors", "venue", "link", "architecture", "dataset", "threat", "eps", "additional_data"),
     *("number_forward_passes", "clean_acc", "reported", "autoattack_acc", "unreliable"),
 )
+FIELDS = (
+    *("robust_acc", "interval_95", "examples", "broken", "invalid", "not_confirmed", "broken_in_8_bits"),
+    *("attacks", "energy", "random", "curves", "facts", "settings", "environment"),
+)
+"""What a result must have beside `ROBUSTBENCH`."""
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 210, 64, 12, 14, 40  # of a curve, in SVG units
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 200, 64, 12, 14, 28  # of a curve, in SVG units
 _STRIP = 32  # elements of a vector of units in one line
 _TABLE = 18  # units in one column of execution rates
 
@@ -47,47 +53,60 @@ def report(folder: str | os.PathLike) -> pathlib.Path:
     place = pathlib.Path(folder)
     result, pictures = files.load(place)
     manifest = shards.read_manifest(place) if (place / shards.MANIFEST).exists() else {}
+    about = lambda: _files.reading(os.fspath(place / files.RESULT), "the result of an evaluation")
+    with about():
+        context = _context(result, manifest)
     with _files.reading(os.fspath(place / files.PICTURES), "the pictures of this run"):
         examples = _examples(result, pictures)
-    with _files.reading(os.fspath(place / files.RESULT), "the result of an evaluation"):
-        page = _page(result, examples, manifest).encode()
+    with about():
+        page = _template(_unit(result)).render(context, examples=examples).encode()
     shards.write(place / REPORT, page)
     return place / REPORT
 
 
-def _page(result: Mapping[str, Any], examples: list[dict[str, Any]], manifest: Mapping[str, Any]) -> str:
-    space = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    unit = "255" if "/255" in result["eps"] else "1"
+def _template(unit: str) -> jinja2.Template:
+    """The page, with distances in 1/255 or plain numbers."""
+    space = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     space.filters |= {"share": _share, "macs": _macs, "words": _words, "distance": lambda v: _distance(v, unit)}
+    return space.from_string(_TEMPLATE.read_text("utf-8"))
+
+
+def _context(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template places, but for the pictures."""
+    missing = [name for name in (*ROBUSTBENCH, *FIELDS) if name not in result]
+    if missing:
+        raise ValueError(f"it lacks {_files.listed(missing, most=4)}")
+    if result["threat"] not in BALLS:
+        raise ValueError(f"threat: got {_files.short(result['threat'])}, expected {' or '.join(BALLS)}")
+    _radius(result)
     css = {"on": plotting.ON, "off": plotting.OFF, "up": plotting.SWITCHED_ON, "down": plotting.SWITCHED_OFF}
-    return space.from_string(_TEMPLATE.read_text("utf-8")).render(
-        r=result,
-        findings=result.get("checks"),
-        table=result["attacks"],
-        ball={"Linf": "L∞", "L2": "L2"}[result["threat"]],
-        colours={name: "rgb({:.0f} {:.0f} {:.0f})".format(*(255 * c for c in rgb)) for name, rgb in css.items()},
-        found=_found(result),
-        costs=_costs(result["energy"]),
-        attacks_on_energy=[line for line in result["attacks"] if line["kind"] == ENERGY and "macs" in line],
-        eps_curve=_eps_curve(result, unit),
-        step_curves=[
+    hidden = ("name", "dataset", "classes", "command")  # said elsewhere
+    return {
+        "r": result,
+        "findings": result.get("checks"),
+        "table": result["attacks"],
+        "ball": BALLS[result["threat"]],
+        "colours": {name: "rgb({:.0f} {:.0f} {:.0f})".format(*(255 * c for c in rgb)) for name, rgb in css.items()},
+        "found": _found(result),
+        "costs": _costs(result["energy"]),
+        "attacks_on_energy": [line for line in result["attacks"] if line["kind"] == ENERGY and "macs" in line],
+        "eps_curve": _eps_curve(result, _unit(result)),
+        "step_curves": [
             (name, _curve(range(len(values)), values, x_ticks=[(0, "start"), (len(values) - 1, "end")]))
             for name, values in sorted(result["curves"]["steps"].items())
             if len(values) > 1
         ],
-        rates=_rates(result["energy"]),
-        examples=examples,
-        facts={k: v for k, v in result["facts"].items() if k not in ("name", "dataset", "classes", "command")},
-        robustbench={name: result[name] for name in ROBUSTBENCH},
-        call=_call(result),
-        digests={k: manifest[k] for k in ("weights", "data", "code", "occupancy") if k in manifest},
-    )
+        "rates": _rates(result["energy"]),
+        "facts": {name: value for name, value in result["facts"].items() if name not in hidden},
+        "robustbench": {name: result[name] for name in ROBUSTBENCH},
+        "call": _call(result),
+        "digests": {name: manifest[name] for name in ("weights", "data", "code", "occupancy") if name in manifest},
+    }
+
+
+def _unit(result: Mapping[str, Any]) -> str:
+    """What distances are written in: 255 for 1/255."""
+    return "255" if result["eps"].endswith("/255") else "1"
 
 
 def _radius(result: Mapping[str, Any]) -> float:
@@ -164,7 +183,7 @@ def _eps_curve(result: Mapping[str, Any], unit: str) -> dict[str, Any] | None:
         return None
     radius = _radius(result)
     scale = lambda v: f"{255 * v:.3g}/255" if unit == "255" else f"{v:.3g}"
-    ticks = [(v, scale(v)) for v in (0.0, radius, curve["eps"][-1])]
+    ticks = [(0.0, "0"), *((v, scale(v)) for v in (radius, curve["eps"][-1]))]
     return _curve(curve["eps"], curve["accuracy"], (0, 100), ticks, mark=radius) | {"median": curve["median"]}
 
 
