@@ -10,3 +10,4 @@ from dyn_jax.evaluation.ensemble import evaluate as evaluate
 from dyn_jax.evaluation.plan import ATTACKS as ATTACKS
 from dyn_jax.evaluation.plan import PLANS as PLANS
 from dyn_jax.evaluation.plan import Budget as Budget
+from dyn_jax.evaluation.report import report as report
