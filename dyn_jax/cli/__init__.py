@@ -16,6 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 when it worked; 2 with one plain line on standard error for bad input; 130 after Ctrl-C; 141 where what reads
       the output has gone (``dyn-jax list | head -1``), without a word.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["convert"]:
+        from weights_convert.__main__ import main as convert
+
+        return convert(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -103,14 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate.add_to(commands)
 
-    convert = commands.add_parser(
-        "convert",
-        help="a PyTorch checkpoint as variables (the same as python -m weights_convert)",
-        description="dyn-jax convert NAME in.pth out.msgpack; all options: python -m weights_convert --help.",
-        add_help=False,
-    )
-    convert.add_argument("rest", nargs=argparse.REMAINDER)
-    convert.set_defaults(run=_convert)
+    commands.add_parser("convert", help="a PyTorch checkpoint as variables, as python -m weights_convert")
 
     listing = commands.add_parser("list", help="names of the networks", description="Names for networks.create.")
     listing.set_defaults(run=_list)
@@ -180,13 +178,6 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from dyn_jax.datasets import prepare_tfds
 
     print(prepare_tfds(arguments.source, arguments.data_dir))
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    from weights_convert.__main__ import main as convert
-
-    if code := convert(arguments.rest):
-        raise SystemExit(code)
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -129,6 +129,9 @@ CASES = {
             "CLAIMED": {("random moves", ""): (85.73,), ("KNNPert", "LGM"): (82.05,)},
         },
     ),
+    "experiments.autoattack_reference": Case(
+        "--data {} --checkpoints {} --reference {} --sets resnet20_eps1 --images 3 --steps 2 --queries 3"
+    ),
     "experiments.rdi_defended": Case(
         "--checkpoint none --data {} --images 3 --held-back 3 --energy-images 2",
         constants={
@@ -168,6 +171,9 @@ def data(tmp_path_factory) -> pathlib.Path:
         np.savez(folder / f"cifar10_jpeg_{split}.npz", label=labels, **jpeg)
     rng.uniform(0, 1, (60, 6)).astype(np.float32).tofile(folder / "scene.bin")
     rng.uniform(-2, 2, (60, 5)).astype(np.float32).tofile(folder / "sweep.bin")
+    stands = {"robust_after_apgd_ce": np.array([True, False, True]), "robust": np.array([True, False, False])}
+    seconds = {"eps": np.float32(1 / 255), "cpu_seconds": np.ones(4)}
+    np.savez(folder / "eval_aa_resnet20_eps1.npz", index=np.arange(3), label=label, **stands, **seconds)
     save_variables(folder / "seed0-dynconv-digits.msgpack", variables_of(tiny("dynconv-digits")))
     return folder
 
@@ -183,7 +189,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("experiments._early_exit.fit", fit)
     made = lambda name, state: variables_of(tiny(name) if isinstance(name, str) else name)
     monkeypatch.setattr(weights_convert, "convert", made)
-    for name in ("lgm_table1_static", "rdi_defended"):
+    for name in ("autoattack_reference", "lgm_table1_static", "rdi_defended"):
         monkeypatch.setattr(f"experiments.{name}.read_state_dict", lambda path: {})
     monkeypatch.setattr(_record, "RESULTS", None)  # nothing may be written beside the committed records
     with jax.debug_nans(False):
