@@ -151,6 +151,6 @@ def rdi() -> str:
         markdown(("gradient", "lambda", "PGD-20, answer, %", "broken by FGM only", "by LGM only"), leaded),
         markdown(("attack", "images", "recovered, %", "exits later", "answer, %"), spent),
         source("rdi_defended"),
-        f"{kept['settings']['data']}; eps {kept['settings']['eps']}, ± is a standard error. Claimed is what the authors' "
-        "code gives on the same images; cost is their table of floating-point operations, in millions.",
+        f"{kept['settings']['data']}; eps {kept['settings']['eps']}, ± is a standard error. Claimed is what the "
+        "authors' code gives on the same images; cost is their table of floating-point operations, in millions.",
     )

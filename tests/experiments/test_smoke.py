@@ -173,7 +173,7 @@ def data(tmp_path_factory) -> pathlib.Path:
     rng.uniform(-2, 2, (60, 5)).astype(np.float32).tofile(folder / "sweep.bin")
     stands = {"robust_after_apgd_ce": np.array([True, False, True]), "robust": np.array([True, False, False])}
     seconds = {"eps": np.float32(1 / 255), "cpu_seconds": np.ones(4)}
-    np.savez(folder / "eval_aa_resnet20_eps1.npz", index=np.arange(3), label=label, **stands, **seconds)
+    np.savez(folder / "eval_aa_resnet20_eps1.npz", index=np.arange(3), label=labels, **stands, **seconds)
     save_variables(folder / "seed0-dynconv-digits.msgpack", variables_of(tiny("dynconv-digits")))
     return folder
 
