@@ -3,8 +3,8 @@
     python -m experiments.autoattack_reference --data FOLDER --checkpoints FOLDER --reference FOLDER [--sets NAME ...]
 
 ``claimed`` is what the released code (PyTorch, one thread) left of the same images at the same eps; its arrays, with
-its CPU seconds, are `eval_aa_*.npz` in the reference folder. The networks are a published ResNet-20 and the last exit of
-the published RDI-ResNet-38; the images are original CIFAR-10 test images.
+its CPU seconds, are `eval_aa_*.npz` in the reference folder. The networks are a published ResNet-20 and the last exit
+of the published RDI-ResNet-38; the images are original CIFAR-10 test images.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def compared(name: str, wanted: dict[str, np.ndarray], arguments: argparse.Names
             "measured %": round(100 * float(standing.mean()), 2),
         }
         row |= {
-            "stands here only": int(np.sum(standing & ~claimed)),
-            "stands there only": int(np.sum(claimed & ~standing)),
+            "here only": int(np.sum(standing & ~claimed)),
+            "there only": int(np.sum(claimed & ~standing)),
         }
         rows.append(row)
     total = {"images of": name, "network": network, "eps": rows[0]["eps"], "after": "all", "images": count}
