@@ -230,6 +230,13 @@ ALL_ATTACKS = {
     "ddn": AttackCase(lambda eps: attacks.ddn(10), bounded=False),
     "square": AttackCase(lambda eps: attacks.square(eps, 20), clouds=False),
     "square l2": AttackCase(lambda eps: attacks.square(eps, 20, norm="l2"), eps=1.0, clouds=False),
+    "rays": AttackCase(lambda eps: attacks.rays(eps, 60), eps=0.3),
+    "spsa": AttackCase(lambda eps: attacks.spsa(eps, 6, samples=4, learning_rate=0.03)),
+    "universal": AttackCase(lambda eps: attacks.universal(eps, 0.03, 3), coupled=True, clouds=False),
+    "class_universal": AttackCase(
+        lambda eps: attacks.class_universal(eps, 0.3, 3, norm="l2"), eps=1.0, coupled=True, clouds=False
+    ),
+    "patch": AttackCase(lambda eps: attacks.patch((2, 3), 0.2, 4), coupled=True, bounded=False, clouds=False),
 }
 POINT_ATTACKS = {
     "point_bim": AttackCase(lambda eps: attacks.point_bim(eps, 0.03, 3)),

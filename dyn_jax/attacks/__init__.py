@@ -41,12 +41,17 @@ from dyn_jax.attacks.lgm_auto_step import lgm_auto_step as lgm_auto_step
 from dyn_jax.attacks.lgm_carlini_wagner import lgm_carlini_wagner as lgm_carlini_wagner
 from dyn_jax.attacks.mi_fgsm import mi_fgsm as mi_fgsm
 from dyn_jax.attacks.minimal import MinimalNorm as MinimalNorm
+from dyn_jax.attacks.patch import Patch as Patch
+from dyn_jax.attacks.patch import paste as paste
+from dyn_jax.attacks.patch import patch as patch
 from dyn_jax.attacks.pgd import pgd as pgd
 from dyn_jax.attacks.pixels import random_pixels as random_pixels
 from dyn_jax.attacks.point_bim import point_bim as point_bim
 from dyn_jax.attacks.point_noise import point_noise as point_noise
 from dyn_jax.attacks.point_pert import point_pert as point_pert
+from dyn_jax.attacks.rays import rays as rays
 from dyn_jax.attacks.released import lgm as lgm
+from dyn_jax.attacks.spsa import spsa as spsa
 from dyn_jax.attacks.square import SquareDraws as SquareDraws
 from dyn_jax.attacks.square import square as square
 from dyn_jax.attacks.surrogate import query as query
@@ -56,3 +61,6 @@ from dyn_jax.attacks.threat import Box as Box
 from dyn_jax.attacks.threat import Linf as Linf
 from dyn_jax.attacks.threat import ball as ball
 from dyn_jax.attacks.threat import to_8bit as to_8bit
+from dyn_jax.attacks.universal import Universal as Universal
+from dyn_jax.attacks.universal import class_universal as class_universal
+from dyn_jax.attacks.universal import universal as universal

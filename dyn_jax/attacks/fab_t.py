@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate, objectives
 from dyn_jax.attacks import hyperplane
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.minimal import MinimalNorm, closest, length
+from dyn_jax.attacks.minimal import MinimalNorm, closest, length, within
 from dyn_jax.attacks.threat import Bounds, ball
 from dyn_jax.types import Output
 
@@ -79,8 +79,7 @@ class Fab:
         nothing = (domain.clean, jnp.full_like(measure(first), jnp.inf))
         (x, _), records = jax.lax.scan(towards, nothing, ranked.T)
         steps, record = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
-        inside = ~domain.any_row(threat.distance(x, domain.clean) > threat.eps)
-        return Found(problem.pick(inside, x, domain.clean), steps, record)
+        return Found(within(problem, x), steps, record)
 
 
 def likeliest_wrong(problem: Problem, count: int) -> jax.Array:

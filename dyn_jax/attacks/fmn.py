@@ -16,6 +16,7 @@ from dyn_jax.attacks.minimal import MinimalNorm, closest, cosine, largest_norm, 
 from dyn_jax.attacks.threat import Bounds
 
 _SMALL = 1e-12
+_LEAST = 1e-3  # share of the norm that a step to the boundary has at least (not in the paper)
 Range = tuple[float, float]
 
 
@@ -55,6 +56,8 @@ class Fmn:
         to_boundary = jnp.abs(record.loss - self.criterion.level(problem)) / jnp.maximum(
             _dual(self.norm, parts), _SMALL
         )
+        # on the boundary itself rounding decides, and a step of length 0 would end the search
+        to_boundary = jnp.maximum(to_boundary, _LEAST * size)
         outside = jnp.where(found, state.eps * (1 + gamma), size + to_boundary)
         eps = jnp.where(held, jnp.minimum(state.eps * (1 - gamma), best[1]), outside)
         eps = jnp.minimum(eps, largest_norm(domain, threat))

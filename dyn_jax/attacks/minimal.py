@@ -66,3 +66,10 @@ def closest(problem: Problem, new: tuple, old: tuple) -> tuple[jax.Array, jax.Ar
     x, norm, held = new
     better = held & (norm < old[1])
     return problem.pick(better, x, old[0]), jnp.where(better, norm, old[1])
+
+
+def within(problem: Problem, x: jax.Array) -> jax.Array:
+    """x where it lies within eps, else the clean value: AutoAttack's rule, without a projection."""
+    domain, threat = problem.domain, problem.ball
+    far = domain.any_row(threat.distance(x, domain.clean) > threat.eps)
+    return problem.pick(far, domain.clean, x)

@@ -4,6 +4,7 @@ from dyn_jax.metrics import exits as exits
 from dyn_jax.metrics.answers import accuracy as accuracy
 from dyn_jax.metrics.answers import accuracy_kept as accuracy_kept
 from dyn_jax.metrics.answers import robust_accuracy as robust_accuracy
+from dyn_jax.metrics.answers import robust_accuracy_at as robust_accuracy_at
 from dyn_jax.metrics.answers import success_rate as success_rate
 from dyn_jax.metrics.images import psnr as psnr
 from dyn_jax.metrics.points import confusion as confusion

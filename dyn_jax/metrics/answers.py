@@ -63,6 +63,31 @@ def robust_accuracy(result: Any, where: jax.Array | None = None) -> jax.Array:
     return jnp.sum(rows & ~result.success & ~result.invalid) / jnp.sum(rows)
 
 
+def robust_accuracy_at(
+    norms: jax.typing.ArrayLike, eps: jax.typing.ArrayLike, where: jax.Array | None = None
+) -> jax.Array:
+    """Share of examples that no perturbation found so far breaks within eps: a whole curve from one run.
+
+    Args:
+      norms: [example], the smallest norm that broke each one, e.g. ``result.record.smallest`` of `dyn_jax.attacks.fmn`:
+        0 where it is misclassified, infinite where nothing was found; NaN counts as broken.
+      eps: a number or an array of any shape, in the same unit; a norm of exactly eps breaks.
+      where: [example] bool, the examples to count; default all.
+
+    Returns:
+      The shape of `eps`; NaN where no example counts.
+
+    Raises:
+      ValueError, TypeError: norms of another rank; `where` is not one flag per example.
+    """
+    if jnp.ndim(norms) != 1:
+        raise ValueError(f"norms: got shape {jnp.shape(norms)}, expected [example]")
+    norms, eps = jnp.asarray(norms), jnp.asarray(eps)
+    rows = jnp.ones(norms.shape, bool) if where is None else _validate.rows("where", where, len(norms))
+    withstood = norms.reshape(-1, *(1,) * eps.ndim) > eps[None]
+    return jnp.sum(withstood & rows.reshape(-1, *(1,) * eps.ndim), axis=0) / jnp.sum(rows)
+
+
 def accuracy_kept(clean: jax.Array, adversarial: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of the correctly classified examples that still are, from logits [batch, class]; NaN where there are none.
 

@@ -19,6 +19,7 @@ KEY = jax.random.key(0)
 INDEPENDENT = (
     *("fgsm", "bim l2 margin", "pgd restarts", "pgd release", "mi_fgsm l2", "apgd dlr", "apgd_t", "carlini_wagner"),
     *("early_attack", "grad_auto", "ilfo", "grad_mdm", "lgm_carlini_wagner"),
+    *("fab_t", "fmn l2", "ddn", "square l2", "rays", "spsa"),
 )
 # One of each kind of search, where a property does not depend on norm or objective.
 KINDS = ("fgsm", "pgd restarts", "mi_fgsm l2", "apgd dlr", "lgm_carlini_wagner", "lgm_auto_step")
@@ -125,7 +126,7 @@ def test_eps_is_a_leaf(name, float64):
     np.testing.assert_array_equal(stacked[0], images)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "apgd_t", "carlini_wagner"])
+@pytest.mark.parametrize("name", [*KINDS, "apgd_t", "carlini_wagner", "fab_t", "fmn", "square", "rays"])
 def test_nan_logits_are_no_success(name):
     """A network that answers every changed image with NaN: argmax would call it class 0."""
     case = ALL_ATTACKS[name]
@@ -157,7 +158,7 @@ def test_nan_logits_are_no_success(name):
     assert everywhere.steps.nonfinite.any(axis=1).all()
 
 
-@pytest.mark.parametrize("name", ["pgd restarts", "apgd l2", "carlini_wagner", "grad_auto", "knn_pert"])
+@pytest.mark.parametrize("name", ["pgd restarts", "apgd l2", "carlini_wagner", "grad_auto", "knn_pert", "fmn", "rays"])
 def test_a_cloud_does_not_see_the_others(name, float64):
     """Several clouds side by side are attacked as each alone, with the same key and number."""
     case = attack_case(name)
@@ -175,7 +176,7 @@ def test_a_cloud_does_not_see_the_others(name, float64):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["fgsm", "bim l2 margin", "pgd", "grad_auto"])
+@pytest.mark.parametrize("name", ["fgsm", "bim l2 margin", "pgd", "grad_auto", "fab_t", "square"])
 def test_half_precision_is_attacked_in_single(name, dtype):
     """Half precision cannot say where a ball of 1/255 ends: what comes back is single precision, inside the ball."""
     images, labels, _ = tiny_problem()

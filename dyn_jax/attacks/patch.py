@@ -1,0 +1,167 @@
+"""Adversarial patch (Brown et al. 2017): one small picture for all images, at a given or at random places."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import _validate
+from dyn_jax.attacks.base import Attack, Found, Problem, Steps
+from dyn_jax.attacks.domains import Pixels
+from dyn_jax.attacks.threat import Bounds, Box, check_bounds
+from dyn_jax.objectives import Objective, resolve
+
+
+class Patch(flax.struct.PyTreeNode):
+    """The record, [example, 1, ...].
+
+    Attributes:
+      values: [height, width, channel] each, the patch: the same one for all.
+      row, col: where its upper left corner lies in the image.
+    """
+
+    values: jax.Array
+    row: jax.Array
+    col: jax.Array
+
+
+def paste(images: jax.Array, values: jax.Array, row: jax.Array, col: jax.Array, shape: jax.Array) -> jax.Array:
+    """Images with the patch on them, linear in `values`.
+
+    Args:
+      images: [batch, height, width, channel].
+      values: [height, width, channel] of the patch.
+      row, col: [batch] integers, upper left corners; what lies outside the image is cut off.
+      shape: [height, width] of the patch, 1 or 0: its outline.
+    """
+    places = []
+    for size, length, at in zip(images.shape[1:3], values.shape[:2], (row, col)):
+        inside = jnp.arange(size)[None, :] - at[:, None]
+        places.append((jnp.clip(inside, 0, length - 1), (inside >= 0) & (inside < length)))
+    (rows, in_rows), (cols, in_cols) = places
+    at = (rows[:, :, None], cols[:, None, :])
+    covered = in_rows[:, :, None] & in_cols[:, None, :] & (shape[at] > 0)
+    return jnp.where(covered[..., None], values[at], images)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchSearch:
+    """The search of `patch`, attributes as its arguments."""
+
+    size: tuple[int, int]
+    step_size: jax.typing.ArrayLike
+    steps: int
+    place: tuple[int, int] | None
+    shape: np.ndarray
+    values: jax.typing.ArrayLike | None
+
+    def corners(self, problem: Problem, keys: jax.Array | None, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of step `number`, [example] each."""
+        height, width = problem.domain.clean.shape[1:3]
+        room = (height - self.size[0], width - self.size[1])
+        if min(room) < 0:
+            raise ValueError(f"size: got {self.size}, expected at most the images' ({height}, {width})")
+        if self.place is not None:
+            if not all(0 <= at <= most for at, most in zip(self.place, room)):
+                raise ValueError(f"place: got {self.place}, expected (row, column) of at most {room}")
+            return tuple(jnp.full_like(problem.labels, at) for at in self.place)
+
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            pair = jax.random.split(jax.random.fold_in(key, number))
+            row, col = (jax.random.randint(k, (), 0, most + 1) for k, most in zip(pair, room))
+            return row, col
+
+        return jax.vmap(draw)(keys)
+
+    def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+        domain = problem.domain
+        if not isinstance(domain, Pixels):
+            raise TypeError("inputs: got a PointCloud, expected images: a patch is a region of an image")
+        if start is not None:
+            raise ValueError("start: got some, expected None: a patch starts at `values`")
+        low, high = domain.threat.bounds
+        outline = jnp.asarray(self.shape)
+
+        def step(state: tuple, number: jax.Array) -> tuple[tuple, Steps]:
+            values, best, value = state
+            row, col = self.corners(problem, keys, number)
+            x, pull = jax.vjp(lambda values: paste(domain.clean, values, row, col, outline), values)
+            gradient, record = problem.gradient(problem.project(x))
+            now = jnp.sum(jnp.where(problem.attacked & jnp.isfinite(record.loss), record.loss, 0))
+            best, value = jnp.where(now > value, values, best), jnp.maximum(now, value)
+            values = jnp.clip(values + self.step_size * jnp.sign(pull(gradient)[0]), low, high)
+            return (values, best, value), record
+
+        wanted = (*self.size, domain.clean.shape[3])
+        values = jnp.zeros_like(domain.clean[0, : self.size[0], : self.size[1]]) + (low + high) / 2
+        if self.values is not None:
+            if jnp.shape(self.values) != wanted:
+                raise ValueError(f"values: got shape {jnp.shape(self.values)}, expected {wanted}")
+            values = jnp.clip(jnp.asarray(self.values, values.dtype), low, high)
+        self.corners(problem, keys, jnp.int32(0))  # a size or place that does not fit is met here
+        worst = jnp.full_like(jnp.sum(problem.losses(problem.clean)), -jnp.inf)
+        (_, values, _), steps = jax.lax.scan(step, (values, values, worst), jnp.arange(self.steps + 1))
+        row, col = self.corners(problem, keys, jnp.int32(self.steps + 1))
+        every = jnp.broadcast_to(values, (1, domain.examples, *wanted))
+        return Found(paste(domain.clean, values, row, col, outline), steps, Patch(every, row[None], col[None]))
+
+
+def patch(
+    size: tuple[int, int],
+    step_size: jax.typing.ArrayLike | str,
+    steps: int,
+    *,
+    place: tuple[int, int] | None = None,
+    shape: jax.typing.ArrayLike | None = None,
+    values: jax.typing.ArrayLike | None = None,
+    objective: str | Objective = "ce",
+    bounds: Bounds = (0.0, 1.0),
+) -> Attack:
+    """One patch for all images: ``values <- clip(values + step_size * sign(sum of the images' gradients))``.
+
+    The values with the largest sum of objectives are kept (at random places: over those drawn in that step). They, and
+    where they lie, are ``result.record``, see `Patch`; `paste` puts them on other images. Attacks all images, also
+    misclassified ones; by nature the result depends on the batch.
+
+    Args:
+      size: (height, width) of the patch in pixels.
+      step_size: of the values, in pixel units.
+      steps: gradient steps; one more evaluation is of the last values.
+      place: (row, column) of its upper left corner; None: drawn for every image and step, by the image's key, so that
+        the patch works anywhere.
+      shape: [height, width] of 1 and 0, the outline; default the whole rectangle.
+      values: where to begin, [height, width, channel]; default half way between the bounds.
+      objective: ``ce``, ``margin``, ``dlr`` or a callable, e.g. `dyn_jax.objectives.energy()`. With ``targets`` given
+        to the attack, the patch says one class everywhere.
+      bounds: lowest and highest pixel value.
+
+    Returns:
+      An `Attack`, anywhere in the box; it needs a ``key`` where `place` is None.
+
+    Raises:
+      ValueError, TypeError: a size, place, shape or values that do not fit; a ``start``; a point cloud.
+
+    Source: Brown et al. 2017, over places only (no rotation or scaling).
+    """
+    check_bounds(bounds)
+    size = _pair("size", size, 1)
+    place = None if place is None else _pair("place", place, 0)
+    step_size = _validate.number("step_size", step_size, minimum=0)
+    _validate.positive_int("steps", steps)
+    outline = np.ones(size) if shape is None else np.asarray(shape)
+    if outline.shape != size or not np.isin(outline, (0, 1)).all() or not outline.any():
+        raise ValueError(f"shape: got an array of shape {outline.shape}, expected {size} of 1 and 0, not all 0")
+    search = PatchSearch(size, step_size, steps, place, outline, values)
+    return Attack(search, Box(bounds), resolve(objective), random=place is None, attack_all=True)
+
+
+def _pair(name: str, got: tuple[int, int], minimum: int) -> tuple[int, int]:
+    try:
+        first, second = got
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: got {got!r}, expected two integers") from None
+    return _validate.positive_int(name, first, minimum), _validate.positive_int(name, second, minimum)
