@@ -234,7 +234,7 @@ def check(
         attacked = _Network(forward, images) if forward is not None else drawn
         assert attacked is not None
         labels = _validate.labels("labels", labels, len(images), attacked.classes)
-        judge = attacked if victim is None or victim is forward else _Network(victim, images)
+        judge = attacked if victim is None or victim is forward else _Network(victim, images, gradient=False)
         for network in {id(attacked): attacked, id(judge): judge}.values():
             findings += _of_answers(network, images, labels, "" if network is attacked else "victim: ")
         if drawn is not None and drawn is not attacked:
@@ -249,7 +249,9 @@ def check(
 class _Network:
     """A network, traced and compiled: logits, scores, and what a cotangent of the logits becomes at the images."""
 
-    def __init__(self, forward: Callable, images: jax.Array, key: jax.Array | None = None) -> None:
+    def __init__(
+        self, forward: Callable, images: jax.Array, key: jax.Array | None = None, *, gradient: bool = True
+    ) -> None:
         make = (lambda _: forward) if key is None else forward
 
         def run(images: jax.Array, *key: jax.Array) -> tuple[jax.Array, tuple]:
@@ -260,11 +262,13 @@ class _Network:
         self.traced, self.program = programs.trace(run, images, key)
         # a function that draws from the host's random numbers is another program each time it is traced
         again, _ = programs.trace(lambda *arguments: run(*arguments), images, key)  # a new function: nothing is cached
-        self.constants = [self.traced.consts]
+        self.constants: list[list | None] = [jax.device_put(self.traced.consts)]
         if _text(again) != _text(self.traced):
             self.constants.append(None)
-        elif any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(again.consts, self.traced.consts) if a is not b):
-            self.constants.append(again.consts)
+        elif any(
+            not np.array_equal(a, b, equal_nan=True) for a, b in zip(again.consts, self.traced.consts) if a is not b
+        ):
+            self.constants.append(jax.device_put(again.consts))
         self.classes = self.program.avals[self.program.logits].shape[1]
         self.error: str | None = None
 
@@ -273,7 +277,7 @@ class _Network:
                 logits, *scores = jax.core.eval_jaxpr(self.traced.jaxpr, constants, images, *key)
                 return logits, tuple(scores)
 
-            if self.error is not None:
+            if not gradient or self.error is not None:
                 return *outputs(images), jnp.zeros_like(images)
             logits, back, scores = jax.vjp(outputs, images, has_aux=True)
             return logits, scores, back(cotangent.astype(logits.dtype))[0]
@@ -319,14 +323,18 @@ def _of_answers(network: _Network, images: jax.Array, labels: jax.Array, who: st
     found = []
     logits = network(images)[0]
     other_program = None in network.constants
-    repeats = [network(images)[0]] + ([network(images, trace=1)[0]] if len(network.constants) > 1 and not other_program else [])
+    repeats = [network(images)[0]] + (
+        [network(images, trace=1)[0]] if len(network.constants) > 1 and not other_program else []
+    )
     moved, largest = np.zeros(len(logits), bool), 0.0
     for repeat in repeats:
         rows, size = _differ(logits, repeat)
         moved, largest = moved | rows, max(largest, size)
     randomised = moved.any() or other_program
     if moved.any():
-        found.append(finding("randomised", f"{who}normalised logits of two passes differ by up to {largest:.2g}", moved))
+        found.append(
+            finding("randomised", f"{who}normalised logits of two passes differ by up to {largest:.2g}", moved)
+        )
     elif other_program:
         found.append(finding("randomised", f"{who}tracing it twice gives two programs"))
     frozen, seeded = programs.random_draws(network.program)
@@ -412,7 +420,9 @@ def _of_gradient(
                 flips |= flipped.any(axis=1)
                 count, total = count + int(flipped.sum()), total + flipped.size
         text = f"{len(hard)} of {len(scores)} gated units have no gradient towards their scores; "
-        found.append(finding("hard_gates", f"{text}random steps flip {100 * count / total:.2g} % of their gates", flips))
+        found.append(
+            finding("hard_gates", f"{text}random steps flip {100 * count / total:.2g} % of their gates", flips)
+        )
     if network.error is not None:
         return found
 
@@ -493,7 +503,9 @@ def _walk(network: _Network, judge: _Network, images: jax.Array, labels: np.ndar
         logits = network(x)[0]
     if not survives.any():
         return []
-    text = f"{survives.sum()} of {len(survives)} images survive {steps} sign steps of {size * 255:.3g}/255 without a bound"
+    text = (
+        f"{survives.sum()} of {len(survives)} images survive {steps} sign steps of {size * 255:.3g}/255 without a bound"
+    )
     return [finding("unconstrained_failure", text, survives)]
 
 

@@ -73,6 +73,7 @@ class Program:
     def __post_init__(self) -> None:
         self._makers: dict[int, list[Equation]] = {}
         self._users: dict[int, list[Equation]] = {}
+        self._known: dict[tuple, set[int]] = {}
         for equation in self.equations:
             for variable in equation.outputs:
                 self._makers.setdefault(variable, []).append(equation)
@@ -81,12 +82,12 @@ class Program:
 
     def depending_on(self, *variables: int) -> set[int]:
         """Everything computed from one of them, themselves included."""
-        return self._reach(variables, self._users, lambda equation, _: equation.outputs)
+        return self._reach("depending", variables, self._users, lambda equation, _: equation.outputs)
 
     def used_for(self, variable: int, cut: bool = False) -> set[int]:
         """Everything that `variable` is computed from; `cut`: not through ``stop_gradient``."""
         follow = lambda equation, _: () if cut and equation.name == _CUT else equation.inputs
-        return self._reach((variable,), self._makers, follow)
+        return self._reach(f"used {cut}", (variable,), self._makers, follow)
 
     def differentiable_from(self, variable: int) -> set[int]:
         """Everything that has a gradient path to `variable`."""
@@ -96,7 +97,7 @@ class Program:
                 return ()
             return filter(self._inexact, equation.inputs)
 
-        return self._reach((variable,), self._makers, follow)
+        return self._reach("differentiable", (variable,), self._makers, follow)
 
     def aliases(self, variable: int, names: tuple[str, ...] = _SHAPES) -> set[int]:
         """What `variable` is made of by the equations `names` alone (and constants); default: the same numbers."""
@@ -130,9 +131,10 @@ class Program:
         dtype = getattr(self.avals[variable], "dtype", None)
         return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
-    @staticmethod
-    def _reach(start: Iterable[int], by: dict[int, list[Equation]], follow: Callable) -> set[int]:
-        found = set(start)
+    def _reach(self, what: str, start: tuple[int, ...], by: dict[int, list[Equation]], follow: Callable) -> set[int]:
+        if (what, start) in self._known:
+            return self._known[what, start]
+        found = self._known[what, start] = set(start)
         stack = list(found)
         while stack:
             variable = stack.pop()
@@ -312,7 +314,12 @@ def hard_operations(program: Program) -> list[str]:
     found = []
     for equation in program.equations:
         operands = [v for v in equation.inputs if v in depends and program._inexact(v)]
-        if equation.custom or not operands or not used.intersection(equation.outputs) or not _is_hard(program, equation):
+        if (
+            equation.custom
+            or not operands
+            or not used.intersection(equation.outputs)
+            or not _is_hard(program, equation)
+        ):
             continue
         # where the result is cut off on its way, a surrogate may stand beside it: x + stop_gradient(round(15 x) / 15 - x)
         through = equation.name in COMPARISONS or not used_uncut.intersection(equation.outputs)
