@@ -112,7 +112,7 @@ class Program:
         return found
 
     def value(self, variable: int) -> Any:
-        """A variable's value where plain equations make it of constants; None where it depends on arguments or draws."""
+        """A variable's value where plain equations make it of constants; None where arguments or draws come in."""
         if variable in self.constants:
             return self.constants[variable]
         makers = self._makers.get(variable, ())
@@ -156,9 +156,8 @@ def trace(forward: Callable[..., tuple[jax.Array, tuple]], images: Any, key: Any
     opener = _Opener()
     ids = [opener.new(v.aval) for v in closed.jaxpr.invars]
     outs = opener.inline(closed, ids)
-    return closed, Program(
-        opener.equations, opener.avals, opener.constants, ids[0], *(ids[1:] or [None]), outs[0], tuple(outs[1:])
-    )
+    of_key = None if key is None else ids[1]
+    return closed, Program(opener.equations, opener.avals, opener.constants, ids[0], of_key, outs[0], tuple(outs[1:]))
 
 
 class _Opener:
@@ -238,7 +237,7 @@ def reaches_logits(program: Program) -> bool:
 
 
 def random_draws(program: Program) -> tuple[list[str], list[str]]:
-    """Random numbers that the logits use but that do not come from the program's key: (of a constant key, of the input)."""
+    """Random numbers that the logits use but not the program's key: (under a constant key, under one of the input)."""
     used = program.used_for(program.logits)
     of_key = set() if program.key is None else program.depending_on(program.key)
     of_images = program.depending_on(program.images)
@@ -321,7 +320,7 @@ def hard_operations(program: Program) -> list[str]:
             or not _is_hard(program, equation)
         ):
             continue
-        # where the result is cut off on its way, a surrogate may stand beside it: x + stop_gradient(round(15 x) / 15 - x)
+        # what is cut off on its way may have a surrogate beside it: x + stop_gradient(round(15 x) / 15 - x)
         through = equation.name in COMPARISONS or not used_uncut.intersection(equation.outputs)
         way = _ELEMENTWISE if through else (*_SHAPES, "concatenate") if equation.name in CHOICES else ()
         roots = set().union(*(program.aliases(v, way) for v in operands))
