@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
+from dyn_jax.attacks.domains import single
 from dyn_jax.attacks.forward import Network, as_forward
 from dyn_jax.attacks.threat import Ball, Bounds, Linf, ball
 from dyn_jax.evaluation import indicators
@@ -73,7 +74,9 @@ def check(
     if forward is None and make_forward is None:
         raise TypeError("forward: got None without make_forward, expected a network")
     threat = ball(norm, eps, bounds)
-    images = _validate.images("images", images)
+    if not _validate.is_concrete(images, labels):
+        raise TypeError("images: got a traced array, expected numbers: call check outside of jit")
+    images = single(_validate.images("images", images))
     _validate.within("images", images, bounds)
     key_kind = getattr(key, "dtype", None)
     if key_kind is None or not jnp.issubdtype(key_kind, jax.dtypes.prng_key) or jnp.shape(key):
@@ -106,7 +109,9 @@ class _Network:
         make = (lambda _: forward) if key is None else forward
 
         def run(images: jax.Array, *key: jax.Array) -> tuple[jax.Array, tuple]:
-            output: Output = as_forward(make(*key or (None,)))(images)
+            output = as_forward(make(*key or (None,)))(images)
+            if len(output.logits) != len(images):
+                raise ValueError(f"forward: got logits of {len(output.logits)} rows, expected {len(images)}")
             return output.logits, tuple(unit.score for unit in output.trace.units)
 
         self.key = key
@@ -150,7 +155,7 @@ class _Network:
             self.error = str(error).splitlines()[0]
             self._pull = quick_jit(self._pull.__wrapped__)
             logits, scores, gradient = self._pull(*arguments)
-        return np.asarray(logits), [np.asarray(s) for s in scores], np.asarray(gradient)
+        return np.asarray(logits, np.float32), [np.asarray(s) for s in scores], np.asarray(gradient)
 
 
 def _text(closed: Any) -> str:

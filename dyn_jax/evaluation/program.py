@@ -95,6 +95,8 @@ class Program:
         def follow(equation: Equation, of: int) -> Iterable[int]:
             if equation.name in _FLAT or equation.custom or not self._inexact(of):
                 return ()
+            if equation.name in CUSTOM and set(equation.inputs) & set(self.scores) and _is_flat(equation.source):
+                return ()
             return filter(self._inexact, equation.inputs)
 
         return self._reach("differentiable", (variable,), self._makers, follow)
@@ -229,6 +231,26 @@ class _Opener:
             inner = params.get("call_jaxpr", params.get("fun_jaxpr")) if name in CUSTOM else None
             if inner is not None:  # its derivative is its own; what it computes is looked at all the same
                 self.link(self.inline(inner, inputs, **{**flags, "custom": True}), outputs, **{**flags, "custom": True})
+
+
+def _is_flat(source: Any) -> bool:
+    """Whether the derivative that a ``custom_vjp`` or ``custom_jvp`` states is zero whatever comes back: a step.
+
+    Asked of what stands between a score and its unit only; to ask everywhere would trace every layer's backward pass.
+    """
+    params = source.primitive.get_bind_params(source.params)
+    arguments = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in source.invars]
+
+    def backward(arguments: list, cotangents: list) -> list:
+        return jax.vjp(lambda *xs: source.primitive.bind(*xs, **params), *arguments)[1](cotangents)
+
+    cotangents = [jnp.ones(v.aval.shape, v.aval.dtype) for v in source.outvars]
+    jaxpr = jax.make_jaxpr(backward)(arguments, cotangents)
+    opener = _Opener()
+    ids = [opener.new(v.aval) for v in jaxpr.jaxpr.invars]
+    outs = opener.inline(jaxpr, ids)
+    derivative = Program(opener.equations, opener.avals, opener.constants, ids[0], None, outs[0], ())
+    return not derivative.depending_on(*ids[len(arguments) :]).intersection(outs)
 
 
 def reaches_logits(program: Program) -> bool:

@@ -98,6 +98,22 @@ def test_whether_any_gradient_path_is_left():
     assert programs.reaches_logits(traced(lambda x: head(jax.lax.stop_gradient(x)) + 0 * jnp.sum(x)))
 
 
+@jax.custom_jvp
+def step(score):
+    return (score >= 0).astype(score.dtype)
+
+
+step.defjvp(lambda primals, tangents: (step(*primals), jnp.zeros_like(primals[0])))
+
+
+@jax.custom_vjp
+def led_step(score):
+    return (score >= 0).astype(score.dtype)
+
+
+led_step.defvjp(lambda s: (led_step(s), s), lambda s, g: (g * jnp.exp(-(s**2)),))
+
+
 @pytest.mark.parametrize(
     "model, gates",
     [
@@ -105,6 +121,8 @@ def test_whether_any_gradient_path_is_left():
         (gated(lambda s: jax.lax.stop_gradient(jax.nn.sigmoid(s))), [0]),
         (gated(lambda s: (s > 0).astype(s.dtype)), [0]),
         (gated(lambda s: 1 + 0 * s), []),
+        (gated(step), [0]),
+        (gated(led_step), []),
         (gated(occupancy.hard(), lambda x: jnp.zeros(len(x))), []),  # depends on no image
     ],
 )
