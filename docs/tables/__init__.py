@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import json
 import pathlib
+import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -115,7 +117,9 @@ def fill(text: str) -> str:
     Raises:
       ValueError: for a region of a name that no table has.
     """
-    from docs.tables import benchmarks, early_exits, energy, evaluation, images, points  # noqa: F401  (they register)
+    for module in pkgutil.iter_modules(__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"docs.tables.{module.name}")  # it registers its tables
 
     def made(match: re.Match[str]) -> str:
         kind, name = match.groups()

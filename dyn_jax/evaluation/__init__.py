@@ -2,12 +2,15 @@
 
 from dyn_jax.evaluation import checks as checks
 from dyn_jax.evaluation import indicators as indicators
-from dyn_jax.evaluation.checks import CODES as CODES
-from dyn_jax.evaluation.checks import Finding as Finding
 from dyn_jax.evaluation.checks import check as check
 from dyn_jax.evaluation.ensemble import Evaluation as Evaluation
 from dyn_jax.evaluation.ensemble import evaluate as evaluate
+from dyn_jax.evaluation.findings import CODES as CODES
+from dyn_jax.evaluation.findings import Finding as Finding
+from dyn_jax.evaluation.findings import Reading as Reading
 from dyn_jax.evaluation.plan import ATTACKS as ATTACKS
 from dyn_jax.evaluation.plan import PLANS as PLANS
 from dyn_jax.evaluation.plan import Budget as Budget
+from dyn_jax.evaluation.reading import from_attack as from_attack
+from dyn_jax.evaluation.reading import from_ensemble as from_ensemble
 from dyn_jax.evaluation.report import report as report

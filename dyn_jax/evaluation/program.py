@@ -73,6 +73,7 @@ class Program:
     def __post_init__(self) -> None:
         self._makers: dict[int, list[Equation]] = {}
         self._users: dict[int, list[Equation]] = {}
+        self._known: dict[tuple, set[int]] = {}
         for equation in self.equations:
             for variable in equation.outputs:
                 self._makers.setdefault(variable, []).append(equation)
@@ -81,12 +82,12 @@ class Program:
 
     def depending_on(self, *variables: int) -> set[int]:
         """Everything computed from one of them, themselves included."""
-        return self._reach(variables, self._users, lambda equation, _: equation.outputs)
+        return self._reach("depending", variables, self._users, lambda equation, _: equation.outputs)
 
     def used_for(self, variable: int, cut: bool = False) -> set[int]:
         """Everything that `variable` is computed from; `cut`: not through ``stop_gradient``."""
         follow = lambda equation, _: () if cut and equation.name == _CUT else equation.inputs
-        return self._reach((variable,), self._makers, follow)
+        return self._reach(f"used {cut}", (variable,), self._makers, follow)
 
     def differentiable_from(self, variable: int) -> set[int]:
         """Everything that has a gradient path to `variable`."""
@@ -94,9 +95,11 @@ class Program:
         def follow(equation: Equation, of: int) -> Iterable[int]:
             if equation.name in _FLAT or equation.custom or not self._inexact(of):
                 return ()
+            if equation.name in CUSTOM and set(equation.inputs) & set(self.scores) and _is_flat(equation.source):
+                return ()
             return filter(self._inexact, equation.inputs)
 
-        return self._reach((variable,), self._makers, follow)
+        return self._reach("differentiable", (variable,), self._makers, follow)
 
     def aliases(self, variable: int, names: tuple[str, ...] = _SHAPES) -> set[int]:
         """What `variable` is made of by the equations `names` alone (and constants); default: the same numbers."""
@@ -111,7 +114,7 @@ class Program:
         return found
 
     def value(self, variable: int) -> Any:
-        """A variable's value where plain equations make it of constants; None where it depends on arguments or draws."""
+        """A variable's value where plain equations make it of constants; None where arguments or draws come in."""
         if variable in self.constants:
             return self.constants[variable]
         makers = self._makers.get(variable, ())
@@ -130,9 +133,10 @@ class Program:
         dtype = getattr(self.avals[variable], "dtype", None)
         return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
-    @staticmethod
-    def _reach(start: Iterable[int], by: dict[int, list[Equation]], follow: Callable) -> set[int]:
-        found = set(start)
+    def _reach(self, what: str, start: tuple[int, ...], by: dict[int, list[Equation]], follow: Callable) -> set[int]:
+        if (what, start) in self._known:
+            return self._known[what, start]
+        found = self._known[what, start] = set(start)
         stack = list(found)
         while stack:
             variable = stack.pop()
@@ -154,9 +158,8 @@ def trace(forward: Callable[..., tuple[jax.Array, tuple]], images: Any, key: Any
     opener = _Opener()
     ids = [opener.new(v.aval) for v in closed.jaxpr.invars]
     outs = opener.inline(closed, ids)
-    return closed, Program(
-        opener.equations, opener.avals, opener.constants, ids[0], *(ids[1:] or [None]), outs[0], tuple(outs[1:])
-    )
+    of_key = None if key is None else ids[1]
+    return closed, Program(opener.equations, opener.avals, opener.constants, ids[0], of_key, outs[0], tuple(outs[1:]))
 
 
 class _Opener:
@@ -230,13 +233,33 @@ class _Opener:
                 self.link(self.inline(inner, inputs, **{**flags, "custom": True}), outputs, **{**flags, "custom": True})
 
 
+def _is_flat(source: Any) -> bool:
+    """Whether the derivative that a ``custom_vjp`` or ``custom_jvp`` states is zero whatever comes back: a step.
+
+    Asked of what stands between a score and its unit only; to ask everywhere would trace every layer's backward pass.
+    """
+    params = source.primitive.get_bind_params(source.params)
+    arguments = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in source.invars]
+
+    def backward(arguments: list, cotangents: list) -> list:
+        return jax.vjp(lambda *xs: source.primitive.bind(*xs, **params), *arguments)[1](cotangents)
+
+    cotangents = [jnp.ones(v.aval.shape, v.aval.dtype) for v in source.outvars]
+    jaxpr = jax.make_jaxpr(backward)(arguments, cotangents)
+    opener = _Opener()
+    ids = [opener.new(v.aval) for v in jaxpr.jaxpr.invars]
+    outs = opener.inline(jaxpr, ids)
+    derivative = Program(opener.equations, opener.avals, opener.constants, ids[0], None, outs[0], ())
+    return not derivative.depending_on(*ids[len(arguments) :]).intersection(outs)
+
+
 def reaches_logits(program: Program) -> bool:
     """Whether there is a gradient path from the images to the logits at all."""
     return program.images in program.differentiable_from(program.logits)
 
 
 def random_draws(program: Program) -> tuple[list[str], list[str]]:
-    """Random numbers that the logits use but that do not come from the program's key: (of a constant key, of the input)."""
+    """Random numbers that the logits use but not the program's key: (under a constant key, under one of the input)."""
     used = program.used_for(program.logits)
     of_key = set() if program.key is None else program.depending_on(program.key)
     of_images = program.depending_on(program.images)
@@ -312,9 +335,14 @@ def hard_operations(program: Program) -> list[str]:
     found = []
     for equation in program.equations:
         operands = [v for v in equation.inputs if v in depends and program._inexact(v)]
-        if equation.custom or not operands or not used.intersection(equation.outputs) or not _is_hard(program, equation):
+        if (
+            equation.custom
+            or not operands
+            or not used.intersection(equation.outputs)
+            or not _is_hard(program, equation)
+        ):
             continue
-        # where the result is cut off on its way, a surrogate may stand beside it: x + stop_gradient(round(15 x) / 15 - x)
+        # what is cut off on its way may have a surrogate beside it: x + stop_gradient(round(15 x) / 15 - x)
         through = equation.name in COMPARISONS or not used_uncut.intersection(equation.outputs)
         way = _ELEMENTWISE if through else (*_SHAPES, "concatenate") if equation.name in CHOICES else ()
         roots = set().union(*(program.aliases(v, way) for v in operands))

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from dyn_jax import metrics
-from dyn_jax.evaluation import checks
+from dyn_jax.evaluation import reading
+from dyn_jax.evaluation.findings import ERROR, Finding
 from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS
 
 Arrays = Mapping[str, np.ndarray]
@@ -59,7 +60,7 @@ def summarise(
         "reported": None,
         "autoattack_acc": percent(_after(examples, attacked, PLANS["standard"])) if standard else None,
         "robust_acc": percent(robust),
-        "unreliable": any(one["severity"] == checks.ERROR for one in findings)
+        "unreliable": any(one["severity"] == ERROR for one in findings)
         or bool(np.any(invalid) or np.any(examples["claimed"] & ~examples["broken"])),
         "checks": findings,
         "examples": len(right),
@@ -81,7 +82,7 @@ def summarise(
     }
 
 
-def finding(one: checks.Finding) -> dict[str, Any]:
+def finding(one: Finding) -> dict[str, Any]:
     """A finding for JSON."""
     share = None if one.share is None else _rounded(one.share)
     words = {"code": one.code, "severity": one.severity, "share": share, "message": one.message, "remedy": one.remedy}
@@ -95,13 +96,13 @@ def _afterwards(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> l
         got = attacked[entry.name]
         if entry.name.partition("@")[0] in ONE_PATH and got["run"].any():
             rows = np.flatnonzero(got["run"])
-            for one in checks.from_attack(got["success"][rows], got["path"][rows]).findings:
+            for one in reading.from_attack(got["success"][rows], got["path"][rows]).findings:
                 moved = dataclasses.replace(one, message=f"{entry.name}: {one.message}", examples=rows[one.examples])
                 found.append(finding(moved))
     first = {
         entry.name: examples["found_by"] == number for number, entry in enumerate(job.entries) if entry.kind == ACCURACY
     }
-    return found + [finding(one) for one in checks.from_ensemble(first).findings]
+    return found + [finding(one) for one in reading.from_ensemble(first).findings]
 
 
 def percent(flags: np.ndarray) -> str:

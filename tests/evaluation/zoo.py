@@ -1,4 +1,4 @@
-"""Models that mislead attacks, each around a healthy network f: images -> logits; and a healthy one that needs no file."""
+"""Models that mislead attacks, each around a healthy network f: images -> logits; and one that needs no file."""
 
 from __future__ import annotations
 
