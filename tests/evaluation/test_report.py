@@ -169,6 +169,28 @@ def test_adaptive_network(tmp_path, kind):
         assert "2 of 2 gates switched: unit0 on, unit1 on." in page.text
 
 
+def test_who_found_what_adds_up(tmp_path):
+    """20 images: 2 wrong to begin with, 11 broken, 3 robust, so 4 without a finite answer; bars as long as counts."""
+    result = result_of(robust_acc="15.00", invalid=5, unreliable=True)
+    page = page_of(tmp_path, result, pictures_of())
+    bars = [float(a["style"].removeprefix("width:").removesuffix("%")) for a in page.all("span") if "style" in a]
+    assert bars == [55, 0, 15, 10, 20] and sum(bars) == 100
+    assert "no finite answer under attack4 of 20" in page.text
+    assert "no finite answer under attack" not in page_of(tmp_path, result_of(), pictures_of()).text
+
+
+def test_many_gates(tmp_path):
+    """Of 20 that switched eight are named; 40 units have three tables of rates."""
+    shapes = ((),) * 40
+    pictures = pictures_of(shapes)
+    for k in range(20, 40):
+        pictures[f"on_after/{k}"] = pictures[f"on_before/{k}"]
+    page = page_of(tmp_path, result_of(shapes), pictures)
+    assert "20 of 40 gates switched: unit0 on, unit1 on" in page.text and "unit7 on, and 12 more." in page.text
+    assert len(page.all("table")) == 2 + 3
+    assert len([a for a in page.all("td") if "--rate" in a.get("style", "")]) == 2 * 40
+
+
 def test_pictures_are_the_run_s(tmp_path):
     """The pixels of the page: the clean image, the difference (all of it eps), the first element switched on."""
     import base64
