@@ -124,3 +124,33 @@ def rq4() -> str:
         _claims("early_exit_rq4"),
         f"Data: {s['data']}; {s['steps']} steps at learning rate {s['learning_rate']:g}, started from {s['start']}.",
     )
+
+
+@named("rdi")
+def rdi() -> str:
+    """RDI-ResNet-38: the authors' attacks, FGM against LGM on its exits, attacks on the energy."""
+    kept = record("rdi_defended")
+    part = lambda name: [row for row in kept["rows"] if row["part"] == name]
+    joined = lambda values: " ".join(f"{value:.1f}" for value in values)
+    reference = [
+        (
+            *(r["input"], f"{r['claimed answer %']:.1f}", f"{r['answer %']:.1f} ± {r['standard error']:.1f}"),
+            *(joined(r["claimed exits %"]), joined(r["exits %"]), f"{r['claimed cost']:.2f}", f"{r['cost']:.2f}"),
+        )
+        for r in part("reference")
+    ]
+    leaded = [
+        (r["gradient"], r["lambda"], f"{r['after %']:.1f} ± {r['se']:.1f}", r.get("broken by FGM only"),
+         r.get("broken by LGM only"))
+        for r in part("lgm")
+    ]  # fmt: skip
+    spent = [(r["attack"], r["images"], r["recovered %"], r["exits later"], r["answer %"]) for r in part("energy")]
+    header = ("images", "claimed, %", "answer, %", "claimed, each exit, %", "each exit, %", "claimed cost", "cost")
+    return block(
+        markdown(header, reference),
+        markdown(("gradient", "lambda", "PGD-20, answer, %", "broken by FGM only", "by LGM only"), leaded),
+        markdown(("attack", "images", "recovered, %", "exits later", "answer, %"), spent),
+        source("rdi_defended"),
+        f"{kept['settings']['data']}; eps {kept['settings']['eps']}, ± is a standard error. Claimed is what the authors' "
+        "code gives on the same images; cost is their table of floating-point operations, in millions.",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +14,15 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.threat import ball
-from dyn_jax.evaluation import files, programs, shards, summary
+from dyn_jax.evaluation import checks, files, programs, shards, summary
 from dyn_jax.evaluation.chunks import Chunks, divided
 from dyn_jax.evaluation.plan import ACCURACY, ENERGY, Budget, Entry, Threat, lambdas_of, plan
 from dyn_jax.evaluation.subject import Subject, subject_of
 from dyn_jax.types import Occupancy, Variables
 
 Arrays = dict[str, np.ndarray]
+EXAMINED = 12
+"""Images that the checks look at before the attacks."""
 ROBUST = -1
 """`found_by` of an example that no attack broke; `WRONG`: that was wrong to begin with."""
 WRONG = -2
@@ -185,6 +188,7 @@ def _config(job: Job, parts: int, facts: dict[str, Any] | None) -> dict[str, Any
 def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarray, labels: np.ndarray, progress: bool):
     """All phases on the examples of this process: arrays [example of mine, ...], attacks as ``number/field``."""
     variables = job.subject.variables
+    findings = _examined(job, store, images, labels)
 
     def phase(number: int, name: str, call: Callable, rows: np.ndarray, *arrays: np.ndarray, left: str = "") -> Arrays:
         size = _size(len(rows), job.batch_size)
@@ -242,6 +246,7 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
     again = phase(len(job.entries) + 1, "verdict", call, mine, whole, images, labels)
     result |= {f"verdict/{name}": value for name, value in again.items()}
     return result | {
+        "findings": findings,
         "found_by": found_by,
         "adversarial": adversarial,
         "costly": costly,
@@ -249,6 +254,26 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
         "shares_worst": shares,
         "invalid": clean["invalid"] | broken_invalid & (found_by == ROBUST),
     }
+
+
+def _examined(job: Job, store: shards.Store, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What `checks.check` finds on the first images, as JSON text."""
+    kept = store.get("checks")
+    if kept is None:
+        forward = job.subject.forward(job.subject.variables)
+        draws = job.subject.stochastic
+        found = checks.check(
+            None if draws else forward,
+            images[:EXAMINED],
+            labels[:EXAMINED],
+            eps=job.threat.eps,
+            norm=job.threat.norm,
+            key=job.key("checks"),
+            make_forward=(lambda key: lambda x: forward(x, key)) if draws else None,
+        )
+        kept = {"findings": np.array(json.dumps([summary.finding(one) for one in found]))}
+        store.put("checks", kept)
+    return kept["findings"]
 
 
 def _size(rows: int, most: int) -> int:
@@ -310,5 +335,6 @@ def _whole(job: Job, parts: list[Arrays], labels: np.ndarray, facts: dict[str, A
             if rows in part:
                 run[part[rows]] = True
         attacked[entry.name] = {"run": run, **{name.partition("/")[2]: gather(name, rows) for name in fields}}
-    found = summary.summarise(job, examples, attacked, facts or {}, shape)
+    first = json.loads(str(parts[0]["findings"]))
+    found = summary.summarise(job, examples, attacked, facts or {}, shape, first)
     return Evaluation(found, examples, attacked)

@@ -12,7 +12,7 @@ from dyn_jax import metrics, objectives
 from dyn_jax.attacks import AttackResult, to_8bit
 from dyn_jax.attacks.threat import ball
 from dyn_jax.evaluation import stochastic
-from dyn_jax.evaluation.plan import ENERGY, Entry, Threat
+from dyn_jax.evaluation.plan import ENERGY, NORM, Entry, Threat
 from dyn_jax.evaluation.subject import Subject
 from dyn_jax.types import Output, Trace
 
@@ -65,7 +65,10 @@ def attacked(
             if subject.stochastic:
                 forward, attack = stochastic.averaged(forward, keys[0], draws[0]), stochastic.expected(attack)
             result = attack(forward, x, y, victim=None if same else victim, key=keys[0], index=rows)
-            return _kept(result, x, y, threat)
+            kept = _kept(result, x, y, threat)
+            if entry.kind == NORM:  # the smallest perturbation on the way; infinite where there was none
+                kept |= {"distance": result.record.smallest, "success": jnp.isfinite(result.record.smallest)}
+            return kept
 
         if lambdas is None:
             return once(None)

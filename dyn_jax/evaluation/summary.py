@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Mapping
@@ -11,14 +12,22 @@ import jax
 import numpy as np
 
 from dyn_jax import metrics
+from dyn_jax.evaluation import checks
 from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS
 
 Arrays = Mapping[str, np.ndarray]
+ONE_PATH = ("apgd-ce", "apgd-dlr", "pgd", "bim")
+"""Attacks whose losses are one path, of which the indicators can say whether it had ended."""
 PACKAGES = ("dyn_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def summarise(
-    job: Any, examples: Arrays, attacked: Mapping[str, Arrays], facts: Mapping[str, Any], shape: Any
+    job: Any,
+    examples: Arrays,
+    attacked: Mapping[str, Arrays],
+    facts: Mapping[str, Any],
+    shape: Any,
+    findings: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The result of an evaluation, for JSON: the same for the same examples.
 
@@ -27,12 +36,14 @@ def summarise(
       examples, attacked: see `Evaluation`.
       facts: ``name``, ``dataset`` and whatever else the report shall name.
       shape: the shapes of the network's `Output`.
+      findings: of `checks.check`, before the attacks.
     """
     right, invalid = examples["correct"], examples["invalid"]
     robust = right & ~examples["broken"] & ~invalid
     ran = set(attacked)
     standard = set(PLANS["standard"]) <= ran
     before = right & ~invalid
+    findings = [*findings, *_afterwards(job, examples, attacked)]
     return {
         "name": facts.get("name"),
         "dataset": facts.get("dataset"),
@@ -48,7 +59,9 @@ def summarise(
         "reported": None,
         "autoattack_acc": percent(_after(examples, attacked, PLANS["standard"])) if standard else None,
         "robust_acc": percent(robust),
-        "unreliable": bool(np.any(invalid) or np.any(examples["claimed"] & ~examples["broken"])),
+        "unreliable": any(one["severity"] == checks.ERROR for one in findings)
+        or bool(np.any(invalid) or np.any(examples["claimed"] & ~examples["broken"])),
+        "checks": findings,
         "examples": len(right),
         "broken": int(np.sum(examples["broken"])),
         "invalid": int(np.sum(invalid)),
@@ -66,6 +79,29 @@ def summarise(
         "settings": _settings(job),
         "environment": environment(),
     }
+
+
+def finding(one: checks.Finding) -> dict[str, Any]:
+    """A finding for JSON."""
+    share = None if one.share is None else _rounded(one.share)
+    words = {"code": one.code, "severity": one.severity, "share": share, "message": one.message, "remedy": one.remedy}
+    return {**words, "examples": [int(row) for row in one.examples]}
+
+
+def _afterwards(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> list[dict[str, Any]]:
+    """What the attacks left behind says about them: indicators of failure, and masked gradients."""
+    found = []
+    for entry in job.entries:
+        got = attacked[entry.name]
+        if entry.name.partition("@")[0] in ONE_PATH and got["run"].any():
+            rows = np.flatnonzero(got["run"])
+            for one in checks.from_attack(got["success"][rows], got["path"][rows]).findings:
+                moved = dataclasses.replace(one, message=f"{entry.name}: {one.message}", examples=rows[one.examples])
+                found.append(finding(moved))
+    first = {
+        entry.name: examples["found_by"] == number for number, entry in enumerate(job.entries) if entry.kind == ACCURACY
+    }
+    return found + [finding(one) for one in checks.from_ensemble(first).findings]
 
 
 def percent(flags: np.ndarray) -> str:

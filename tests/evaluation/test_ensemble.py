@@ -34,7 +34,7 @@ def test_the_verdict_is_a_fresh_pass_over_what_is_returned(found):
 
 
 def test_a_broken_example_is_not_attacked_again(found):
-    first, second = (found.attacks[name] for name in ("fgsm", "apgd-ce@soft"))
+    first, second = (found.attacks[name] for name in ("fgsm", "bim@soft"))
     assert first["run"].sum() == 20 and not first["run"][3]
     np.testing.assert_array_equal(second["run"], first["run"] & ~first["success"])
     by = found.examples["found_by"]
@@ -55,9 +55,9 @@ def test_an_entry_is_the_attack_itself():
 
 
 def test_the_worst_lambda_counts():
-    both = toy.run(attacks="apgd-ce@soft")
+    both = toy.run(attacks="bim@soft")
     budgets = [dataclasses.replace(toy.SHORT, lambdas=(lam,)) for lam in (1.0, 8.0)]
-    alone = [toy.run(attacks="apgd-ce@soft", budget=budget) for budget in budgets]
+    alone = [toy.run(attacks="bim@soft", budget=budget) for budget in budgets]
     either = alone[0].examples["broken"] | alone[1].examples["broken"]
     np.testing.assert_array_equal(both.examples["broken"], either)
 
@@ -84,10 +84,9 @@ def test_8_bit_images_stay_in_the_ball_and_are_judged(found):
 
 
 def test_results_do_not_depend_on_the_batch_size(found):
-    for size in (3, 21):
-        other = toy.run(batch_size=size)
-        np.testing.assert_array_equal(found.examples["found_by"], other.examples["found_by"])
-        np.testing.assert_allclose(found.examples["adversarial"], other.examples["adversarial"], atol=1e-6)
+    other = toy.run(batch_size=21)
+    np.testing.assert_array_equal(found.examples["found_by"], other.examples["found_by"])
+    np.testing.assert_allclose(found.examples["adversarial"], other.examples["adversarial"], atol=1e-6)
 
 
 def test_short_memory_halves_the_batch_with_equal_results(found, monkeypatch):
@@ -114,12 +113,12 @@ def test_short_memory_halves_the_batch_with_equal_results(found, monkeypatch):
 def test_a_thousand_cases_are_inside_and_judged_right():
     """Images, eps and norms at random, at the bounds too: every success re-evaluates, every image is in the set."""
     rng, total = np.random.default_rng(0), 0
-    for norm, eps in (("linf", 0.0), ("linf", "1/255"), ("linf", 0.3), ("linf", 1.5), ("l2", 0.1), ("l2", 5.0)):
-        images = np.clip(rng.normal(0.5, 0.6, (170, *toy.SHAPE)), 0, 1).astype(np.float32)
-        labels = rng.integers(0, toy.CLASSES, 170).astype(np.int32)
+    for norm, eps in (("linf", 0.0), ("linf", "1/255"), ("linf", 1.5), ("l2", 0.4)):
+        images = np.clip(rng.normal(0.5, 0.6, (250, *toy.SHAPE)), 0, 1).astype(np.float32)
+        labels = rng.integers(0, toy.CLASSES, 250).astype(np.int32)
         got = evaluate(
             toy.static, toy.weights(), images, labels, eps=eps, norm=norm, attacks="apgd-ce", budget=toy.SHORT,
-            batch_size=170,
+            batch_size=250,
         )  # fmt: skip
         moved = got.examples["adversarial"]
         radius = float(np.max(_distance(norm, moved - images)))

@@ -63,7 +63,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path):
     assert all((shard.parent / name).stat().st_mtime_ns == when for name, when in kept.items()), "a shard was made anew"
 
 
-@pytest.mark.parametrize("left", [1, 6, 11, 16])
+@pytest.mark.parametrize("left", [1, 11])
 def test_any_prefix_of_shards_is_enough(left, whole, tmp_path):
     """What a kill leaves: the first shards, and perhaps a temporary file."""
     folder = tmp_path / "run"

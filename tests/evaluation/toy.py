@@ -60,7 +60,7 @@ def data(count: int = COUNT, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def run(output=None, attacks="fgsm,apgd-ce@soft,energy-apgd@straight-through", **given):
+def run(output=None, attacks="fgsm,bim@soft,energy-apgd@straight-through", **given):
     """An evaluation of `gated`."""
     images, labels = data()
     given = {"eps": "16/255", "budget": SHORT, "batch_size": 5, **given}

@@ -42,7 +42,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def tiny(name: str, *, normalize: object = None, **fields: Any) -> nn.Module:
     """A toy in place of the network of that name."""
     family = name.split("-")[0]
-    if family in ("sdn", "cnn"):
+    if family in ("sdn", "cnn", "rdi"):
         return SDN(Stages(), exit_after=() if family == "cnn" else (0, 1)).clone(**fields)
     return Points(family == "minkfcnn") if family.startswith("mink") else Gated(family, **fields)
 
@@ -129,6 +129,16 @@ CASES = {
             "CLAIMED": {("random moves", ""): (85.73,), ("KNNPert", "LGM"): (82.05,)},
         },
     ),
+    "experiments.rdi_defended": Case(
+        "--checkpoint none --data {} --images 3 --held-back 3 --energy-images 2",
+        constants={
+            "ATTACKS": {"PGD-20 average": attacks.released.rdi.average(steps=1)},
+            "SOFT": {"soft": occupancy.sigmoid},
+            "LAMBDAS": (1.0,),
+            "STEPS": 1,
+            "ENERGY": {"GradAuto": attacks.grad_auto(steps=2)},
+        },
+    ),
     "benchmarks.bim_resnet32": Case("--data {} --batch 2 --steps 1 --rounds 1 --no-peers", "bim_resnet32_cpu"),
     "benchmarks.early_attack": Case("--images 2 --loop-images 1 --steps 1 --rounds 1", "early_attack_cpu"),
     "benchmarks.grad_auto": Case("--batch 2 --steps 1 --rounds 1", "grad_auto_cpu"),
@@ -173,7 +183,8 @@ def quick(monkeypatch):
     monkeypatch.setattr("experiments._early_exit.fit", fit)
     made = lambda name, state: variables_of(tiny(name) if isinstance(name, str) else name)
     monkeypatch.setattr(weights_convert, "convert", made)
-    monkeypatch.setattr("experiments.lgm_table1_static.read_state_dict", lambda path: {})
+    for name in ("lgm_table1_static", "rdi_defended"):
+        monkeypatch.setattr(f"experiments.{name}.read_state_dict", lambda path: {})
     monkeypatch.setattr(_record, "RESULTS", None)  # nothing may be written beside the committed records
     with jax.debug_nans(False):
         jax.config.update("jax_disable_most_optimizations", True)
