@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dyn_jax import plotting
-from dyn_jax.evaluation import files, report
+from dyn_jax import occupancy, plotting
+from dyn_jax.evaluation import evaluate, files, report
 from dyn_jax.evaluation.report import REPORT
+from tests.evaluation import toy
 
 VOID = {"meta", "img", "br", "wbr", "line", "polyline"}
 UNITS = {"gates": ((), ()), "maps": ((4, 4), (2, 2), ()), "vectors": ((40,), (3, 1, 1)), "blocks": ((2, 3, 4),)}
@@ -345,6 +346,27 @@ def test_bad_folders(tmp_path):
         report(tmp_path)
     assert not (tmp_path / REPORT).exists()
     assert not list(tmp_path.glob(".*")), "something half written was left"
+
+
+@pytest.mark.parametrize("net", ["gated", "static", "noisy", "gated_at_random"])
+def test_real_runs(tmp_path, net, quick_programs):
+    """What `evaluate` writes is what the page reads: with and without units, with and without draws."""
+    images, labels = toy.data(6)
+    units = net.startswith("gated")
+    attacks = "fgsm,energy-apgd@straight-through,fmn" if net == "gated" else "fgsm"
+    given = {"occupancy": occupancy.gumbel_sigmoid()} if net == "gated_at_random" else {}
+    found = evaluate(getattr(toy, net), toy.weights(), images, labels, eps="16/255", attacks=attacks, draws=(2, 3),
+                     budget=toy.SHORT, output=tmp_path, facts={"name": net}, **given)  # fmt: skip
+    assert found is not None
+    text = report(tmp_path).read_text("utf-8")
+    page = Page(text)
+    alone(page, text)
+    assert f"Robustness of {net}" in page.text and not re.search(r"\bNone\b|\bnan\b", page.text)
+    assert f"{found.summary['robust_acc']} %" in page.text
+    assert ("energy" in page.ids, "rates" in page.ids) == (units, units)
+    assert ("random" in page.ids) == (net in ("noisy", "gated_at_random"))
+    assert len(page.all("polyline")) == (3 if net == "gated" else 0)  # accuracy at every eps, two searches
+    assert [one["code"] in page.text for one in found.summary["checks"]] == [True] * len(found.summary["checks"])
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
