@@ -97,6 +97,7 @@ def _context(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str
             if len(values) > 1
         ],
         "rates": _rates(result["energy"]),
+        "settings": {name: value for name, value in result["settings"].items() if value is not None},
         "facts": {name: value for name, value in result["facts"].items() if name not in hidden},
         "robustbench": {name: result[name] for name in ROBUSTBENCH},
         "call": _call(result),
@@ -148,15 +149,11 @@ def _found(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What became of the examples: lines of a bar chart, widths in percent of all examples."""
     count = result["examples"]
     of = lambda percent: round(count * float(percent) / 100)
-    lines = [
-        (line["attack"], line.get("found_first", 0), "broken") for line in result["attacks"] if line["kind"] == ACCURACY
-    ]
-    lines += [("robust: stood every attack", of(result["robust_acc"]), "stood")]
-    lines += [("wrong to begin with", count - of(result["clean_acc"]), "wrong")]
-    lines += [("claimed, not confirmed by the last pass", result["not_confirmed"], "wrong")] * bool(
-        result["not_confirmed"]
-    )
-    lines += [("no finite answer", result["invalid"], "wrong")] * bool(result["invalid"])
+    lines = [(x["attack"], x.get("found_first", 0), "broken") for x in result["attacks"] if x["kind"] == ACCURACY]
+    robust, wrong = of(result["robust_acc"]), count - of(result["clean_acc"])
+    lines += [("robust: stood every attack", robust, "stood"), ("wrong to begin with", wrong, "wrong")]
+    silent = count - result["broken"] - robust - wrong
+    lines += [("no finite answer under attack", silent, "wrong")] if silent > 0 else []
     return [{"name": n, "count": c, "kind": k, "width": f"{100 * c / count:.2f}"} for n, c, k in lines]
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dyn_jax import plotting
-from dyn_jax.evaluation import files, report
+from dyn_jax import occupancy, plotting
+from dyn_jax.evaluation import evaluate, files, report
 from dyn_jax.evaluation.report import REPORT
+from tests.evaluation import toy
 
 VOID = {"meta", "img", "br", "wbr", "line", "polyline"}
 UNITS = {"gates": ((), ()), "maps": ((4, 4), (2, 2), ()), "vectors": ((40,), (3, 1, 1)), "blocks": ((2, 3, 4),)}
@@ -167,6 +168,28 @@ def test_adaptive_network(tmp_path, kind):
         assert f"unit0: 1 elements switched on and 0 off, of {count}" in [a["alt"] for a in page.all("img")]
     else:
         assert "2 of 2 gates switched: unit0 on, unit1 on." in page.text
+
+
+def test_who_found_what_adds_up(tmp_path):
+    """20 images: 2 wrong to begin with, 11 broken, 3 robust, so 4 without a finite answer; bars as long as counts."""
+    result = result_of(robust_acc="15.00", invalid=5, unreliable=True)
+    page = page_of(tmp_path, result, pictures_of())
+    bars = [float(a["style"].removeprefix("width:").removesuffix("%")) for a in page.all("span") if "style" in a]
+    assert bars == [55, 0, 15, 10, 20] and sum(bars) == 100
+    assert "no finite answer under attack4 of 20" in page.text
+    assert "no finite answer under attack" not in page_of(tmp_path, result_of(), pictures_of()).text
+
+
+def test_many_gates(tmp_path):
+    """Of 20 that switched eight are named; 40 units have three tables of rates."""
+    shapes = ((),) * 40
+    pictures = pictures_of(shapes)
+    for k in range(20, 40):
+        pictures[f"on_after/{k}"] = pictures[f"on_before/{k}"]
+    page = page_of(tmp_path, result_of(shapes), pictures)
+    assert "20 of 40 gates switched: unit0 on, unit1 on" in page.text and "unit7 on, and 12 more." in page.text
+    assert len(page.all("table")) == 2 + 3
+    assert len([a for a in page.all("td") if "--rate" in a.get("style", "")]) == 2 * 40
 
 
 def test_pictures_are_the_run_s(tmp_path):
@@ -323,6 +346,27 @@ def test_bad_folders(tmp_path):
         report(tmp_path)
     assert not (tmp_path / REPORT).exists()
     assert not list(tmp_path.glob(".*")), "something half written was left"
+
+
+@pytest.mark.parametrize("net", ["gated", "static", "noisy", "gated_at_random"])
+def test_real_runs(tmp_path, net, quick_programs):
+    """What `evaluate` writes is what the page reads: with and without units, with and without draws."""
+    images, labels = toy.data(6)
+    units = net.startswith("gated")
+    attacks = "fgsm,energy-apgd@straight-through,fmn" if net == "gated" else "fgsm"
+    given = {"occupancy": occupancy.gumbel_sigmoid()} if net == "gated_at_random" else {}
+    found = evaluate(getattr(toy, net), toy.weights(), images, labels, eps="16/255", attacks=attacks, draws=(2, 3),
+                     budget=toy.SHORT, output=tmp_path, facts={"name": net}, **given)  # fmt: skip
+    assert found is not None
+    text = report(tmp_path).read_text("utf-8")
+    page = Page(text)
+    alone(page, text)
+    assert f"Robustness of {net}" in page.text and not re.search(r"\bNone\b|\bnan\b", page.text)
+    assert f"{found.summary['robust_acc']} %" in page.text
+    assert ("energy" in page.ids, "rates" in page.ids) == (units, units)
+    assert ("random" in page.ids) == (net in ("noisy", "gated_at_random"))
+    assert len(page.all("polyline")) == (3 if net == "gated" else 0)  # accuracy at every eps, two searches
+    assert [one["code"] in page.text for one in found.summary["checks"]] == [True] * len(found.summary["checks"])
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
