@@ -14,6 +14,7 @@ import numpy as np
 from dyn_jax import attacks, objectives, occupancy
 from dyn_jax.gates import ChannelGate, FeedForwardGate, GlobalHalting, RecurrentGate, SpatialGate, SpatialHalting
 from dyn_jax.networks import rdi, sact
+from dyn_jax.networks.avit import AViT
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.minkfcnn import MinkowskiFCNN
@@ -102,6 +103,10 @@ ALL_NETWORKS |= {
     "sdn resnet": SDN(ResNetTrunk((2, 2), (4, 8)), (0, 2), 0.4, image_size=16, num_classes=CLASSES),
     "rdi": SDN(RDITrunk((2, 2, 2), (4, 8, 8)), (0, 3), 1.5, rdi.NATS, "last", num_classes=CLASSES, image_size=16),
     "sdn mobilenet": SDN(MobileNetTrunk(4, (4, 8, 8), (1, 2, 1)), (0, 1), 0.4, image_size=16, num_classes=CLASSES),
+}
+_TOKENS = {"image_size": 16, "patch": 4, "width": 8, "heads": 2, "num_classes": CLASSES}
+ALL_NETWORKS |= {
+    "avit": AViT(depth=3, gate_scale=3.0, gate_center=2.0, **_TOKENS),
 }
 
 
