@@ -16,6 +16,7 @@ from dyn_jax.gates import ChannelGate, FeedForwardGate, GlobalHalting, Recurrent
 from dyn_jax.networks import rdi, sact
 from dyn_jax.networks.avit import AViT
 from dyn_jax.networks.dynconv import DynConv
+from dyn_jax.networks.evit import EViT
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.minkfcnn import MinkowskiFCNN
 from dyn_jax.networks.minkunet import MinkUNet
@@ -107,6 +108,8 @@ ALL_NETWORKS |= {
 _TOKENS = {"image_size": 16, "patch": 4, "width": 8, "heads": 2, "num_classes": CLASSES}
 ALL_NETWORKS |= {
     "avit": AViT(depth=3, gate_scale=3.0, gate_center=2.0, **_TOKENS),
+    "evit": EViT(keep=(0.5, 1, 0.5), **_TOKENS),
+    "evit fused": EViT(keep=(0.5, 0.7), fuse=True, **_TOKENS),
 }
 
 

@@ -18,3 +18,4 @@ from dyn_jax.gates.recurrent import RecurrentGate as RecurrentGate
 from dyn_jax.gates.spatial import SpatialGate as SpatialGate
 from dyn_jax.gates.spatial import dilate as dilate
 from dyn_jax.gates.spatial import dilation as dilation
+from dyn_jax.gates.top_k import top_k_score as top_k_score

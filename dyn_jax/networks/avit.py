@@ -30,6 +30,7 @@ from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
+CIFAR = {"image_size": 32, "patch": 4, "num_classes": 10, "normalization": CIFAR10_MEAN_STD}
 SIZES = {"tiny": (192, 3), "small": (384, 6)}
 """Name -> (width, heads) of DeiT."""
 
@@ -135,13 +136,11 @@ def imagenet(size: str, **fields: Any) -> AViT:
 
 def cifar(size: str, **fields: Any) -> AViT:
     """The same for 32x32 images in patches of 4; no weights of this size are published."""
-    return imagenet(
-        size, **{"image_size": 32, "patch": 4, "num_classes": 10, "normalization": CIFAR10_MEAN_STD, **fields}
-    )
+    return imagenet(size, **{**CIFAR, **fields})
 
 
 def digits(**fields: Any) -> AViT:
-    """The small network of the embedded digits."""
-    sizes = {"image_size": 32, "patch": 4, "width": 48, "depth": 6, "heads": 3, "mlp_ratio": 2, "num_classes": 10}
-    gates = {"gate_scale": 5.0, "gate_center": 10.0, "normalization": DIGITS_MEAN_STD}
+    """The small network of the embedded digits; its gates start at h = 0.05, open to a gradient."""
+    sizes = {"image_size": 32, "patch": 8, "width": 48, "depth": 6, "heads": 3, "mlp_ratio": 2, "num_classes": 10}
+    gates = {"gate_scale": 5.0, "gate_center": 3.0, "normalization": DIGITS_MEAN_STD}
     return AViT(**{**sizes, **gates, **fields})

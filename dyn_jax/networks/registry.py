@@ -13,6 +13,7 @@ from dyn_jax import _validate
 from dyn_jax.networks import (
     avit,
     dynconv,
+    evit,
     manidp,
     minkfcnn,
     minkunet,
@@ -58,6 +59,12 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"{mode}-{d}-cifar10": partial(sact.cifar, d, mode=mode) for mode in ("sact", "act") for d in (32, 56, 110)},
     **{f"{mode}-{d}-imagenet": partial(sact.imagenet, d, mode=mode) for mode in ("sact", "act") for d in (50, 101)},
     **{f"avit-{size}-{data}": partial(build, size) for size in avit.SIZES for data, build in _AVIT.items()},
+    **{
+        f"{name}-{size}-{data}": partial(build, size, fuse=fuse)
+        for name, fuse in (("evit", False), ("evit-fused", True))
+        for size in avit.SIZES
+        for data, build in (("imagenet", evit.imagenet), ("cifar10", evit.cifar))
+    },
     **{f"minkunet-{form}-scannet": partial(minkunet.scannet, form) for form in ("14a", "18a", "34c")},
     "minkunet-34-s3dis": minkunet.s3dis,
     "minkunet-rooms": minkunet.rooms,

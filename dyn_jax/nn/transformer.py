@@ -69,7 +69,7 @@ class Tokens(nn.Module):
 
 
 def sinusoid(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Fixed positions [1, token, D]: sine (column c even) or cosine (odd) of ``n / 10000^(2 (c // 2) / D)``, token n."""
+    """Fixed positions [1, token, D]: sine (c even) or cosine of ``n / 10000^(2 (c // 2) / D)``, token n, column c."""
     del key
     _, tokens, width = shape
     column = jnp.arange(width)

@@ -1,12 +1,15 @@
-"""Training of networks that halt (SACT, ACT): cross-entropy plus the ponder cost."""
+"""Training of networks that halt (SACT, ACT, A-ViT): cross-entropy plus the ponder cost."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from dyn_jax.gates.halting import ponder_of_trace
-from dyn_jax.training.recipe import SGD, Recipe, mean_cross_entropy
+from dyn_jax.gates.halting import halting_prior, mean_halting, ponder_of_trace, prior_target
+from dyn_jax.networks import avit
+from dyn_jax.training.recipe import SGD, AdamW, Images, Progress, Recipe, mean_cross_entropy
 from dyn_jax.types import Output
 
 
@@ -36,3 +39,33 @@ def sact_recipe(epochs: int = 15, tau: float = 0.05) -> Recipe:
     """
     loss = lambda output, labels, progress: ponder_loss(output, labels, tau)
     return Recipe(epochs, optimizer=SGD(weight_decay=2e-4), loss=loss)
+
+
+def avit_loss(tau: float, alpha: float, target: jax.Array) -> Callable[[Output, jax.Array, Progress], jax.Array]:
+    """``ponder_loss + alpha * max(halting_prior, 0)``: what an A-ViT is trained with.
+
+    Args:
+      tau: price of a layer for a token; 5e-4 in the released models, whose training starts from a trained DeiT.
+      alpha: weight of the prior; 1e-3 there.
+      target: where tokens should halt, `gates.prior_target`.
+
+    Source: A-ViT eq. 11. The released prior looks at all tokens of all images but the first of the batch; here at the
+    patches of all images, as in the paper.
+    """
+
+    def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
+        prior = halting_prior(mean_halting(output.trace), target)
+        return ponder_loss(output, labels, tau) + alpha * jax.nn.relu(prior)
+
+    return loss
+
+
+def avit_recipe(epochs: int = 120, tau: float = 0.02, alpha: float = 0.1) -> Recipe:
+    """The small A-ViT on digits, from scratch.
+
+    Departures from the paper, which finetunes a trained DeiT: gates that start open to a gradient (see
+    `networks.avit.digits`), a price of a layer and a weight of the prior that show in so short a run.
+    """
+    net = avit.digits()
+    target = prior_target(net.depth, net.depth // 2)
+    return Recipe(epochs, 64, AdamW(2e-3, 0.05), avit_loss(tau, alpha, target), source=Images(shift=2))

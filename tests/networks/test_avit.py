@@ -109,7 +109,7 @@ def test_multiply_adds_depend_on_the_others_that_are_there(run):
 
 def test_masking_that_stops_the_gradient_is_noticed(run, monkeypatch):
     """Control: the prior sees the h of halted tokens, whose gradient passes the place where they are made 0."""
-    arrays, facts, net, *_ = run
+    arrays, _, net, *_ = run
     monkeypatch.setattr(avit, "_kept", lambda x, o: o[..., None] * x)
     variables = weights_convert.convert(net, {k[3:]: v for k, v in arrays.items() if k.startswith("sd/")})
     target = jnp.asarray(arrays["distr_target"], jnp.float32)

@@ -24,6 +24,7 @@ _TABLES = {
     "SACT": sact.RULES,
     "ManiDP": manidp.RULES,
     "AViT": vit.RULES,
+    "EViT": vit.RULES,
     "MinkUNet": minkowski.UNET_RULES,
     "MinkowskiFCNN": minkowski.FCNN_RULES,
 }
