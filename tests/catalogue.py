@@ -14,6 +14,7 @@ import numpy as np
 from dyn_jax import attacks, objectives, occupancy
 from dyn_jax.gates import ChannelGate, FeedForwardGate, GlobalHalting, RecurrentGate, SpatialGate, SpatialHalting
 from dyn_jax.networks import rdi, sact
+from dyn_jax.networks.adavit import AdaViT
 from dyn_jax.networks.avit import AViT
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.evit import EViT
@@ -111,6 +112,7 @@ ALL_NETWORKS |= {
     "evit": EViT(keep=(0.5, 1, 0.5), **_TOKENS),
     "evit fused": EViT(keep=(0.5, 0.7), fuse=True, **_TOKENS),
 }
+ALL_NETWORKS["adavit"] = AdaViT(depth=2, **_TOKENS)
 
 
 CLOUD_NETWORKS: dict[str, nn.Module] = {

@@ -1,5 +1,6 @@
 """Networks, one family a file, and their names."""
 
+from dyn_jax.networks import adavit as adavit
 from dyn_jax.networks import avit as avit
 from dyn_jax.networks import dynconv as dynconv
 from dyn_jax.networks import evit as evit

@@ -140,7 +140,7 @@ def cifar(size: str, **fields: Any) -> AViT:
 
 
 def digits(**fields: Any) -> AViT:
-    """The small network of the embedded digits; its gates start at h = 0.05, open to a gradient."""
+    """The small network of the embedded digits; its gates start at h = 0.02, open to a gradient."""
     sizes = {"image_size": 32, "patch": 8, "width": 48, "depth": 6, "heads": 3, "mlp_ratio": 2, "num_classes": 10}
-    gates = {"gate_scale": 5.0, "gate_center": 3.0, "normalization": DIGITS_MEAN_STD}
+    gates = {"gate_scale": 5.0, "gate_center": 4.0, "normalization": DIGITS_MEAN_STD}
     return AViT(**{**sizes, **gates, **fields})

@@ -11,6 +11,7 @@ import flax.linen as nn
 
 from dyn_jax import _validate
 from dyn_jax.networks import (
+    adavit,
     avit,
     dynconv,
     evit,
@@ -29,8 +30,6 @@ from dyn_jax.nn import IMAGENET_MEAN_STD
 
 # ``cnn-*`` are the static twins of ``sdn-*``: the same trunk without internal classifiers.
 _SDN_VARIANTS = {"vgg16": sdn_vgg.vgg16, "resnet56": sdn_resnet.resnet56, "mobilenet": sdn_mobilenet.mobilenet}
-_AVIT = {"imagenet": avit.imagenet, "cifar10": avit.cifar}
-
 _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"resnet-{d}-cifar10": partial(resnet.cifar, d) for d in (20, 32, 44, 56, 110)},
     **{f"resnet-{d}-imagenet": partial(resnet.imagenet, d) for d in (18, 34, 50, 101, 152)},
@@ -58,7 +57,12 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"manidp-{d}-imagenet": partial(manidp.imagenet, d) for d in (18, 34)},
     **{f"{mode}-{d}-cifar10": partial(sact.cifar, d, mode=mode) for mode in ("sact", "act") for d in (32, 56, 110)},
     **{f"{mode}-{d}-imagenet": partial(sact.imagenet, d, mode=mode) for mode in ("sact", "act") for d in (50, 101)},
-    **{f"avit-{size}-{data}": partial(build, size) for size in avit.SIZES for data, build in _AVIT.items()},
+    **{
+        f"{family.__name__.rpartition('.')[2]}-{size}-{data}": partial(getattr(family, build), size)
+        for family in (avit, adavit)
+        for size in avit.SIZES
+        for data, build in (("imagenet", "imagenet"), ("cifar10", "cifar"))
+    },
     **{
         f"{name}-{size}-{data}": partial(build, size, fuse=fuse)
         for name, fuse in (("evit", False), ("evit-fused", True))

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax.gates.halting import halting_prior, mean_halting, ponder_of_trace, prior_target
-from dyn_jax.networks import avit
 from dyn_jax.training.recipe import SGD, AdamW, Images, Progress, Recipe, mean_cross_entropy
 from dyn_jax.types import Output
+
+DEPTH = 6
+"""Layers of `networks.avit.digits`."""
 
 
 def ponder_loss(output: Output, labels: jax.Array, tau: float) -> jax.Array:
@@ -60,12 +62,19 @@ def avit_loss(tau: float, alpha: float, target: jax.Array) -> Callable[[Output, 
     return loss
 
 
-def avit_recipe(epochs: int = 120, tau: float = 0.02, alpha: float = 0.1) -> Recipe:
-    """The small A-ViT on digits, from scratch.
+def avit_recipe(*epochs: int, tau: float = 0.01, alpha: float = 0.5) -> Recipe:
+    """The small A-ViT on digits: trained as a plain transformer, then, as in the paper, with the price and the prior.
 
-    Departures from the paper, which finetunes a trained DeiT: gates that start open to a gradient (see
-    `networks.avit.digits`), a price of a layer and a weight of the prior that show in so short a run.
+    Departures: gates that start nearly shut but open to a gradient (see `networks.avit.digits`); a price of a layer and
+    a weight of the prior that show in so short a run.
+
+    Args:
+      epochs: instead of 90 and 60.
+      tau, alpha: see `avit_loss`.
     """
-    net = avit.digits()
-    target = prior_target(net.depth, net.depth // 2)
-    return Recipe(epochs, 64, AdamW(2e-3, 0.05), avit_loss(tau, alpha, target), source=Images(shift=2))
+    first, second = (*epochs, *epochs) or (90, 60)
+    target = prior_target(DEPTH, DEPTH // 2)
+    source = Images(shift=2)
+    before = Recipe(first, 64, AdamW(2e-3, 0.05), source=source)
+    loss = avit_loss(tau, alpha, target)
+    return Recipe(second, 64, AdamW(1e-3, 0.05), loss, source=source, before=before)

@@ -23,6 +23,7 @@ _TABLES = {
     "RDITrunk": rdi.RULES,
     "SACT": sact.RULES,
     "ManiDP": manidp.RULES,
+    "AdaViT": vit.RULES,
     "AViT": vit.RULES,
     "EViT": vit.RULES,
     "MinkUNet": minkowski.UNET_RULES,
