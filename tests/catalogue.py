@@ -226,6 +226,13 @@ ALL_ATTACKS = {
     "bim energy": AttackCase(
         lambda eps: attacks.bim(eps, 0.03, 3, objective=objectives.energy(), attack_all=True), targeted=False
     ),
+    "slowformer": AttackCase(
+        lambda eps: attacks.slowformer((2, 2), 4),
+        targeted=False,
+        coupled=True,
+        bounded=False,
+        clouds=False,
+    ),
     "lgm_carlini_wagner": AttackCase(lambda eps: attacks.lgm_carlini_wagner(eps, 0.03, 3)),
     "lgm_carlini_wagner release": AttackCase(_release(attacks.lgm.carlini_wagner)),
     "lgm_auto_step": AttackCase(lambda eps: attacks.lgm_auto_step(eps, 0.03, 5), coupled=True),
