@@ -119,7 +119,7 @@ class PatchSearch:
             batch, of = (jax.lax.dynamic_slice_in_dim(values, at, size) for values in (images, labels))
             value, gradient = self.gradient(forward, batch, of, used)
             update, adam_state = adam.update(-jnp.where(jnp.isfinite(gradient), gradient, 0), adam_state)
-            return (used + update, adam_state), PatchSteps(self.pixels(used), value)
+            return (optax.apply_updates(used, update), adam_state), PatchSteps(self.pixels(used), value)
 
         (patch, _), steps = jax.lax.scan(step, (patch, adam.init(patch)), jnp.arange(self.steps))
         return patch, steps

@@ -98,7 +98,7 @@ class AdaViT(nn.Module):
         thresholds = {kind: _logit(f"{kind}_threshold", getattr(self, f"{kind}_threshold")) for kind in KINDS}
         if occupancy is None:
             occupancy = released(self, noise=True) if train else hard()
-        each = occupancy if isinstance(occupancy, Mapping) else dict.fromkeys(KINDS, occupancy)
+        each: Mapping[str, Any] = occupancy if isinstance(occupancy, Mapping) else {kind: occupancy for kind in KINDS}
         if sorted(each) != sorted(KINDS):
             raise ValueError(f"occupancy: got the kinds {sorted(each)}, expected {', '.join(KINDS)}")
         stem = Tokens(self.width, self.patch, self.image_size, sinusoid, name="tokens")
@@ -191,8 +191,11 @@ def _units(
     """
     (_, o), square, wide = token, width * width, macs.dense(width, hidden)
     patches, on = o.shape[1], jnp.sum(o, axis=1, keepdims=True)
-    probability = lambda score: {"probability": jax.nn.sigmoid(score)}
-    unit = lambda kind, choice, cost, dense: UnitTrace(*choice, cost, dense, f"{name}_{kind}", probability(choice[0]))
+
+    def unit(kind: str, choice: Choice, cost: jax.Array, dense: int) -> UnitTrace:
+        score, value = choice
+        return UnitTrace(score, value, cost, dense, f"{name}_{kind}", {"probability": jax.nn.sigmoid(score)})
+
     if layer is None or head is None:
         linear = 4 * square + 2 * wide
         cost = linear + 2 * width * (on + 2)  # n^2 = 1 + (n - 1) (n + 1)
@@ -201,12 +204,12 @@ def _units(
     attention, mlp = (layer[1][:, i : i + 1] for i in range(2))
     heads = head[1].shape[1]
     share, n, most = jnp.mean(head[1], axis=1, keepdims=True), 1 + on, 1 + patches
-    of_layer = lambda i: (layer[0][:, i], layer[1][:, i])
+    (first, first_on), (last, last_on) = ((layer[0][:, i], layer[1][:, i]) for i in range(2))
     proj = share * square * n + 2 * width * share * n  # and the class token's row of the products
     second = wide * n + wide * share  # and its fc1
     return [
-        unit("attention", of_layer(0), proj[:, 0], square * most + 2 * width * most),
-        unit("mlp", of_layer(1), second[:, 0], wide * most + wide),
+        unit("attention", (first, first_on), proj[:, 0], square * most + 2 * width * most),
+        unit("mlp", (last, last_on), second[:, 0], wide * most + wide),
         unit("heads", head, attention * (3 * square // heads) * n, (3 * square // heads) * most),
         unit("tokens", token, share * (attention * 2 * width * n + mlp * wide), 2 * width * most + wide),
     ], 0

@@ -102,7 +102,7 @@ class AViT(nn.Module):
         units[-1] = with_ponder(units)
         units[-1] = units[-1].replace(extras={**units[-1].extras, "halting": jnp.stack(halting, axis=1)})
         weights = halting_weights(halting[:-1], [unit.occupancy for unit in units])
-        x = sum((w[..., None] * state for w, state in zip(weights, states)), start=jnp.int32(0))
+        x = functools.reduce(operator.add, [w[..., None] * state for w, state in zip(weights, states)])
         logits = Dense(self.num_classes, deit_init, name="head")(LayerNorm(name="norm")(x)[:, 0])
         static_macs = stem.macs() + tokens * (per_token + products * tokens)
         return Output(logits, Trace(tuple(units), static_macs + macs.dense(self.width, self.num_classes)))
