@@ -1,5 +1,7 @@
 """Token maps, by hand."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -32,4 +34,4 @@ def test_figure(tmp_path):
     path = plotting.token_figure(
         np.zeros((2, 4, 4, 3)), {"clean": trace, "patched": trace}, str(tmp_path / "a" / "b.png")
     )
-    assert open(path, "rb").read(8) == b"\x89PNG\r\n\x1a\n"
+    assert pathlib.Path(path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
