@@ -30,7 +30,7 @@ BATCH = 50
 METHODS: dict[str, Callable[[], objectives.Objective] | None] = {
     "random patch": None,
     "SlowFormer, energy": objectives.energy,
-    "SlowFormer, ponder": attacks.ponder,
+    "SlowFormer, ponder": attacks.ponder_objective,
 }
 """Method -> its objective; None does not search. The last is the paper's, for networks whose units halt."""
 

@@ -42,7 +42,7 @@ from dyn_jax.attacks.point_noise import point_noise as point_noise
 from dyn_jax.attacks.point_pert import point_pert as point_pert
 from dyn_jax.attacks.released import lgm as lgm
 from dyn_jax.attacks.slowformer import paste as paste
-from dyn_jax.attacks.slowformer import ponder as ponder
+from dyn_jax.attacks.slowformer import ponder_objective as ponder_objective
 from dyn_jax.attacks.slowformer import slowformer as slowformer
 from dyn_jax.attacks.surrogate import query as query
 from dyn_jax.attacks.surrogate import transfer as transfer

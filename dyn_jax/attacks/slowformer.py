@@ -182,7 +182,7 @@ def slowformer(
       steps: of Adam.
       learning_rate: in normalised units; may be traced.
       batch_size: images of a step, taken in order; a divisor of their number; None: all.
-      objective: what is ascended: default `objectives.energy`, which every adaptive network has; `ponder` is the
+      objective: what is ascended: default `objectives.energy`, which every adaptive network has; `ponder_objective` is
         paper's on an A-ViT.
       place: row and column of the upper left corner.
       mean_std: (mean, std) per channel of the network's normalisation: the unit that Adam moves in.
@@ -206,7 +206,7 @@ def slowformer(
     return Attack(search, Box(), objective, random=True, attack_all=True)
 
 
-def ponder(weight: float = 5e-4, prior: float = 0.0, target: jax.Array | None = None) -> Objective:
+def ponder_objective(weight: float = 5e-4, prior: float = 0.0, target: jax.Array | None = None) -> Objective:
     """``weight * mean over tokens or positions of (N + R)`` of networks whose units halt, ``- prior * halting_prior``.
 
     Args:

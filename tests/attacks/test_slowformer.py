@@ -160,7 +160,7 @@ def test_the_papers_objective_on_an_avit():
     net, variables = ALL_NETWORKS["avit"], variables_of("avit")
     images = some_images(16, 2)
     target = gates.prior_target(net.depth, 2)
-    objective = attacks.ponder(0.5, 0.1, target)
+    objective = attacks.ponder_objective(0.5, 0.1, target)
     trace = net.apply(variables, images).trace
     (cost,) = gates.ponder_of_trace(trace).values()
     prior = max(float(gates.halting_prior(gates.mean_halting(trace), target)), 0)
@@ -177,7 +177,7 @@ def test_the_papers_objective_on_an_avit():
         (lambda: attacks.slowformer((2, 2), 1, place=(-1, 0)), "place: got -1"),
         (lambda: attacks.slowformer((2, 2), 1, learning_rate=0.0), "learning_rate: got 0.0"),
         (lambda: attacks.slowformer((2, 2), 1, batch_size=0), "batch_size: got 0"),
-        (lambda: attacks.ponder(prior=0.1), "target: got None"),
+        (lambda: attacks.ponder_objective(prior=0.1), "target: got None"),
     ],
 )
 def test_bad_numbers(make, message):

@@ -10,7 +10,7 @@ from compiled import quick_jit
 
 import dyn_jax
 import weights_convert
-from dyn_jax import gates, metrics, occupancy
+from dyn_jax import attacks, gates, metrics, occupancy
 from dyn_jax.networks import avit
 from dyn_jax.networks.avit import AViT
 from dyn_jax.types import Trace
@@ -160,6 +160,14 @@ def test_soft_occupancies_let_the_energy_be_differentiated():
     high, low = (energy(x, direction, jnp.float32(t))[0] for t in (3e-3, -3e-3))
     np.testing.assert_allclose(slope, (high - low) / 6e-3, rtol=2e-2)
     assert abs(slope) > 1e-3
+
+
+def test_energy_attacks_run_on_it():
+    images = jnp.asarray(np.random.default_rng(1).uniform(size=(2, 8, 8, 3)), jnp.float32)
+    attack = attacks.grad_auto(steps=3, learning_rate=0.1)
+    result = quick_jit(lambda x: attack(partial(TINY.apply, variables_of(TINY, scale=0.5)), x))(images)
+    before, after = (metrics.executed_macs(trace) for trace in (result.trace_clean, result.trace_adversarial))
+    assert result.record.complexity[:, 0].max() > 0 and (after >= before).all()
 
 
 @pytest.mark.parametrize(

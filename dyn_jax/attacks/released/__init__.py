@@ -12,5 +12,6 @@ from dyn_jax.attacks.released.grad_auto import form as form
 from dyn_jax.attacks.released.grad_auto import grad_auto as grad_auto
 from dyn_jax.attacks.released.grad_auto import printed as printed
 from dyn_jax.attacks.released.slowformer import floor_level as floor_level
+from dyn_jax.attacks.released.slowformer import ponder_objective as ponder_objective
 from dyn_jax.attacks.released.slowformer import reported_macs as reported_macs
 from dyn_jax.attacks.released.slowformer import slowformer as slowformer

@@ -24,7 +24,7 @@ def floor_level(patch: jax.Array, low: np.ndarray, high: np.ndarray) -> jax.Arra
     return at_level(jnp.floor(position(patch, low, high)), low, high)
 
 
-def ponder(prior: float = 1e-3, target: jax.Array | None = None, weight: float = 5e-4) -> Objective:
+def ponder_objective(prior: float = 1e-3, target: jax.Array | None = None, weight: float = 5e-4) -> Objective:
     """``weight * mean(N + R) - prior * max(halting prior, 0)``; the prior looks at all images but the first.
 
     Args:
@@ -54,11 +54,11 @@ def slowformer(
     prior: float = 1e-3,
     target: jax.Array | None = None,
 ) -> Attack:
-    """`attacks.slowformer` with the released loss and rounding; arguments as there and in `ponder`.
+    """`attacks.slowformer` with the released loss and rounding; arguments as there and in `ponder_objective`.
 
     The released training also mixes images (mixup), and its cosine schedule leaves the rate constant.
     """
-    return paper(size, steps, batch_size=batch_size, objective=ponder(prior, target), levels=floor_level)
+    return paper(size, steps, batch_size=batch_size, objective=ponder_objective(prior, target), levels=floor_level)
 
 
 def reported_macs(tokens: Sequence[float], width: int, patches: int = 196, classes: int = 1000) -> float:
