@@ -68,7 +68,7 @@ def row(before: Output, after: Output, labels: np.ndarray) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=["avit-digits", "sact-digits"])
+    parser.add_argument("--networks", nargs="+", default=["avit-digits"])
     parser.add_argument("--images", type=int, default=200, help="to make a patch on, and as many to judge it on")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
