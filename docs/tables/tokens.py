@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.tables import block, markdown, named, record, source
+from docs.tables import block, find, markdown, named, record, source
 
 
 @named("slowformer")
@@ -18,12 +18,17 @@ def slowformer() -> str:
         )
         for row in kept["rows"]
     ]
-    s = kept["settings"]
+    s, rows = kept["settings"], kept["rows"]
+    size = max(s["sizes"])
+    best = max((r for r in rows if r["patch"] == size), key=lambda r: r["recovery %"])
+    random = find(rows, network=best["network"], attack="random patch", patch=size)
     return block(
         markdown(("network", "attack", "patch", "saved, %", "recovery, %", "accuracy, %"), body),
         source("slowformer_avit"),
         f"Patches in the corner of 32 x 32 digits, made on {s['images']} training images ({s['steps']} steps of Adam "
         f"at {s['learning_rate']:g}, batches of {s['batch']}), judged on {s['images']} test images. Recovery is the "
         "share of the saved multiply-adds that comes back, mean over images with its standard error; below 0 the "
-        "network saves more than before.",
+        f"network saves more than before. The best patch of {size} x {size} pixels brings {best['recovery %']:.0f} % "
+        f"back where a random one brings {random['recovery %']:.0f} %; both hide part of the digit, and the accuracy "
+        f"falls to {best['accuracy after %']:.1f} and {random['accuracy after %']:.1f} %.",
     )
