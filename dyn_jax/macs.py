@@ -33,8 +33,8 @@ def lstm(in_features: int, hidden: int) -> int:
 _FREE = frozenset(
     """
     abs add add_any and argmax argmin broadcast_in_dim ceil clamp concatenate convert_element_type copy copy_p cos
-    cumsum div eq erf exp exp2 expand_dims floor gather ge gt integer_pow iota is_finite le log log1p logistic lt max
-    min mul ne neg not or pad pow real reduce_and reduce_max reduce_min reduce_or reduce_precision reduce_prod
+    cumsum div eq erf erfc exp exp2 expand_dims floor gather ge gt integer_pow iota is_finite le log log1p logistic lt
+    max min mul ne neg not or pad pow real reduce_and reduce_max reduce_min reduce_or reduce_precision reduce_prod
     reduce_sum reduce_window_max reduce_window_sum rem reshape rev round rsqrt scatter scatter-add select_n
     shift_right_logical sign sin slice sort split sqrt square squeeze stop_gradient sub tanh top_k transpose xor
     dynamic_slice dynamic_update_slice select_and_gather_add random_bits random_wrap random_unwrap random_fold_in

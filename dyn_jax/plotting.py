@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from dyn_jax import metrics
 from dyn_jax.attacks import AttackResult
-from dyn_jax.types import UnitTrace
+from dyn_jax.types import Trace, UnitTrace
 
 ON, OFF, SWITCHED_ON, SWITCHED_OFF = (0.75, 0.75, 0.75), (1.0, 1.0, 1.0), (0.85, 0.25, 0.2), (0.2, 0.4, 0.8)
 
@@ -83,6 +84,59 @@ def attack_figure(
                 _show(axis, flips, f"{before.name}: {changed:.0%} flipped")
     legend = "grey: unit on, white: off, red: switched on, blue: switched off"
     fig.suptitle(f"{title}\n{legend}" if title else legend, fontsize=8)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    fig.savefig(path, dpi=110)
+    return path
+
+
+def token_layers(trace: Trace) -> np.ndarray:
+    """How many of a vision transformer's token units are on at each patch: integers [batch, side, side].
+
+    The class token, fused tokens and units of heads or sub-layers are left out.
+
+    Raises:
+      ValueError: the trace of a network without units of tokens.
+    """
+    total = 0
+    for unit in trace.units:
+        kind, on = unit.name.rpartition("_")[2], np.asarray(unit.on)
+        if not unit.name.startswith("blocks_") or kind in ("attention", "mlp", "heads"):
+            continue
+        if kind != "tokens" and unit.count is None:
+            on = on[:, 1:]  # A-ViT: the class token halts too
+        side = math.isqrt(on.shape[1])
+        total = total + on[:, : side * side].astype(int).reshape(-1, side, side)
+    if isinstance(total, int):
+        raise ValueError("trace: got no units of tokens, expected those of A-ViT, AdaViT or EViT")
+    return total
+
+
+def token_figure(images: np.ndarray, traces: dict[str, Trace], path: str, *, rows: int = 5, title: str = "") -> str:
+    """Each image beside a map for every trace: how many token units are on at each patch; written to `path`.
+
+    Args:
+      images: [batch, height, width, 3] in [0, 1].
+      traces: label -> trace of the batch, on the host, for example the clean and the attacked one.
+      path: PNG file.
+      rows: images shown, the first ones.
+      title: names network and attack.
+
+    Returns:
+      `path`.
+    """
+    maps = {name: token_layers(trace) for name, trace in traces.items()}
+    most = max(int(values.max()) for values in maps.values())
+    count = min(rows, len(images))
+    fig, axes = figure(count, 1 + len(maps), figsize=(1.6 * (1 + len(maps)), 1.75 * count))
+    for n, axis_row in enumerate(axes):
+        _show(axis_row[0], images[n], "image")
+        for axis, (name, values) in zip(axis_row[1:], maps.items()):
+            axis.imshow(values[n], cmap="viridis", vmin=0, vmax=max(most, 1), interpolation="nearest")
+            axis.set_title(f"{name}: mean {values[n].mean():.1f}", fontsize=6)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    legend = f"units on at each patch, dark 0 to light {most}"
+    fig.suptitle(f"{title}\n{legend}" if title else legend, fontsize=7)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     fig.savefig(path, dpi=110)
     return path

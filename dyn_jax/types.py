@@ -39,6 +39,7 @@ class UnitTrace:
       name: where the unit sits in the network, e.g. ``group2_layer0``.
       extras: arrays [batch, ...] of the family's own: ``probability`` (the gating value of the energy attacks where
         the score is a logit), ``value`` and ``pooled`` (ManiDP), ``dilated`` (DynConv, SACT), ``ponder`` (SACT).
+      count: how many elements of an example are on, where that is fixed (top-k), so that the cost is; else None.
     """
 
     score: jax.Array
@@ -47,6 +48,7 @@ class UnitTrace:
     dense_macs: int | None = None
     name: str = ""
     extras: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    count: int | None = None
 
     def __post_init__(self) -> None:
         fixed = isinstance(self.macs, (int, np.integer))
@@ -73,13 +75,13 @@ class UnitTrace:
         fixed = self._fixed  # type: ignore[attr-defined]
         names = ("score", "occupancy", "extras") if fixed else ("score", "occupancy", "extras", "macs")
         children = tuple((GetAttrKey(name), getattr(self, name)) for name in names)
-        return children, (names, self.name, self.dense_macs, self.macs if fixed else None)
+        return children, (names, self.name, self.dense_macs, self.count, self.macs if fixed else None)
 
     @classmethod
     def tree_unflatten(cls, static: tuple, children: tuple) -> UnitTrace:
-        names, name, dense_macs, macs = static
+        names, name, dense_macs, count, macs = static
         unit = object.__new__(cls)
-        fields = {"macs": macs, **dict(zip(names, children)), "name": name, "dense_macs": dense_macs}
+        fields = {"macs": macs, **dict(zip(names, children)), "name": name, "dense_macs": dense_macs, "count": count}
         for field, value in {**fields, "_fixed": "macs" not in names}.items():
             object.__setattr__(unit, field, value)
         return unit

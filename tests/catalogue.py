@@ -14,7 +14,10 @@ import numpy as np
 from dyn_jax import attacks, objectives, occupancy
 from dyn_jax.gates import ChannelGate, FeedForwardGate, GlobalHalting, RecurrentGate, SpatialGate, SpatialHalting
 from dyn_jax.networks import rdi, sact
+from dyn_jax.networks.adavit import AdaViT
+from dyn_jax.networks.avit import AViT
 from dyn_jax.networks.dynconv import DynConv
+from dyn_jax.networks.evit import EViT
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.minkfcnn import MinkowskiFCNN
 from dyn_jax.networks.minkunet import MinkUNet
@@ -103,6 +106,13 @@ ALL_NETWORKS |= {
     "rdi": SDN(RDITrunk((2, 2, 2), (4, 8, 8)), (0, 3), 1.5, rdi.NATS, "last", num_classes=CLASSES, image_size=16),
     "sdn mobilenet": SDN(MobileNetTrunk(4, (4, 8, 8), (1, 2, 1)), (0, 1), 0.4, image_size=16, num_classes=CLASSES),
 }
+_TOKENS = {"image_size": 16, "patch": 4, "width": 8, "heads": 2, "num_classes": CLASSES}
+ALL_NETWORKS |= {
+    "avit": AViT(depth=3, gate_scale=3.0, gate_center=2.0, **_TOKENS),
+    "evit": EViT(keep=(0.5, 1, 0.5), **_TOKENS),
+    "evit fused": EViT(keep=(0.5, 0.7), fuse=True, **_TOKENS),
+}
+ALL_NETWORKS["adavit"] = AdaViT(depth=2, **_TOKENS)
 
 
 CLOUD_NETWORKS: dict[str, nn.Module] = {
@@ -215,6 +225,13 @@ ALL_ATTACKS = {
     ),
     "bim energy": AttackCase(
         lambda eps: attacks.bim(eps, 0.03, 3, objective=objectives.energy(), attack_all=True), targeted=False
+    ),
+    "slowformer": AttackCase(
+        lambda eps: attacks.slowformer((2, 2), 4),
+        targeted=False,
+        coupled=True,
+        bounded=False,
+        clouds=False,
     ),
     "lgm_carlini_wagner": AttackCase(lambda eps: attacks.lgm_carlini_wagner(eps, 0.03, 3)),
     "lgm_carlini_wagner release": AttackCase(_release(attacks.lgm.carlini_wagner)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pathlib
 
@@ -64,3 +65,9 @@ def golden():
         return dict(read[name])
 
     return load
+
+
+@pytest.fixture(scope="session")
+def meta():
+    """meta(arrays) -> the configuration that a golden file was made with."""
+    return lambda arrays: json.loads(str(arrays["meta"]))

@@ -6,6 +6,7 @@ import pytest
 
 from dyn_jax import metrics, networks
 from dyn_jax.datasets import cifar10_lossless, digits, to_float
+from dyn_jax.gates import ponder_of_trace
 
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -22,6 +23,20 @@ def test_saves_multiply_adds_by_the_input(name):
     saved = 1 - executed / metrics.dense_macs(output.trace)
     assert 0.15 < saved.mean() < 0.60
     assert len(np.unique(executed)) >= 5 and saved.std() > 0.005
+
+
+def test_tokens_halt_at_layers_of_their_own():
+    """The shipped A-ViT: every layer is some token's last, images differ in their work, and so do their maps."""
+    net, variables = networks.pretrained("avit-digits")
+    data = digits("test")
+    output = jax.jit(net.apply, compiler_options=QUICK)(variables, data.images[:200])
+    assert float(metrics.accuracy(output.logits, data.labels[:200])) > 0.93
+    (cost,) = ponder_of_trace(output.trace).values()
+    layers = np.asarray(cost.units)
+    assert np.mean([(layers == n).any() for n in range(1, net.depth + 1)]) > 0.8
+    assert layers.mean(1).std() > 0.3 and len(np.unique(layers, axis=0)) > 150
+    saved = 1 - np.asarray(metrics.executed_macs(output.trace)) / metrics.dense_macs(output.trace)
+    assert 0.15 < saved.mean() < 0.60
 
 
 CIFAR = [name for name in networks.PRETRAINED if name.endswith("cifar10")]

@@ -126,7 +126,7 @@ def _target(rename: Any, key: str) -> Path | None:
     path = rename(layer)
     if path is None:
         return None
-    is_norm = path[-1].startswith("bn") or layer.endswith(".bn")  # the second: MinkowskiEngine
+    is_norm = path[-1].startswith(("bn", "norm")) or layer.endswith(".bn")  # the second: MinkowskiEngine
     if leaf in layout.BUFFERS:
         return None if is_norm else ("batch_stats", *path, leaf)
     if leaf in layout.BATCH_STATS:

@@ -51,6 +51,9 @@ from dyn_jax.attacks.point_noise import point_noise as point_noise
 from dyn_jax.attacks.point_pert import point_pert as point_pert
 from dyn_jax.attacks.rays import rays as rays
 from dyn_jax.attacks.released import lgm as lgm
+from dyn_jax.attacks.slowformer import paste as paste
+from dyn_jax.attacks.slowformer import ponder_objective as ponder_objective
+from dyn_jax.attacks.slowformer import slowformer as slowformer
 from dyn_jax.attacks.spsa import spsa as spsa
 from dyn_jax.attacks.square import SquareDraws as SquareDraws
 from dyn_jax.attacks.square import square as square

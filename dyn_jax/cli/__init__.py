@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 TRAIN = """\
-Networks: skipnet-digits, skipnet-rl-digits, dynconv-digits, sact-digits, manidp-digits,
+Networks: skipnet-digits, skipnet-rl-digits, dynconv-digits, sact-digits, manidp-digits, avit-digits,
 sdn-{vgg16,resnet56,mobilenet}-digits (early exits), cnn-{vgg16,resnet56,mobilenet}-digits (without them),
 minkunet-rooms, minkfcnn-objects (sparse 3D). Nothing is downloaded; one to some minutes on two cores.
 On CIFAR-10, from a published static network, and for longer: skipnet-32-cifar10, dynconv-32-cifar10,

@@ -126,6 +126,46 @@ def ponder_of_trace(trace: Trace) -> dict[str, Ponder]:
     return blocks
 
 
+def halting_of_trace(trace: Trace) -> jax.Array:
+    """h of every layer and token of an A-ViT, [batch, layer, token]; the class token is token 0.
+
+    Raises:
+      ValueError: the trace is of another network.
+    """
+    if not trace.units or "halting" not in trace.units[-1].extras:
+        raise ValueError("halting: got a trace without the h of tokens, expected that of an A-ViT")
+    return trace.units[-1].extras["halting"]
+
+
+def prior_target(layers: int, centre: int) -> jax.Array:
+    """Where tokens should halt, [layer]: a normal density around `centre`, whose first `centre` values sum to 0.98.
+
+    Source: A-ViT section 3.3 (distributional prior); released code for the scale.
+    """
+    density = jnp.exp(-0.5 * (jnp.arange(layers) - float(centre)) ** 2)
+    return 0.98 * density / jnp.sum(density[:centre])
+
+
+def halting_prior(halting: jax.Array, target: jax.Array) -> jax.Array:
+    """``sum_l t_l (log t_l - log v_l) / L``, v the share of the mean h of each layer, cut to [0.01, 0.99]: a scalar.
+
+    Args:
+      halting: mean h [layer], over images and tokens: `mean_halting`, or the release's other choice.
+      target: t [layer], see `prior_target`.
+
+    Source: A-ViT eq. 10; released code for the cut and the division by the layers.
+    """
+    if halting.shape != target.shape:
+        raise ValueError(f"halting, target: got shapes {halting.shape} and {target.shape}, expected [layer] each")
+    share = jnp.clip(halting / jnp.sum(halting), 0.01, 0.99)
+    return jnp.mean(jax.scipy.special.xlogy(target, target) - target * jnp.log(share))
+
+
+def mean_halting(trace: Trace) -> jax.Array:
+    """Mean h over images and patches, the class token left out: [layer]."""
+    return jnp.mean(halting_of_trace(trace)[:, :, 1:], axis=(0, 2))
+
+
 def leaky_relu(x: jax.Array, slope: float) -> jax.Array:
     """x where it is >= 0, else ``slope * x``; 1 is no activation at all, 0 is the ReLU."""
     if slope == 1:

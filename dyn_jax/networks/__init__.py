@@ -1,6 +1,9 @@
 """Networks, one family a file, and their names."""
 
+from dyn_jax.networks import adavit as adavit
+from dyn_jax.networks import avit as avit
 from dyn_jax.networks import dynconv as dynconv
+from dyn_jax.networks import evit as evit
 from dyn_jax.networks import manidp as manidp
 from dyn_jax.networks import rdi as rdi
 from dyn_jax.networks import resnet as resnet

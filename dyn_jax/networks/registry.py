@@ -11,7 +11,10 @@ import flax.linen as nn
 
 from dyn_jax import _validate
 from dyn_jax.networks import (
+    adavit,
+    avit,
     dynconv,
+    evit,
     manidp,
     minkfcnn,
     minkunet,
@@ -27,7 +30,6 @@ from dyn_jax.nn import IMAGENET_MEAN_STD
 
 # ``cnn-*`` are the static twins of ``sdn-*``: the same trunk without internal classifiers.
 _SDN_VARIANTS = {"vgg16": sdn_vgg.vgg16, "resnet56": sdn_resnet.resnet56, "mobilenet": sdn_mobilenet.mobilenet}
-
 _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"resnet-{d}-cifar10": partial(resnet.cifar, d) for d in (20, 32, 44, 56, 110)},
     **{f"resnet-{d}-imagenet": partial(resnet.imagenet, d) for d in (18, 34, 50, 101, 152)},
@@ -55,6 +57,18 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"manidp-{d}-imagenet": partial(manidp.imagenet, d) for d in (18, 34)},
     **{f"{mode}-{d}-cifar10": partial(sact.cifar, d, mode=mode) for mode in ("sact", "act") for d in (32, 56, 110)},
     **{f"{mode}-{d}-imagenet": partial(sact.imagenet, d, mode=mode) for mode in ("sact", "act") for d in (50, 101)},
+    **{
+        f"{family.__name__.rpartition('.')[2]}-{size}-{data}": partial(getattr(family, build), size)
+        for family in (avit, adavit)
+        for size in avit.SIZES
+        for data, build in (("imagenet", "imagenet"), ("cifar10", "cifar"))
+    },
+    **{
+        f"{name}-{size}-{data}": partial(build, size, fuse=fuse)
+        for name, fuse in (("evit", False), ("evit-fused", True))
+        for size in avit.SIZES
+        for data, build in (("imagenet", evit.imagenet), ("cifar10", evit.cifar))
+    },
     **{f"minkunet-{form}-scannet": partial(minkunet.scannet, form) for form in ("14a", "18a", "34c")},
     "minkunet-34-s3dis": minkunet.s3dis,
     "minkunet-rooms": minkunet.rooms,
@@ -66,6 +80,7 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     "dynconv-digits": dynconv.digits,
     "sact-digits": sact.digits,
     "manidp-digits": manidp.digits,
+    "avit-digits": avit.digits,
 }
 
 

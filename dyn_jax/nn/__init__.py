@@ -24,3 +24,16 @@ from dyn_jax.nn.residual import BottleneckBranch as BottleneckBranch
 from dyn_jax.nn.residual import Projection as Projection
 from dyn_jax.nn.residual import pad_shortcut as pad_shortcut
 from dyn_jax.nn.residual import stem as stem
+from dyn_jax.nn.transformer import Attention as Attention
+from dyn_jax.nn.transformer import LayerNorm as LayerNorm
+from dyn_jax.nn.transformer import Mlp as Mlp
+from dyn_jax.nn.transformer import Tokens as Tokens
+from dyn_jax.nn.transformer import among as among
+from dyn_jax.nn.transformer import attention_weights as attention_weights
+from dyn_jax.nn.transformer import check_heads as check_heads
+from dyn_jax.nn.transformer import deit_init as deit_init
+from dyn_jax.nn.transformer import embedded as embedded
+from dyn_jax.nn.transformer import heads_first as heads_first
+from dyn_jax.nn.transformer import linear_macs as linear_macs
+from dyn_jax.nn.transformer import mix as mix
+from dyn_jax.nn.transformer import sinusoid as sinusoid

@@ -47,10 +47,15 @@ class GumbelSigmoid(Stochastic):
 
     def __call__(self, score: jax.Array, *, key: jax.Array) -> jax.Array:
         if self.noise:
-            first, second = jax.random.split(key)
-            score = score + _gumbel(_per_example(first, score, jax.random.uniform))
-            score = score - _gumbel(_per_example(second, score, jax.random.uniform))
+            score = with_noise(score, key)
         return StraightThrough(1.0 / jnp.asarray(self.temperature, score.dtype))(score)
+
+
+def with_noise(score: jax.Array, key: jax.Array) -> jax.Array:
+    """``score + g1 - g2`` with standard Gumbel noise, per example."""
+    first, second = jax.random.split(key)
+    score = score + _gumbel(_per_example(first, score, jax.random.uniform))
+    return score - _gumbel(_per_example(second, score, jax.random.uniform))
 
 
 def _gumbel(uniform: jax.Array) -> jax.Array:

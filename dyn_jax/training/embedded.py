@@ -17,7 +17,7 @@ from dyn_jax.training.hrl import skipnet_rl_recipe
 from dyn_jax.training.loop import Report, fit
 from dyn_jax.training.manidp import manidp_recipe
 from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS, objects_recipe, rooms_recipe
-from dyn_jax.training.ponder import sact_recipe
+from dyn_jax.training.ponder import avit_recipe, sact_recipe
 from dyn_jax.training.recipe import Recipe
 from dyn_jax.training.sdn import digits_recipe
 from dyn_jax.training.sparsity import dynconv_recipe, skipnet_recipe
@@ -34,6 +34,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "dynconv-digits": dynconv_recipe,
     "sact-digits": sact_recipe,
     "manidp-digits": manidp_recipe,
+    "avit-digits": avit_recipe,
     "minkunet-rooms": rooms_recipe,
     "minkfcnn-objects": objects_recipe,
     **{

@@ -1,13 +1,18 @@
-"""Training of networks that halt (SACT, ACT): cross-entropy plus the ponder cost."""
+"""Training of networks that halt (SACT, ACT, A-ViT): cross-entropy plus the ponder cost."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from dyn_jax.gates.halting import ponder_of_trace
-from dyn_jax.training.recipe import SGD, Recipe, mean_cross_entropy
+from dyn_jax.gates.halting import halting_prior, mean_halting, ponder_of_trace, prior_target
+from dyn_jax.training.recipe import SGD, AdamW, Images, Progress, Recipe, mean_cross_entropy
 from dyn_jax.types import Output
+
+DEPTH = 6
+"""Layers of `networks.avit.digits`."""
 
 
 def ponder_loss(output: Output, labels: jax.Array, tau: float) -> jax.Array:
@@ -36,3 +41,39 @@ def sact_recipe(epochs: int = 15, tau: float = 0.05) -> Recipe:
     """
     loss = lambda output, labels, progress: ponder_loss(output, labels, tau)
     return Recipe(epochs, optimizer=SGD(weight_decay=2e-4), loss=loss)
+
+
+def avit_loss(tau: float, alpha: float, target: jax.Array) -> Callable[[Output, jax.Array, Progress], jax.Array]:
+    """``ponder_loss + alpha * max(halting_prior, 0)``: what an A-ViT is trained with.
+
+    Args:
+      tau: price of a layer for a token; 5e-4 in the released models, whose training starts from a trained DeiT.
+      alpha: weight of the prior; 1e-3 there.
+      target: where tokens should halt, `gates.prior_target`.
+
+    Source: A-ViT eq. 11. The released prior looks at all tokens of all images but the first of the batch; here at the
+    patches of all images, as in the paper.
+    """
+
+    def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
+        prior = halting_prior(mean_halting(output.trace), target)
+        return ponder_loss(output, labels, tau) + alpha * jax.nn.relu(prior)
+
+    return loss
+
+
+def avit_recipe(*epochs: int, tau: float = 4e-3, alpha: float = 1e-3) -> Recipe:
+    """The small A-ViT on digits: trained as a plain transformer, then, as in the paper, with the price and the prior.
+
+    Departures: gates that start nearly shut but open to a gradient (see `networks.avit.digits`), and eight times the
+    price of a layer, which shows in so short a run (at twenty times, all tokens halt at once and never come back).
+
+    Args:
+      epochs: instead of 60 and 40.
+      tau, alpha: see `avit_loss`.
+    """
+    first, second = (*epochs, *epochs) or (60, 40)
+    source = Images(shift=2)
+    before = Recipe(first, 64, AdamW(2e-3, 0.05), source=source)
+    loss = avit_loss(tau, alpha, prior_target(DEPTH, DEPTH // 2))
+    return Recipe(second, 64, AdamW(1e-3, 0.05), loss, source=source, before=before)

@@ -22,7 +22,7 @@ from PIL import Image
 from toys import Gated, Points, Stages
 
 import weights_convert
-from dyn_jax import attacks, networks, occupancy
+from dyn_jax import attacks, networks, objectives, occupancy
 from dyn_jax.networks.checkpoint import save_variables
 from dyn_jax.networks.minkfcnn import MinkowskiFCNN
 from dyn_jax.networks.minkunet import MinkUNet
@@ -141,6 +141,10 @@ CASES = {
             "STEPS": 1,
             "ENERGY": {"GradAuto": attacks.grad_auto(steps=2)},
         },
+    ),
+    "experiments.slowformer_avit": Case(
+        "--networks sact-digits --images 2 --steps 2",
+        constants={"SIZES": (4,), "METHODS": {"random patch": None, "SlowFormer, energy": objectives.energy}},
     ),
     "benchmarks.bim_resnet32": Case("--data {} --batch 2 --steps 1 --rounds 1 --no-peers", "bim_resnet32_cpu"),
     "benchmarks.early_attack": Case("--images 2 --loop-images 1 --steps 1 --rounds 1", "early_attack_cpu"),

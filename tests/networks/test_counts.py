@@ -30,6 +30,9 @@ PARAMETERS = {
     "resnet-32-cifar10": 464154,
     "resnet-18-imagenet": 11689512,
     "resnet-50-imagenet": 25557032,
+    "avit-tiny-imagenet": 5717416,  # DeiT's: no gate has parameters
+    "avit-small-imagenet": 22050664,
+    "evit-small-imagenet": 22050664,
 }
 UNITS = {"skipnet-rl-rnn-110-cifar10": 53, "skipnet-rl-rnn-101-imagenet": 32, "dynconv-32-cifar10": 15}
 
@@ -61,6 +64,10 @@ def test_number_of_parameters(name):
         ("skipnet-rl-rnn-50-imagenet", 224, 2048 * 10),
         ("dynconv-8-cifar10", 32, 0),
         ("dynconv-50-imagenet", 64, 0),
+        ("avit-tiny-cifar10", 32, 0),
+        ("adavit-tiny-cifar10", 32, 0),
+        ("evit-tiny-cifar10", 32, 0),
+        ("evit-fused-tiny-cifar10", 32, 0),
     ],
 )
 def test_formula_equals_the_walk_over_the_jaxpr(name, size, unused):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dyn_jax import occupancy
-from dyn_jax.gates.halting import EPSILON, halting_scores, ponder_of_trace, with_ponder
+from dyn_jax.gates.halting import EPSILON, halting_scores, ponder_of_trace, prior_target, with_ponder
 from dyn_jax.networks.sact import SACT
-from dyn_jax.training.ponder import ponder_loss, sact_recipe
+from dyn_jax.training.ponder import avit_loss, avit_recipe, ponder_loss, sact_recipe
 from dyn_jax.training.recipe import Progress
 from dyn_jax.types import Output, Trace, UnitTrace
 
@@ -77,3 +77,23 @@ def test_what_the_price_does_to_a_network():
     expected = -2 * jnp.mean(jnp.where(score >= 0, h * (1 - h), 0))
     bias = lambda gradient: gradient["block1_unit1_halting"]["local_conv"]["bias"][0]
     np.testing.assert_allclose(bias(priced) - bias(free), expected, rtol=1e-3)
+
+
+def test_an_avits_loss_by_hand():
+    """Two layers of one class token and two patches: h of the patches 0.2, 0.6 and 0.4, 0.4, so shares 1/2 and 1/2."""
+    halting = jnp.asarray([[[0.9, 0.2, 0.6], [0.1, 0.4, 0.4]]] * 2)
+    score = halting_scores([halting[:, 0]])[0]
+    unit = with_ponder([UnitTrace(score, occupancy.hard()(score), 1, name="blocks_1")])
+    unit = unit.replace(extras={**unit.extras, "halting": halting})
+    output, target = Output(jnp.zeros((2, 4)), Trace((unit,))), jnp.asarray([0.7, 0.3])
+    prior = (0.7 * np.log(0.7 / 0.5) + 0.3 * np.log(0.3 / 0.5)) / 2
+    got = avit_loss(0.1, 2.0, target)(output, LABELS, Progress(jnp.zeros(()), jnp.zeros(())))
+    cost = np.mean(2 + 1 - np.array([0.9, 0.2, 0.6]))
+    np.testing.assert_allclose(got, np.log(4) + 0.1 * cost + 2 * prior, rtol=1e-5)
+
+
+def test_where_tokens_should_halt():
+    target = np.asarray(prior_target(6, 3))
+    assert target.argmax() == 3 and target[:3].sum() == pytest.approx(0.98)
+    np.testing.assert_allclose(target[4] / target[3], np.exp(-0.5), rtol=1e-5)
+    assert [stage.epochs for stage in avit_recipe(4).stages] == [4, 4]

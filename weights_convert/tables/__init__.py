@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 from dyn_jax import _validate
-from weights_convert.tables import dynconv, manidp, minkowski, rdi, resnet, sact, sdn, skipnet
+from weights_convert.tables import dynconv, manidp, minkowski, rdi, resnet, sact, sdn, skipnet, vit
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
@@ -23,6 +23,9 @@ _TABLES = {
     "RDITrunk": rdi.RULES,
     "SACT": sact.RULES,
     "ManiDP": manidp.RULES,
+    "AdaViT": vit.RULES,
+    "AViT": vit.RULES,
+    "EViT": vit.RULES,
     "MinkUNet": minkowski.UNET_RULES,
     "MinkowskiFCNN": minkowski.FCNN_RULES,
 }

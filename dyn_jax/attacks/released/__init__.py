@@ -1,7 +1,7 @@
 """What released code does differently from its paper, under names of its own, built from the same parts.
 
 `lgm` has the attacks of LGM's code, `grad_auto` GradAuto's, `early_attack` that of the early-exit study,
-`rdi` those of RDI-Nets.
+`rdi` those of RDI-Nets, `slowformer` SlowFormer's on A-ViT.
 """
 
 from dyn_jax.attacks.released import lgm as lgm
@@ -11,3 +11,7 @@ from dyn_jax.attacks.released.grad_auto import direction_first as direction_firs
 from dyn_jax.attacks.released.grad_auto import form as form
 from dyn_jax.attacks.released.grad_auto import grad_auto as grad_auto
 from dyn_jax.attacks.released.grad_auto import printed as printed
+from dyn_jax.attacks.released.slowformer import floor_level as floor_level
+from dyn_jax.attacks.released.slowformer import ponder_objective as ponder_objective
+from dyn_jax.attacks.released.slowformer import reported_macs as reported_macs
+from dyn_jax.attacks.released.slowformer import slowformer as slowformer
