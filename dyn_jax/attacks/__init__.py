@@ -17,6 +17,13 @@ from dyn_jax.attacks.batched import Interrupted as Interrupted
 from dyn_jax.attacks.batched import without_traces as without_traces
 from dyn_jax.attacks.bim import bim as bim
 from dyn_jax.attacks.carlini_wagner import carlini_wagner as carlini_wagner
+from dyn_jax.attacks.deepsloth import SlothL1 as SlothL1
+from dyn_jax.attacks.deepsloth import SlothL2 as SlothL2
+from dyn_jax.attacks.deepsloth import SlothLinf as SlothLinf
+from dyn_jax.attacks.deepsloth import SlothUniversalL2 as SlothUniversalL2
+from dyn_jax.attacks.deepsloth import Universal as Universal
+from dyn_jax.attacks.deepsloth import deepsloth as deepsloth
+from dyn_jax.attacks.deepsloth import deepsloth_universal as deepsloth_universal
 from dyn_jax.attacks.domains import Coordinates as Coordinates
 from dyn_jax.attacks.domains import Domain as Domain
 from dyn_jax.attacks.domains import Pixels as Pixels
@@ -43,6 +50,7 @@ from dyn_jax.attacks.point_pert import point_pert as point_pert
 from dyn_jax.attacks.released import lgm as lgm
 from dyn_jax.attacks.surrogate import query as query
 from dyn_jax.attacks.surrogate import transfer as transfer
+from dyn_jax.attacks.threat import L1 as L1
 from dyn_jax.attacks.threat import L2 as L2
 from dyn_jax.attacks.threat import Box as Box
 from dyn_jax.attacks.threat import Linf as Linf

@@ -162,8 +162,7 @@ class EnergySearch:
             raise ValueError("targets: got some, expected None: an attack on the energy has no target class")
         if start is not None:
             raise ValueError("start: got some, expected None: an attack on the energy starts at delta = 0")
-        if not problem.clean.trace.units:
-            raise ValueError("forward: got a network without adaptive units (trace.units is empty), expected some")
+        objectives.check_adaptive(problem.clean.trace)
         domain, form = problem.domain, self.form
         adam = optax.adam(self.learning_rate)  # pyright: ignore[reportArgumentType]: optax names no numpy scalars
         delta = jnp.zeros_like(domain.clean)

@@ -15,6 +15,7 @@ from dyn_jax.networks import (
     manidp,
     minkfcnn,
     minkunet,
+    moe,
     rdi,
     resnet,
     sact,
@@ -22,6 +23,7 @@ from dyn_jax.networks import (
     sdn_resnet,
     sdn_vgg,
     skipnet,
+    vmoe,
 )
 from dyn_jax.nn import IMAGENET_MEAN_STD
 
@@ -56,6 +58,10 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"{mode}-{d}-cifar10": partial(sact.cifar, d, mode=mode) for mode in ("sact", "act") for d in (32, 56, 110)},
     **{f"{mode}-{d}-imagenet": partial(sact.imagenet, d, mode=mode) for mode in ("sact", "act") for d in (50, 101)},
     **{f"minkunet-{form}-scannet": partial(minkunet.scannet, form) for form in ("14a", "18a", "34c")},
+    **{f"moe-resnet{d}-cifar10": partial(moe.cifar, d) for d in moe.DEPTHS},
+    **{f"vmoe-{form}-imagenet": partial(vmoe.imagenet, form) for form in vmoe.FORMS},
+    "moe-digits": moe.digits,
+    "vmoe-digits": vmoe.digits,
     "minkunet-34-s3dis": minkunet.s3dis,
     "minkunet-rooms": minkunet.rooms,
     "minkfcnn-modelnet40": minkfcnn.modelnet40,

@@ -9,6 +9,7 @@ from dyn_jax.objectives.answers import margin as margin
 from dyn_jax.objectives.answers import released_margin as released_margin
 from dyn_jax.objectives.answers import resolve as resolve
 from dyn_jax.objectives.complexity import Weights as Weights
+from dyn_jax.objectives.complexity import check_adaptive as check_adaptive
 from dyn_jax.objectives.complexity import check_tau as check_tau
 from dyn_jax.objectives.complexity import check_weights as check_weights
 from dyn_jax.objectives.complexity import complexity_loss as complexity_loss
@@ -21,3 +22,4 @@ from dyn_jax.objectives.exits import at_exit as at_exit
 from dyn_jax.objectives.exits import exit_objective as exit_objective
 from dyn_jax.objectives.exits import exits_of as exits_of
 from dyn_jax.objectives.exits import sum_of_exits as sum_of_exits
+from dyn_jax.objectives.exits import unsure_exits as unsure_exits

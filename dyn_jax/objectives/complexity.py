@@ -49,8 +49,7 @@ def complexity_weights(trace: Trace, kind: Weights = "macs") -> list[jax.Array]:
     Source: GradAuto section 3.3, after eq. 6 and 8.
     """
     check_weights(kind)
-    if not trace.units:
-        raise ValueError("forward: got a network without adaptive units (trace.units is empty), expected some")
+    check_adaptive(trace)
     if not isinstance(kind, str):
         if jnp.shape(kind) != (len(trace.units),):
             raise ValueError(f"weights: got shape {jnp.shape(kind)}, expected ({len(trace.units)},), one for each unit")
@@ -63,6 +62,17 @@ def complexity_weights(trace: Trace, kind: Weights = "macs") -> list[jax.Array]:
     whole = sum(totals[1:], start=totals[0])
     whole = jnp.where(whole > 0, whole, 1)  # a cloud without points costs nothing
     return [c / whole.reshape(-1, *(1,) * (c.ndim - 1)) for c in costs]
+
+
+def check_adaptive(trace: Trace) -> None:
+    """Raises ValueError where no input could change what the network costs."""
+    if not trace.units:
+        raise ValueError("forward: got a network without adaptive units (trace.units is empty), expected some")
+    if all(unit.constant for unit in trace.units):
+        raise ValueError(
+            "forward: got a network of constant cost (a fixed number of experts or tokens runs, whatever the input), "
+            "expected units whose number depends on it; attack which ones run, through a soft occupancy or their scores"
+        )
 
 
 def _element_costs(unit: UnitTrace) -> jax.Array:

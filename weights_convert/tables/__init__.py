@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 from dyn_jax import _validate
-from weights_convert.tables import dynconv, manidp, minkowski, rdi, resnet, sact, sdn, skipnet
+from weights_convert.tables import dynconv, manidp, minkowski, moe, rdi, resnet, sact, sdn, skipnet
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
@@ -23,8 +23,10 @@ _TABLES = {
     "RDITrunk": rdi.RULES,
     "SACT": sact.RULES,
     "ManiDP": manidp.RULES,
+    "MoEResNet": moe.RULES,
     "MinkUNet": minkowski.UNET_RULES,
     "MinkowskiFCNN": minkowski.FCNN_RULES,
+    "VMoE": ((r"(.*)", r"\1"),),
 }
 _MINKOWSKI = ("MinkUNet", "MinkowskiFCNN")
 _HYBRID = ("MinkUNet",)
@@ -54,6 +56,11 @@ def table_for(module: nn.Module) -> Rename:
 def is_minkowski(module: nn.Module) -> bool:
     """Whether the module's checkpoints come from MinkowskiEngine, which lays out its tensors in its own way."""
     return type(module).__name__ in _MINKOWSKI
+
+
+def is_flax(module: nn.Module) -> bool:
+    """Whether the module's checkpoints are Flax parameters already, ``layer/leaf`` under the names used here."""
+    return type(module).__name__ == "VMoE"
 
 
 def is_tensorflow(module: nn.Module) -> bool:
