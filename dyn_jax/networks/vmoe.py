@@ -296,5 +296,6 @@ def imagenet(form: str, **fields: Any) -> VMoE:
 
 def digits(**fields: Any) -> VMoE:
     """The small network of the embedded data: patches of 8 pixels, four experts in two of four blocks, one a token."""
-    defaults: dict[str, Any] = {"patch": 8, "width": 48, "k": 1, "normalization": DIGITS_MEAN_STD}
+    defaults: dict[str, Any] = {"patch": 8, "width": 40, "heads": 4, "mlp_width": 64, "k": 1}
+    defaults["normalization"] = DIGITS_MEAN_STD
     return VMoE(**{**defaults, **fields})
