@@ -39,7 +39,8 @@ class UnitTrace:
       name: where the unit sits in the network, e.g. ``group2_layer0``.
       constant: as many elements run whatever the input (a router's k experts): there is no energy to attack.
       extras: arrays [batch, ...] of the family's own: ``probability`` (the gating value of the energy attacks where
-        the score is a logit), ``value`` and ``pooled`` (ManiDP), ``dilated`` (DynConv, SACT), ``ponder`` (SACT).
+        the score is a logit), ``value`` and ``pooled`` (ManiDP), ``dilated`` (DynConv, SACT), ``ponder`` (SACT),
+        ``kept``, ``weight``, ``logits`` (experts: room was left, softmax and logits of the router).
     """
 
     score: jax.Array

@@ -130,7 +130,7 @@ class MoEResNet(nn.Module):
             x, expert, shared = self._block(x, o, spec, train)
             cost, static = cost + expert, static + shared
         answer = Dense(self.num_classes, name="linear")(global_mean(x))
-        extras = {"kept": jnp.ones_like(score), "probability": jax.nn.softmax(logits)}
+        extras = {"kept": jnp.ones_like(score), "weight": jax.nn.softmax(logits), "logits": logits}
         unit = UnitTrace(score, o, cost, name="experts", extras=extras, constant=True)
         return Output(answer, Trace((unit,), static + macs.dense(x.shape[-1], self.num_classes)))
 

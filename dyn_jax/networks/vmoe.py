@@ -127,7 +127,7 @@ class Moe(nn.Module):
             kept = jax.lax.stop_gradient(kept.reshape(score.shape))
         weight = probability * o * kept
         y = jnp.einsum("nte,ntef->ntf", weight, _ExpertMlps(self.hidden, self.experts, name="Mlp")(x))
-        extras = {"kept": kept, "probability": probability}
+        extras = {"kept": kept, "weight": probability, "logits": logits}
         fixed = self.capacity_factor is None or self.routing == "expert_choice"
         unit = UnitTrace(score, o, cost if fixed else cost * kept, cost, name, extras, constant=fixed)
         return y, unit

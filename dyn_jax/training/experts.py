@@ -19,7 +19,7 @@ def balanced(weight: float) -> Loss:
     def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
         total = mean_cross_entropy(output, labels)
         for unit in output.trace.units:
-            p = unit.extras["probability"]
+            p = unit.extras["weight"]
             losses = balance_losses(p.reshape(1, -1, p.shape[-1]))
             total += weight * jnp.sum(losses.importance + losses.gshard - 1)
         return total
