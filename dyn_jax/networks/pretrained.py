@@ -26,6 +26,7 @@ PRETRAINED: dict[str, dict[str, Any]] = {
     "skipnet-32-cifar10": {},
     "skipnet-digits": {},
     "skipnet-rl-digits": {},
+    "vmoe-digits": {},
 }
 """Name -> what differs from `create`: on CIFAR-10, what the static network inside them was trained with."""
 

@@ -113,7 +113,8 @@ class Moe(nn.Module):
         probability = jax.nn.softmax(logits)
         cost = 2 * macs.dense(x.shape[-1], self.hidden)
         tokens = x.shape[0] * x.shape[1]
-        grouped = lambda v: v.reshape(tokens // self._group(tokens), -1, self.experts)
+        group = self._group(tokens)
+        grouped = lambda v: v.reshape(tokens // group, -1, self.experts)
         if self.routing == "expert_choice":
             score = self._expert_choice(grouped(probability)).reshape(logits.shape)
         else:
@@ -121,7 +122,7 @@ class Moe(nn.Module):
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
         kept = jnp.ones_like(score)
         if self.capacity_factor is not None and self.routing != "expert_choice":
-            limit = router.capacity(self._group(tokens), self.k, self.experts, self.capacity_factor)
+            limit = router.capacity(group, self.k, self.experts, self.capacity_factor)
             on = (jax.lax.stop_gradient(score) >= 0).astype(score.dtype)
             kept = router.room(grouped(probability), grouped(on), self.k, limit, self.routing == "priority")
             kept = jax.lax.stop_gradient(kept.reshape(score.shape))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax.gates.experts import balance_losses
-from dyn_jax.training.recipe import SGD, AdamW, Images, Loss, Progress, Recipe, mean_cross_entropy
+from dyn_jax.training.recipe import AdamW, Images, Loss, Progress, Recipe, mean_cross_entropy
 from dyn_jax.types import Output
 
 
@@ -36,10 +36,9 @@ def vmoe_recipe(epochs: int = 60) -> Recipe:
 
 
 def moe_recipe(epochs: int = 30) -> Recipe:
-    """`moe-digits`: SGD from scratch, the released straight-through choice of the expert.
+    """`moe-digits`: AdamW from scratch, the released straight-through choice of the expert.
 
     The authors tell the router what to choose (label modulo experts) and train it against attacks in turns with the
     experts; here it is free, but for the balance.
     """
-    optimizer = SGD(0.05, 5e-4)
-    return Recipe(epochs, 64, optimizer, loss=balanced(0.05), source=Images(2), decay_gates=False)
+    return Recipe(epochs, 64, AdamW(3e-3), loss=balanced(0.2), source=Images(2))
