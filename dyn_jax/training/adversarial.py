@@ -38,9 +38,7 @@ class Perturb:
         return jnp.concatenate([result.adversarial, images[count:]])
 
 
-def adversarial(
-    recipe: Recipe, attack: Attack, *, occupancy: Occupancy | None = None, share: float = 1.0
-) -> Recipe:
+def adversarial(recipe: Recipe, attack: Attack, *, occupancy: Occupancy | None = None, share: float = 1.0) -> Recipe:
     """`recipe` on attacked images: in every step the network as it is now is attacked in evaluation mode.
 
     The loss stays the recipe's, on what the attack made: with one that has a budget, an attack on the energy trains
