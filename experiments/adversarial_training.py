@@ -1,9 +1,9 @@
 """Does training against LGM's gradient beat training against FGM's, and does robustness in accuracy buy one in energy?
 
 ``python -m experiments.adversarial_training``: a small SkipNet on handwritten digits of 16 x 16 pixels, trained by its
-recipe on clean images, against PGD through hard occupancies (FGM), through soft ones (LGM), on the energy, on both. Each
-is judged by PGD on the answer (the stronger of both gradients, image by image) and on the energy. Nobody has published
-numbers: nothing is claimed.
+recipe on clean images, against PGD through hard occupancies (FGM), through soft ones (LGM), on the energy, on both.
+Each is judged by PGD on the answer (the stronger of both gradients, image by image) and on the energy. Nobody has
+published numbers: nothing is claimed.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from dyn_jax.networks.sdn_mobilenet import MobileNetTrunk
 from dyn_jax.networks.sdn_resnet import ResNetTrunk
 from dyn_jax.networks.sdn_vgg import VggTrunk
 from dyn_jax.networks.skipnet import SkipNet
+from dyn_jax.networks.sparse import SparseResNet
 from dyn_jax.networks.vmoe import VMoE
 from dyn_jax.occupancy import voxel
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
@@ -81,6 +82,8 @@ ALL_NETWORKS: dict[str, nn.Module] = {
     "resnet B": ResNet(shortcut="B", **_SMALL),
     "resnet bottleneck": ResNet(block="bottleneck", shortcut="B", **_SMALL),
     "resnet imagenet": ResNet(shortcut="B", **_IMAGENET_PLAIN),
+    "sparse A": SparseResNet(**_SMALL),
+    "sparse B": SparseResNet(shortcut="B", **_SMALL),
     "skipnet rnn rl": SkipNet(**_SKIPNET),
     "skipnet rnn sp": SkipNet(policy="sp", **_SKIPNET),
     "skipnet ff1": SkipNet(gate="ff1", policy="sp", **_SKIPNET),

@@ -268,7 +268,7 @@ class Universal(flax.struct.PyTreeNode):
     loss: jax.Array
 
     def apply(self, images: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-        """Images [batch, height, width, channel] in [0, 1] with the perturbation, that of their class if there are some.
+        """Images [batch, height, width, channel] in [0, 1] with the perturbation (of their class, if they have one).
 
         Raises:
           ValueError, TypeError: labels where there is one for all, none where there is one a class; a wrong size.
@@ -285,7 +285,7 @@ def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) ->
     """One perturbation for every image, or for every image of a class.
 
     The returned function takes ``(forward, images, *, key, classes=None, start=None)``: images to make it on, in parts
-    that take turns; with `classes` [batch] (their integers below 10, or of a ``start``) one perturbation a class, all of
+    that take turns; with `classes` [batch] one perturbation for each class of the network (or of the start), all of
     them at once; ``start`` [group, height, width, channel]. It gives a `Universal`, whose ``apply`` moves other images.
 
     Args:

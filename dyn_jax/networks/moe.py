@@ -1,4 +1,4 @@
-"""Mixture-of-experts ResNet (Zhang et al., ICCV 2023, "Robust Mixture-of-Expert Training for CNNs"): one expert an image.
+"""Mixture-of-experts ResNet (Zhang et al., ICCV 2023, Robust Mixture-of-Expert Training for CNNs): one expert an image.
 
 A small CNN, the router, scores the image once; its choice holds for every expert convolution of the trunk.
 """

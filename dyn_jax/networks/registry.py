@@ -23,6 +23,7 @@ from dyn_jax.networks import (
     sdn_resnet,
     sdn_vgg,
     skipnet,
+    sparse,
     vmoe,
 )
 from dyn_jax.nn import IMAGENET_MEAN_STD
@@ -62,6 +63,7 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     **{f"vmoe-{form}-imagenet": partial(vmoe.imagenet, form) for form in vmoe.FORMS},
     "moe-digits": moe.digits,
     "vmoe-digits": vmoe.digits,
+    **{f"sparse-resnet-{d}-cifar10": partial(sparse.cifar, d) for d in (20, 32, 44, 56, 110)},
     "minkunet-34-s3dis": minkunet.s3dis,
     "minkunet-rooms": minkunet.rooms,
     "minkfcnn-modelnet40": minkfcnn.modelnet40,

@@ -15,6 +15,7 @@ Rename = Callable[[str], tuple[str, ...] | None]
 
 _TABLES = {
     "ResNet": resnet.RULES,
+    "SparseResNet": resnet.RULES,
     "SkipNet": skipnet.RULES,
     "DynConv": dynconv.RULES,
     "VggTrunk": sdn.VGG_RULES,

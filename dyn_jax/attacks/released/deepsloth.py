@@ -1,4 +1,4 @@
-"""What DeepSloth's code compares itself with: PGD on the last exit, all exits or the worst one, and a universal DeepFool.
+"""What DeepSloth's code compares itself with: PGD on the last exit, all exits or the worst one; a universal DeepFool.
 
 They aim at the answer, and slow a network down in passing. Every norm starts with a number from [-eps, eps] per pixel,
 outside its ball.
@@ -58,7 +58,7 @@ def pgd(
     """PGD on the last exit's cross-entropy; the last iterate is returned.
 
     Args:
-      norm: ``linf``, ``l2`` or ``l1``: the gradient's sign, or divided by its norm; differences are scaled into the ball.
+      norm: ``linf``, ``l2`` or ``l1``: the gradient's sign, or divided by its norm; what leaves the ball is scaled.
       eps, step_size, steps: see `dyn_jax.attacks.bim`.
 
     Source: released code of Hong et al. 2021.
