@@ -115,7 +115,7 @@ def fill(text: str) -> str:
     Raises:
       ValueError: for a region of a name that no table has.
     """
-    from docs.tables import benchmarks, early_exits, energy, images, points  # noqa: F401  (they register)
+    from docs.tables import benchmarks, early_exits, energy, images, points, today  # noqa: F401  (they register)
 
     def made(match: re.Match[str]) -> str:
         kind, name = match.groups()

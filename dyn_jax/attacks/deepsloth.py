@@ -57,7 +57,7 @@ class _Moves:
     settles = True  # the d of one image is cut to what the box leaves of it
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", _validate.number("eps", self.eps, minimum=0))
+        self.number("eps")
         for name in ("steps", "batches", "epochs"):
             _validate.positive_int(name, getattr(self, name))
 
@@ -81,7 +81,7 @@ class SlothLinf(_Moves):
     clips = False
 
     def threat(self) -> Ball:
-        return Linf(self.eps)
+        return Linf(self.number("eps"))
 
     def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
         return _drawn(_uniform, keys, like, self.number("start"))
@@ -90,7 +90,8 @@ class SlothLinf(_Moves):
         return d + jnp.asarray(self.number("step_size"), d.dtype) * jnp.sign(gradient)
 
     def bounded(self, d: jax.Array, number: jax.Array) -> jax.Array:
-        return jnp.clip(d, -jnp.asarray(self.eps, d.dtype), jnp.asarray(self.eps, d.dtype))
+        eps = jnp.asarray(self.number("eps"), d.dtype)
+        return jnp.clip(d, -eps, eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +116,10 @@ class SlothL2(_Moves):
     settles = False
 
     def threat(self) -> Ball:
-        return L2(self.eps * self.shrink ** ((self.steps - 1) // self.stage))  # type: ignore[operator]
+        return L2(self.number("eps") * self.shrink ** ((self.steps - 1) // self.stage))
 
     def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        return _drawn(jax.random.normal, keys, like, self.eps, 2)
+        return _drawn(jax.random.normal, keys, like, self.number("eps"), 2)
 
     def move(self, d: jax.Array, gradient: jax.Array, number: jax.Array) -> jax.Array:
         turn = (1 + jnp.cos(jnp.pi * number / self.period)) / 2
@@ -126,7 +127,7 @@ class SlothL2(_Moves):
         return d + rate.astype(d.dtype) * shrunk(gradient / self.batch, 1.0, 2)
 
     def bounded(self, d: jax.Array, number: jax.Array) -> jax.Array:
-        return shrunk(d, self.eps * jnp.asarray(self.shrink, d.dtype) ** (number // self.stage), 2)
+        return shrunk(d, self.number("eps") * jnp.asarray(self.shrink, d.dtype) ** (number // self.stage), 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,7 @@ class SlothUniversalL2(_Moves):
     learning_rate: float = 0.1
 
     def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        return _drawn(jax.random.normal, keys, like, self.eps, 2)
+        return _drawn(jax.random.normal, keys, like, self.number("eps"), 2)
 
     def _scale(self, number: jax.Array, dtype: Any) -> jax.Array:
         return jnp.asarray(self.shrink, dtype) ** (number // (self.steps * self.batches))
@@ -155,7 +156,7 @@ class SlothUniversalL2(_Moves):
         return d + self.learning_rate * self._scale(number, d.dtype) * shrunk(gradient, 1.0, 2)
 
     def bounded(self, d: jax.Array, number: jax.Array) -> jax.Array:
-        return shrunk(d, self.eps * self._scale(number, d.dtype), 2)
+        return shrunk(d, self.number("eps") * self._scale(number, d.dtype), 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,10 +175,10 @@ class SlothL1(_Moves):
     sparsity: float = 0.99
 
     def threat(self) -> Ball:
-        return L1(self.eps)
+        return L1(self.number("eps"))
 
     def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        return _drawn(jax.random.laplace, keys, like, self.eps, 1)
+        return _drawn(jax.random.laplace, keys, like, self.number("eps"), 1)
 
     def move(self, d: jax.Array, gradient: jax.Array, number: jax.Array) -> jax.Array:
         size = jnp.abs(gradient).reshape(len(gradient), -1)
@@ -187,7 +188,7 @@ class SlothL1(_Moves):
         return d + self.number("step_size") * jnp.sign(gradient) * chosen / _length(chosen, 1)
 
     def bounded(self, d: jax.Array, number: jax.Array) -> jax.Array:
-        return shrunk(d, self.eps, 1)
+        return shrunk(d, self.number("eps"), 1)
 
 
 Moves = SlothLinf | SlothL2 | SlothL1
@@ -339,7 +340,7 @@ def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) ->
                 if moves.clips:
                     clipped, inside = _into((0.0, 1.0), jax.lax.stop_gradient(seen))
                     seen = clipped + jnp.where(inside, seen - jax.lax.stop_gradient(seen), 0)
-                values = unsure(network(seen), own)
+                values = unsure(network(seen), own, None)
                 return jnp.sum(values / size[own]), -jnp.mean(values)
 
             gradient, loss = jax.grad(total, has_aux=True)(d)

@@ -37,8 +37,8 @@ def pretrained(name: str) -> tuple[nn.Module, Variables]:
     Args:
       name: ``skipnet-32-cifar10``, ``dynconv-32-cifar10``, ``manidp-32-cifar10``, ``sact-32-cifar10`` or
         ``sdn-resnet56-cifar10``, from published static networks, trained on CIFAR-10 most of which was JPEG, so lossy;
-        ``skipnet-digits``, ``skipnet-rl-digits``, ``dynconv-digits``, ``sact-digits`` or ``manidp-digits``, trained
-        on the train split of `dyn_jax.datasets.digits`;
+        ``skipnet-digits``, ``skipnet-rl-digits``, ``dynconv-digits``, ``sact-digits``, ``manidp-digits`` or
+        ``vmoe-digits``, trained on the train split of `dyn_jax.datasets.digits`;
         ``minkunet-rooms`` on that of `dyn_jax.datasets.rooms`, ``minkfcnn-objects`` on that of
         `dyn_jax.datasets.objects`.
 

@@ -54,7 +54,8 @@ def activation_density(sigma: jax.typing.ArrayLike = 1e-4) -> Objective:
 
     def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
         units, values = output.trace.units, _activations(output.trace)
-        total = sum(_of(a**2 / (a**2 + sigma), unit) for a, unit in zip(values, units))
-        return total / sum(_of(jnp.ones_like(a), unit) for a, unit in zip(values, units))
+        zero = jnp.zeros_like(values[0][:, 0])
+        count = sum((_of(a**2 / (a**2 + sigma), unit) for a, unit in zip(values, units)), start=zero)
+        return count / sum((_of(jnp.ones_like(a), unit) for a, unit in zip(values, units)), start=zero)
 
     return objective

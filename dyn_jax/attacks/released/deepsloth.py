@@ -165,7 +165,7 @@ def uap(
     Source: Moosavi-Dezfooli et al. 2017; released code of Hong et al. 2021.
     """
     images, network = _validate.images("images", images), as_forward(forward)
-    eps = _validate.number("eps", eps, minimum=0)
+    radius: Any = _validate.number("eps", eps, minimum=0)
     _validate.positive_int("passes", passes)
     logits = lambda x: network(x).trace.exits[:, -1]  # type: ignore[index]
     clean = jnp.argmax(logits(images), axis=1)
@@ -183,7 +183,7 @@ def uap(
             lambda: Fooled(jnp.zeros_like(d), jnp.int32(-1), jnp.zeros_like(old) - 1),
         )
         taken = busy & (found.iterations < steps - 1)
-        d = jnp.where(taken, jnp.clip(d + found.delta, -eps, eps), d)
+        d = jnp.where(taken, jnp.clip(d + found.delta, -radius, radius), d)
         ends = (number + 1) % len(images) == 0
         rate = jax.lax.cond(ends, lambda: rate_of(d), lambda: rate)
         row = jnp.stack([number % len(images), found.iterations, jnp.where(busy, old, -1), found.label])
