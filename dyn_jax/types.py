@@ -37,9 +37,10 @@ class UnitTrace:
       dense_macs: what one element adds in the dense network, an integer; None where there is no dense network
         (voxels). An integer `macs` is its own dense cost, unless another one is given.
       name: where the unit sits in the network, e.g. ``group2_layer0``.
+      constant: as many elements run whatever the input (a router's k experts): there is no energy to attack.
       extras: arrays [batch, ...] of the family's own: ``probability`` (the gating value of the energy attacks where
-        the score is a logit), ``value`` and ``pooled`` (ManiDP), ``dilated`` (DynConv, SACT), ``ponder`` (SACT).
-      count: how many elements of an example are on, where that is fixed (top-k), so that the cost is; else None.
+        the score is a logit), ``value`` and ``pooled`` (ManiDP), ``dilated`` (DynConv, SACT), ``ponder`` (SACT),
+        ``kept``, ``weight``, ``logits`` (experts: room was left, softmax and logits of the router).
     """
 
     score: jax.Array
@@ -48,7 +49,7 @@ class UnitTrace:
     dense_macs: int | None = None
     name: str = ""
     extras: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
-    count: int | None = None
+    constant: bool = False
 
     def __post_init__(self) -> None:
         fixed = isinstance(self.macs, (int, np.integer))
@@ -75,13 +76,14 @@ class UnitTrace:
         fixed = self._fixed  # type: ignore[attr-defined]
         names = ("score", "occupancy", "extras") if fixed else ("score", "occupancy", "extras", "macs")
         children = tuple((GetAttrKey(name), getattr(self, name)) for name in names)
-        return children, (names, self.name, self.dense_macs, self.count, self.macs if fixed else None)
+        return children, (names, self.name, self.dense_macs, self.macs if fixed else None, self.constant)
 
     @classmethod
     def tree_unflatten(cls, static: tuple, children: tuple) -> UnitTrace:
-        names, name, dense_macs, count, macs = static
+        names, name, dense_macs, macs, constant = static
         unit = object.__new__(cls)
-        fields = {"macs": macs, **dict(zip(names, children)), "name": name, "dense_macs": dense_macs, "count": count}
+        fields = {"macs": macs, **dict(zip(names, children)), "name": name, "dense_macs": dense_macs}
+        fields["constant"] = constant
         for field, value in {**fields, "_fixed": "macs" not in names}.items():
             object.__setattr__(unit, field, value)
         return unit

@@ -19,6 +19,6 @@ forward = jax.jit(partial(net.apply, variables))
 train, test = digits("train").images[:count], digits("test").images[:count]
 attack = attacks.slowformer((8, 8), steps, mean_std=net.normalization)
 result = jax.jit(partial(attack, forward))(train, key=jax.random.key(0))
-patched = attacks.paste(test, result.adversarial[0, :8, :8])
+patched = attacks.paste_at(test, result.adversarial[0, :8, :8])
 before, after = forward(test).trace, forward(patched).trace
 print("recovered share of the saved multiply-adds, unseen images", metrics.recovery(before, after))

@@ -90,7 +90,7 @@ def main() -> None:
                 if method.endswith("ponder") and not hasattr(net, "gate_scale"):
                     continue  # the paper's objective is A-ViT's own
                 patch = patch_of(net, forward, made_on, size, method, arguments.steps, arguments.seed)
-                shown[method, size] = attacks.paste(images, patch)
+                shown[method, size] = attacks.paste_at(images, patch)
         for (method, size), attacked in shown.items():
             numbers = row(before, forward(attacked), labels)
             rows.append({"network": name, "attack": method, "patch": size, **numbers})

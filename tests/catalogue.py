@@ -13,7 +13,7 @@ import numpy as np
 
 from dyn_jax import attacks, objectives, occupancy
 from dyn_jax.gates import ChannelGate, FeedForwardGate, GlobalHalting, RecurrentGate, SpatialGate, SpatialHalting
-from dyn_jax.networks import rdi, sact
+from dyn_jax.networks import moe, rdi, sact
 from dyn_jax.networks.adavit import AdaViT
 from dyn_jax.networks.avit import AViT
 from dyn_jax.networks.dynconv import DynConv
@@ -29,6 +29,8 @@ from dyn_jax.networks.sdn_mobilenet import MobileNetTrunk
 from dyn_jax.networks.sdn_resnet import ResNetTrunk
 from dyn_jax.networks.sdn_vgg import VggTrunk
 from dyn_jax.networks.skipnet import SkipNet
+from dyn_jax.networks.sparse import SparseResNet
+from dyn_jax.networks.vmoe import VMoE
 from dyn_jax.occupancy import voxel
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
@@ -83,6 +85,8 @@ ALL_NETWORKS: dict[str, nn.Module] = {
     "resnet B": ResNet(shortcut="B", **_SMALL),
     "resnet bottleneck": ResNet(block="bottleneck", shortcut="B", **_SMALL),
     "resnet imagenet": ResNet(shortcut="B", **_IMAGENET_PLAIN),
+    "sparse A": SparseResNet(**_SMALL),
+    "sparse B": SparseResNet(shortcut="B", **_SMALL),
     "skipnet rnn rl": SkipNet(**_SKIPNET),
     "skipnet rnn sp": SkipNet(policy="sp", **_SKIPNET),
     "skipnet ff1": SkipNet(gate="ff1", policy="sp", **_SKIPNET),
@@ -104,6 +108,8 @@ ALL_NETWORKS |= {
     "sdn vgg": SDN(VggTrunk((4,) * 13, (6, 5)), (1, 3, 5, 6, 8, 9), 0.3, linear_init="small", num_classes=CLASSES),
     "sdn resnet": SDN(ResNetTrunk((2, 2), (4, 8)), (0, 2), 0.4, image_size=16, num_classes=CLASSES),
     "rdi": SDN(RDITrunk((2, 2, 2), (4, 8, 8)), (0, 3), 1.5, rdi.NATS, "last", num_classes=CLASSES, image_size=16),
+    "moe": moe.digits(depths=(1, 1), widths=(4, 8), stem_width=4, router=((1,), (4,)), num_classes=CLASSES),
+    "vmoe": VMoE(width=12, depth=2, mlp_width=16, moe_layers=(1,), num_classes=CLASSES, image_size=16),
     "sdn mobilenet": SDN(MobileNetTrunk(4, (4, 8, 8), (1, 2, 1)), (0, 1), 0.4, image_size=16, num_classes=CLASSES),
 }
 _TOKENS = {"image_size": 16, "patch": 4, "width": 8, "heads": 2, "num_classes": CLASSES}
@@ -218,6 +224,19 @@ ALL_ATTACKS = {
         bounded=False,
         clouds=False,
     ),
+    **{
+        f"deepsloth {norm}": AttackCase(
+            lambda eps, norm=norm, rest=rest: attacks.deepsloth(norm, eps=eps, steps=12, **rest),
+            eps=eps,
+            targeted=False,
+            clouds=False,
+        )
+        for norm, eps, rest in (
+            ("linf", 0.1, {"step_size": 0.03}),
+            ("l2", 1.0, {"batch": 1}),
+            ("l1", 4.0, {"sparsity": 0.8}),
+        )
+    },
     "grad_auto": AttackCase(lambda eps: attacks.grad_auto(steps=8, learning_rate=0.2), targeted=False, bounded=False),
     "ilfo": AttackCase(lambda eps: attacks.ilfo(steps=8, learning_rate=0.2), targeted=False, bounded=False),
     "grad_mdm": AttackCase(

@@ -13,7 +13,7 @@ import dyn_jax
 from dyn_jax._files import listed, short
 from dyn_jax.networks.checkpoint import target_shapes
 from weights_convert import layout, names
-from weights_convert.tables import is_minkowski, is_tensorflow, reorder, table_for
+from weights_convert.tables import is_flax, is_minkowski, is_tensorflow, reorder, table_for
 
 Path = tuple[str, ...]
 
@@ -32,7 +32,8 @@ def convert(
       state_dict: {torch key: array}, as `weights_convert.torch_io.read_state_dict` returns it. A prefix that all keys
         carry and what wrappers add to names are taken off (`names.plain`); ``num_batches_tracked`` and the like are
         ignored. SACT's are TensorFlow variables,
-        {name: array} as TensorFlow's ``load_checkpoint`` lists them; optimiser slots and averages are ignored.
+        {name: array} as TensorFlow's ``load_checkpoint`` lists them; optimiser slots and averages are ignored. V-MoE's
+        are Flax parameters, {``Encoder/.../kernel``: array}.
       kernel_order: of MinkUNet's 3x3x3 block kernels: ``cube`` (MinkowskiEngine 0.5), or ``hybrid`` (0.4 with STS's
         networks, among them the published ScanNet and S3DIS checkpoints). The shapes are the same: a wrong order
         cannot be noticed here, and the network is then useless.
@@ -52,9 +53,11 @@ def convert(
     arrays = _clean(state_dict)
     expected = {path: leaf.shape for path, leaf in target_shapes(module).items()}
     rename = table_for(module)
-    minkowski, tensorflow = is_minkowski(module), is_tensorflow(module)
+    minkowski, tensorflow, flax = is_minkowski(module), is_tensorflow(module), is_flax(module)
 
     def target(key: str) -> Path | None:
+        if flax:
+            return ("params", *key.removeprefix("params/").split("/"))
         if tensorflow:
             return _tensorflow_target(rename, key)
         return None if minkowski and not layout.is_minkowski(key) else _target(rename, key)
@@ -73,7 +76,9 @@ def convert(
             problems.append(f"unexpected key {key} {array.shape}")
             continue
         shape = expected[path]
-        if tensorflow:
+        if flax:
+            value, wanted = (array if array.shape == shape else None), shape
+        elif tensorflow:
             value, wanted = layout.from_tensorflow(array, shape), shape
         elif minkowski:
             value, wanted = layout.from_minkowski(key, array, shape), layout.minkowski_shape(key, shape)

@@ -20,6 +20,13 @@ from dyn_jax.attacks.bim import bim as bim
 from dyn_jax.attacks.carlini_wagner import carlini_wagner as carlini_wagner
 from dyn_jax.attacks.criteria import Criterion as Criterion
 from dyn_jax.attacks.ddn import ddn as ddn
+from dyn_jax.attacks.deepsloth import SlothL1 as SlothL1
+from dyn_jax.attacks.deepsloth import SlothL2 as SlothL2
+from dyn_jax.attacks.deepsloth import SlothLinf as SlothLinf
+from dyn_jax.attacks.deepsloth import SlothUniversalL2 as SlothUniversalL2
+from dyn_jax.attacks.deepsloth import Universal as Universal
+from dyn_jax.attacks.deepsloth import deepsloth as deepsloth
+from dyn_jax.attacks.deepsloth import deepsloth_universal as deepsloth_universal
 from dyn_jax.attacks.domains import Coordinates as Coordinates
 from dyn_jax.attacks.domains import Domain as Domain
 from dyn_jax.attacks.domains import Pixels as Pixels
@@ -51,7 +58,7 @@ from dyn_jax.attacks.point_noise import point_noise as point_noise
 from dyn_jax.attacks.point_pert import point_pert as point_pert
 from dyn_jax.attacks.rays import rays as rays
 from dyn_jax.attacks.released import lgm as lgm
-from dyn_jax.attacks.slowformer import paste as paste
+from dyn_jax.attacks.slowformer import paste_at as paste_at
 from dyn_jax.attacks.slowformer import ponder_objective as ponder_objective
 from dyn_jax.attacks.slowformer import slowformer as slowformer
 from dyn_jax.attacks.spsa import spsa as spsa
@@ -59,6 +66,7 @@ from dyn_jax.attacks.square import SquareDraws as SquareDraws
 from dyn_jax.attacks.square import square as square
 from dyn_jax.attacks.surrogate import query as query
 from dyn_jax.attacks.surrogate import transfer as transfer
+from dyn_jax.attacks.threat import L1 as L1
 from dyn_jax.attacks.threat import L2 as L2
 from dyn_jax.attacks.threat import Box as Box
 from dyn_jax.attacks.threat import Linf as Linf

@@ -91,7 +91,7 @@ class PatchSearch:
         patch = self.random(keys[0], clean) if start is None else self.normalized(cut(start[0], self.size, self.place))
         patch, steps = self.fit(problem.forward, clean, problem.labels, patch)
         record = PatchRecord(jnp.broadcast_to(steps.objective[:, None], (self.steps, len(clean))))
-        return Found(paste(clean, self.pixels(self.pasted(patch)), self.place), record=record)
+        return Found(paste_at(clean, self.pixels(self.pasted(patch)), self.place), record=record)
 
     def fit(
         self, forward: Callable[[jax.Array], Output], images: jax.Array, labels: jax.Array, patch: jax.Array
@@ -130,7 +130,7 @@ class PatchSearch:
         """The mean objective of images that carry `patch`, and its gradient in normalised units."""
 
         def total(patch: jax.Array) -> jax.Array:
-            output = forward(paste(images, self.pixels(patch), self.place))
+            output = forward(paste_at(images, self.pixels(patch), self.place))
             return jnp.mean(self.objective(output, labels, None))
 
         return jax.value_and_grad(total)(patch)
@@ -174,7 +174,7 @@ def slowformer(
     """One patch for all images, by Adam on the energy: ``max_P mean_x objective(network(x with P pasted))``.
 
     The images given are those the patch is made on; the result's ``adversarial`` are the same images with it, and
-    ``cut(result.adversarial[0], size, place)`` is the patch, for `paste` on others. ``record`` is a `PatchRecord`.
+    ``cut(result.adversarial[0], size, place)`` is the patch, for `paste_at` on others. ``record`` is a `PatchRecord`.
     A start given to the attack counts by what its first image holds in the patch's place.
 
     Args:
@@ -234,7 +234,7 @@ def ponder_objective(weight: float = 5e-4, prior: float = 0.0, target: jax.Array
     return objective
 
 
-def paste(images: jax.Array, patch: jax.Array, place: tuple[int, int] = (0, 0)) -> jax.Array:
+def paste_at(images: jax.Array, patch: jax.Array, place: tuple[int, int] = (0, 0)) -> jax.Array:
     """Images [n, height, width, channel] whose pixels from `place` on are `patch` [rows, columns, channel].
 
     Raises:

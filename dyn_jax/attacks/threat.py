@@ -94,6 +94,46 @@ class L2(flax.struct.PyTreeNode):
         return jnp.asarray(self.eps, like.dtype) * jax.vmap(draw)(keys)
 
 
+class L1(flax.struct.PyTreeNode):
+    """``sum |x - clean| <= eps`` (over a row) and x inside `bounds`."""
+
+    eps: jax.typing.ArrayLike
+    bounds: Bounds = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
+
+    def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """The difference scaled into the ball (not the nearest point, which would be sparser), then the box."""
+        delta = x - clean
+        length = jnp.sum(jnp.abs(delta), axis=tuple(range(1, x.ndim)), keepdims=True)
+        eps = jnp.asarray(self.eps, x.dtype)
+        outside = length > eps
+        scale = jnp.where(outside, eps / jnp.where(outside, length, 1), 1)
+        return jnp.clip(clean + delta * scale, *self.bounds)
+
+    def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """The set's norm of ``x - clean``, [row]."""
+        return jnp.sum(jnp.abs(x - clean), axis=tuple(range(1, x.ndim)))
+
+    def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """[row], true where x is in the set up to a relative 1e-5: thousands of small differences round."""
+        return (self.distance(x, clean) <= self.eps * (1 + 10 * TOLERANCE) + TOLERANCE) & _in_box(x, self.bounds)
+
+    def direction(self, gradient: jax.Array) -> jax.Array:
+        """Steepest ascent direction of unit length in the set's norm: the number of largest gradient alone."""
+        size = jnp.abs(gradient).reshape(len(gradient), -1)
+        best = jax.nn.one_hot(jnp.argmax(size, axis=1), size.shape[1], dtype=gradient.dtype)
+        return jnp.sign(gradient) * best.reshape(gradient.shape)
+
+    def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
+        """Laplace noise of a length uniform in [0, eps], one key per row."""
+
+        def draw(key: jax.Array) -> jax.Array:
+            direction_key, radius_key = jax.random.split(key)
+            laplace = jax.random.laplace(direction_key, like.shape[1:], like.dtype)
+            return laplace * (jax.random.uniform(radius_key, (), like.dtype) / jnp.sum(jnp.abs(laplace)))
+
+        return jnp.asarray(self.eps, like.dtype) * jax.vmap(draw)(keys)
+
+
 class Box(flax.struct.PyTreeNode):
     """Any image inside `bounds`: for attacks that minimise the distance instead of bounding it."""
 
@@ -114,7 +154,7 @@ class Box(flax.struct.PyTreeNode):
         return _in_box(x, self.bounds)
 
 
-Ball = Linf | L2
+Ball = Linf | L2 | L1
 Threat = Ball | Box
 
 

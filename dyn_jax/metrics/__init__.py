@@ -6,6 +6,12 @@ from dyn_jax.metrics.answers import accuracy_kept as accuracy_kept
 from dyn_jax.metrics.answers import robust_accuracy as robust_accuracy
 from dyn_jax.metrics.answers import robust_accuracy_at as robust_accuracy_at
 from dyn_jax.metrics.answers import success_rate as success_rate
+from dyn_jax.metrics.energy import ASIC as ASIC
+from dyn_jax.metrics.energy import Accelerator as Accelerator
+from dyn_jax.metrics.energy import accelerator_energy as accelerator_energy
+from dyn_jax.metrics.experts import expert_iou as expert_iou
+from dyn_jax.metrics.experts import expert_load as expert_load
+from dyn_jax.metrics.experts import load_imbalance as load_imbalance
 from dyn_jax.metrics.images import psnr as psnr
 from dyn_jax.metrics.points import confusion as confusion
 from dyn_jax.metrics.points import iou as iou

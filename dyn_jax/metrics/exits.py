@@ -5,15 +5,17 @@ Pure functions of logits and traces; exits are numbered from 0, the final one la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.gates import early_exit
 from dyn_jax.metrics.answers import success_rate
-from dyn_jax.metrics.traces import dense_macs, executed_macs
+from dyn_jax.metrics.traces import dense_macs, dense_unit_macs, executed_macs
 from dyn_jax.objectives.exits import exits_of
 from dyn_jax.types import Trace
 
@@ -180,3 +182,108 @@ def _exits_of_both(before: Trace, after: Trace) -> tuple[jax.Array, jax.Array]:
     if old.shape != new.shape:
         raise ValueError(f"traces: got exits {old.shape} and {new.shape}, expected those of one network and batch")
     return old, new
+
+
+class Curve(NamedTuple):
+    """How many images have left by what cost.
+
+    Attributes:
+      cost: [exit + 1], of leaving at each exit, relative to the last: from 0 to 1.
+      left: [exit + 1], share of the images that left at it or before: from 0 to 1.
+    """
+
+    cost: jax.Array
+    left: jax.Array
+
+    @property
+    def area(self) -> jax.Array:
+        """Under the curve, by trapezoids: DeepSloth's efficacy. High is fast; in [(1 - c_(N-1)) / 2, 1 - c_0 / 2]."""
+        return jnp.sum(jnp.diff(self.cost) * (self.left[1:] + self.left[:-1]) / 2)
+
+
+def exit_costs(trace: Trace) -> jax.Array:
+    """[exit], multiply-adds of leaving at each exit, the heads tried before included.
+
+    Raises:
+      ValueError: a network without early exits.
+    """
+    exits_of(trace)
+    costs = [float(trace.static_macs), *(dense_unit_macs(unit) for unit in trace.units)]
+    return jnp.cumsum(jnp.asarray(costs))
+
+
+def exit_shares(trace: Trace) -> jax.Array:
+    """[batch, exit], the share of every exit in the answer: under hard occupancy 1 where an image left, else 0.
+
+    Raises:
+      ValueError: as `exit_index`.
+    """
+    exit_index(trace)  # for its checks
+    return early_exit.exit_weights(early_exit.columns(unit.occupancy for unit in trace.units))
+
+
+def exit_curve(shares: jax.Array, costs: jax.typing.ArrayLike) -> Curve:
+    """The exit-cost curve of DeepSloth.
+
+    Args:
+      shares: [exit] of the images, or `exit_shares` [batch, exit]. What did not leave early counts at the full cost.
+      costs: [exit], ascending, of leaving at each exit; in any unit.
+
+    Raises:
+      ValueError: another number of costs than exits; costs that do not ascend.
+
+    Source: Hong et al. 2021, section 4 ("exit-depth" curve), by cost as in its released code.
+    """
+    shares, costs = jnp.atleast_2d(jnp.asarray(shares)), jnp.asarray(costs)
+    if costs.shape != shares.shape[1:] or len(costs) < 2:
+        raise ValueError(f"costs: got shape {costs.shape}, expected {shares.shape[1:]}, one for each of the exits")
+    if _validate.is_concrete(costs) and not (np.diff(np.asarray(costs), prepend=0) > 0).all():
+        raise ValueError(f"costs: got {np.asarray(costs)}, expected positive ones that ascend")
+    left = jnp.cumsum(jnp.mean(shares, axis=0)[:-1])
+    ends = lambda value: jnp.full(1, value, left.dtype)
+    return Curve(jnp.concatenate([ends(0), costs / costs[-1]]), jnp.concatenate([ends(0), left, ends(1)]))
+
+
+def efficacy(trace: Trace, costs: jax.typing.ArrayLike | None = None) -> jax.Array:
+    """Area under the exit-cost curve of a batch, a scalar in (0, 1): high where images leave early.
+
+    Args:
+      trace: under soft occupancies, the expected curve.
+      costs: [exit]; default `exit_costs`.
+
+    Raises:
+      ValueError: as `exit_shares` and `exit_curve`.
+
+    Source: Hong et al. 2021, section 4.
+    """
+    return exit_curve(exit_shares(trace), exit_costs(trace) if costs is None else costs).area
+
+
+def rad_threshold(
+    thresholds: Sequence[float], accuracy: Sequence[float], cost: Sequence[float], final: float, drop: float
+) -> int:
+    """Index of the threshold that costs at most a relative accuracy drop of `drop`.
+
+    The first whose accuracy is above ``final (1 - drop)`` and which has both less cost and more accuracy than the best
+    before it.
+
+    Args:
+      thresholds, accuracy, cost: of a sweep, in one order; DeepSloth's has .05, .10, ..., .95.
+      final: accuracy of the last exit.
+      drop: in (0, 1); DeepSloth has .05 and .15.
+
+    Raises:
+      ValueError: sweeps of different lengths; no threshold keeps the accuracy.
+
+    Source: released code of Hong et al. 2021 ("RAD").
+    """
+    if not len(thresholds) == len(accuracy) == len(cost):
+        raise ValueError(f"thresholds, accuracy, cost: got {len(thresholds)}, {len(accuracy)}, {len(cost)} numbers")
+    least = final * (1 - _validate.share("drop", drop))
+    best: int | None = None
+    for i in range(len(thresholds)):
+        if accuracy[i] > least and (best is None or (cost[i] < cost[best] and accuracy[i] > accuracy[best])):
+            best = i
+    if best is None:
+        raise ValueError(f"drop: got {drop}, expected a threshold with an accuracy above {least}; best {max(accuracy)}")
+    return best

@@ -34,7 +34,7 @@ class EViT(nn.Module):
     Of n tokens beside the class token the ``ceil(keep n)`` of largest s stay, for the MLP and all blocks behind. Unit:
     the tokens of a block that drops, one element for each but the class token, score ``s - s_(k)``
     (`gates.top_k_score`); presence is the product of a token's occupancies so far. What is gone cannot be attended to
-    and comes back in no later block. The number of elements that are on is fixed, so is the cost: `UnitTrace.count`.
+    and comes back in no later block. The number of elements that are on is fixed, so is the cost: `UnitTrace.constant`.
 
     Attributes:
       image_size, patch, width, heads, mlp_ratio: as in `AViT`.
@@ -90,7 +90,7 @@ class EViT(nn.Module):
                 s = jnp.mean(weights[:, :, 0, 1:], axis=1)
                 score = top_k_score(s, k)
                 o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
-                units.append(UnitTrace(score, o, cost, dense, f"blocks_{number}", count=k))
+                units.append(UnitTrace(score, o, cost, dense, f"blocks_{number}", constant=True))
                 x, present = self._dropped(x, present, o, s)
             x = block.feed(x)
         logits = Dense(self.num_classes, deit_init, name="head")(LayerNorm(name="norm")(x)[:, 0])

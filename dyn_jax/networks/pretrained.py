@@ -27,6 +27,7 @@ PRETRAINED: dict[str, dict[str, Any]] = {
     "skipnet-32-cifar10": {},
     "skipnet-digits": {},
     "skipnet-rl-digits": {},
+    "vmoe-digits": {},
 }
 """Name -> what differs from `create`: on CIFAR-10, what the static network inside them was trained with."""
 
@@ -37,8 +38,8 @@ def pretrained(name: str) -> tuple[nn.Module, Variables]:
     Args:
       name: ``skipnet-32-cifar10``, ``dynconv-32-cifar10``, ``manidp-32-cifar10``, ``sact-32-cifar10`` or
         ``sdn-resnet56-cifar10``, from published static networks, trained on CIFAR-10 most of which was JPEG, so lossy;
-        ``skipnet-digits``, ``skipnet-rl-digits``, ``dynconv-digits``, ``sact-digits``, ``manidp-digits`` or
-        ``avit-digits``, trained on the train split of `dyn_jax.datasets.digits`;
+        ``skipnet-digits``, ``skipnet-rl-digits``, ``dynconv-digits``, ``sact-digits``, ``manidp-digits``,
+        ``avit-digits`` or ``vmoe-digits``, trained on the train split of `dyn_jax.datasets.digits`;
         ``minkunet-rooms`` on that of `dyn_jax.datasets.rooms`, ``minkfcnn-objects`` on that of
         `dyn_jax.datasets.objects`.
 

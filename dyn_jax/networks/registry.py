@@ -18,6 +18,7 @@ from dyn_jax.networks import (
     manidp,
     minkfcnn,
     minkunet,
+    moe,
     rdi,
     resnet,
     sact,
@@ -25,6 +26,8 @@ from dyn_jax.networks import (
     sdn_resnet,
     sdn_vgg,
     skipnet,
+    sparse,
+    vmoe,
 )
 from dyn_jax.nn import IMAGENET_MEAN_STD
 
@@ -70,6 +73,11 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
         for data, build in (("imagenet", evit.imagenet), ("cifar10", evit.cifar))
     },
     **{f"minkunet-{form}-scannet": partial(minkunet.scannet, form) for form in ("14a", "18a", "34c")},
+    **{f"moe-resnet{d}-cifar10": partial(moe.cifar, d) for d in moe.DEPTHS},
+    **{f"vmoe-{form}-imagenet": partial(vmoe.imagenet, form) for form in vmoe.FORMS},
+    "moe-digits": moe.digits,
+    "vmoe-digits": vmoe.digits,
+    **{f"sparse-resnet-{d}-cifar10": partial(sparse.cifar, d) for d in (20, 32, 44, 56, 110)},
     "minkunet-34-s3dis": minkunet.s3dis,
     "minkunet-rooms": minkunet.rooms,
     "minkfcnn-modelnet40": minkfcnn.modelnet40,

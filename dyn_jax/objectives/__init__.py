@@ -22,3 +22,8 @@ from dyn_jax.objectives.exits import at_exit as at_exit
 from dyn_jax.objectives.exits import exit_objective as exit_objective
 from dyn_jax.objectives.exits import exits_of as exits_of
 from dyn_jax.objectives.exits import sum_of_exits as sum_of_exits
+from dyn_jax.objectives.exits import unsure_exits as unsure_exits
+from dyn_jax.objectives.experts import expert_load as expert_load
+from dyn_jax.objectives.experts import other_experts as other_experts
+from dyn_jax.objectives.sparsity import activation_density as activation_density
+from dyn_jax.objectives.sparsity import activation_norm as activation_norm

@@ -65,13 +65,13 @@ def complexity_weights(trace: Trace, kind: Weights = "macs") -> list[jax.Array]:
 
 
 def check_adaptive(trace: Trace) -> None:
-    """Raises ValueError where an attack on the energy has nothing to move: no units, or a fixed number on in each."""
+    """Raises ValueError where no input could change what the network costs."""
     if not trace.units:
         raise ValueError("forward: got a network without adaptive units (trace.units is empty), expected some")
-    if all(unit.count is not None for unit in trace.units):
+    if all(unit.constant for unit in trace.units):
         raise ValueError(
-            "forward: got a network of constant cost (every unit runs a fixed number of its elements, the top k), "
-            "expected one whose multiply-adds depend on the input: attack its answer instead, or which elements run"
+            "forward: got a network of constant cost (a fixed number of experts or tokens runs, whatever the input), "
+            "expected units whose number depends on it; attack which ones run, through a soft occupancy or their scores"
         )
 
 

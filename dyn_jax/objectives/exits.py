@@ -63,3 +63,26 @@ def sum_of_exits(objective: str | Objective = "ce") -> Objective:
         return sum(losses, start=jnp.int32(0))
 
     return total
+
+
+GUARD = 1e-9
+
+
+def unsure_exits() -> Objective:
+    """``-sum_{i < last} -mean_j log(softmax_ij + 1e-9)``: cross-entropy of all exits but the last with the uniform one.
+
+    Ascending it makes them unsure: its largest value, at uniform exits, is ``-(exits - 1) log(classes)``.
+
+    Raises:
+      ValueError: when called, targets, or a network without early exits.
+
+    Source: DeepSloth (Hong et al. 2021), eq. 1; released code for the 1e-9.
+    """
+
+    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+        if targets is not None:
+            raise ValueError("targets: got some, expected None: DeepSloth has no target class")
+        inner = jax.nn.softmax(exits_of(output.trace)[:, :-1])
+        return jnp.sum(jnp.mean(jnp.log(inner + GUARD), axis=-1), axis=-1)
+
+    return objective

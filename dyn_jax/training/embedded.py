@@ -13,6 +13,7 @@ from dyn_jax.datasets import ImageData, cifar10, cifar10_packed, digits, objects
 from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.training import cifar, runs
+from dyn_jax.training.experts import moe_recipe, vmoe_recipe
 from dyn_jax.training.hrl import skipnet_rl_recipe
 from dyn_jax.training.loop import Report, fit
 from dyn_jax.training.manidp import manidp_recipe
@@ -35,6 +36,8 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "sact-digits": sact_recipe,
     "manidp-digits": manidp_recipe,
     "avit-digits": avit_recipe,
+    "moe-digits": moe_recipe,
+    "vmoe-digits": vmoe_recipe,
     "minkunet-rooms": rooms_recipe,
     "minkfcnn-objects": objects_recipe,
     **{

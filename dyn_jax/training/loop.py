@@ -173,6 +173,11 @@ def _step(
 
     @jax.jit
     def step(state: State, inputs: Any, labels: jax.Array, key: jax.Array, progress: Progress, occupancy: Any) -> tuple:
+        if recipe.perturb is not None:
+            now = {"params": state.params, "batch_stats": state.batch_stats}
+            frozen = functools.partial(net.apply, jax.lax.stop_gradient(now), **dict(options))
+            inputs = recipe.perturb(frozen, inputs, labels, jax.random.fold_in(key, 1))
+
         def loss_of(params: Variables) -> tuple[jax.Array, tuple]:
             output, updated = net.apply(
                 {"params": params, "batch_stats": state.batch_stats},

@@ -178,6 +178,8 @@ class Recipe:
       measured: whether the cross-entropy before the first epoch is measured, see `Progress`.
       before: the recipe of the stage before this one, of the same network.
       between: variables that `before` trained -> those that this stage starts from.
+      perturb: ``(apply, inputs, labels, key) -> inputs`` before every step, with ``apply(inputs, occupancy=...)`` the
+        network as it is now, in evaluation mode; None: the inputs as they are. See `adversarial`.
     """
 
     epochs: int
@@ -192,6 +194,7 @@ class Recipe:
     measured: bool = False
     before: Recipe | None = None
     between: Callable[[Variables], Variables] = lambda variables: variables
+    perturb: Callable[[Callable, Any, jax.Array, jax.Array], Any] | None = None
 
     @property
     def stages(self) -> list[Recipe]:

@@ -11,7 +11,7 @@ import dyn_jax
 import weights_convert
 from dyn_jax import attacks, gates, metrics
 from dyn_jax.attacks import released
-from dyn_jax.attacks.slowformer import cut, nearest_level, paste
+from dyn_jax.attacks.slowformer import cut, nearest_level, paste_at
 from dyn_jax.types import Output
 
 FILES = ("slowformer_avit_w48_8x8",)
@@ -76,7 +76,7 @@ def test_counters_and_the_drift_of_the_release(run):
     layers = quick_jit(lambda x: next(iter(count(x).values())).units)
     for number, batch in enumerate(jnp.asarray(batches, jnp.float32)):
         np.testing.assert_array_equal(layers(batch), arrays["counter_clean"][number])
-        np.testing.assert_array_equal(layers(paste(batch, search.pixels(final))), arrays["counter_final"][number])
+        np.testing.assert_array_equal(layers(paste_at(batch, search.pixels(final))), arrays["counter_final"][number])
     with jax.enable_x64(True):
         patch, changed = jnp.asarray(arrays["patch_final"]), []
         for _ in range(5):
@@ -122,7 +122,7 @@ def test_reported_macs(tokens, macs):
 
 def test_a_patch_where_it_is_wanted():
     images, patch = jnp.zeros((2, 6, 5, 3)), jnp.ones((2, 3, 3))
-    got = paste(images, patch, (3, 1))
+    got = paste_at(images, patch, (3, 1))
     assert float(got.sum()) == 2 * 2 * 3 * 3 and (got[:, 3:5, 1:4] == 1).all()
     np.testing.assert_array_equal(cut(got[1], (2, 3), (3, 1)), patch)
 

@@ -85,6 +85,16 @@ CASES = {
         "--data {} --networks sact-32-cifar10 --attacks FGSM --images 2 --held-back 2",
         constants={"LAMBDAS": (1.0, 10.0), "ATTACKS": {"FGSM": Setting(attacks.fgsm, (8,))}, "BATCH": 2},
     ),
+    "experiments.adversarial_training": Case(
+        "--seeds 1 --epochs 1 --examples 3",
+        constants={
+            "fit": lambda net, *_, seed: variables_of(net, seed),
+            "small": lambda data: data,
+            "SIZES": {},
+            "JUDGE_STEPS": 1,
+        },
+    ),
+    "experiments.deepsloth_efficacy": Case("--data {} --examples 2 --steps 1"),
     "experiments.digits_fgm_lgm": Case(
         "--weights {} --seeds 0 --examples 2",
         constants=DEMO

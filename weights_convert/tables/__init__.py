@@ -9,12 +9,13 @@ import flax.linen as nn
 import numpy as np
 
 from dyn_jax import _validate
-from weights_convert.tables import dynconv, manidp, minkowski, rdi, resnet, sact, sdn, skipnet, vit
+from weights_convert.tables import dynconv, manidp, minkowski, moe, rdi, resnet, sact, sdn, skipnet, vit
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
 _TABLES = {
     "ResNet": resnet.RULES,
+    "SparseResNet": resnet.RULES,
     "SkipNet": skipnet.RULES,
     "DynConv": dynconv.RULES,
     "VggTrunk": sdn.VGG_RULES,
@@ -26,8 +27,10 @@ _TABLES = {
     "AdaViT": vit.RULES,
     "AViT": vit.RULES,
     "EViT": vit.RULES,
+    "MoEResNet": moe.RULES,
     "MinkUNet": minkowski.UNET_RULES,
     "MinkowskiFCNN": minkowski.FCNN_RULES,
+    "VMoE": ((r"(.*)", r"\1"),),
 }
 _MINKOWSKI = ("MinkUNet", "MinkowskiFCNN")
 _HYBRID = ("MinkUNet",)
@@ -57,6 +60,11 @@ def table_for(module: nn.Module) -> Rename:
 def is_minkowski(module: nn.Module) -> bool:
     """Whether the module's checkpoints come from MinkowskiEngine, which lays out its tensors in its own way."""
     return type(module).__name__ in _MINKOWSKI
+
+
+def is_flax(module: nn.Module) -> bool:
+    """Whether the module's checkpoints are Flax parameters already, ``layer/leaf`` under the names used here."""
+    return type(module).__name__ == "VMoE"
 
 
 def is_tensorflow(module: nn.Module) -> bool:

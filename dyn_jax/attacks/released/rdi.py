@@ -41,12 +41,12 @@ def average(
     eps: jax.typing.ArrayLike | str = EPS, step_size: jax.typing.ArrayLike | str = STEP_SIZE, steps: int = STEPS
 ) -> Attack:
     """PGD on the mean of all exits' cross-entropies; arguments as of `single`."""
-    total = sum_of_exits()
+    return unclipped(ball("linf", eps), step_size, steps, objective=mean_of_exits, attack_all=True)
 
-    def mean(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        return total(output, labels, targets) / exits_of(output.trace).shape[1]
 
-    return unclipped(ball("linf", eps), step_size, steps, objective=mean, attack_all=True)
+def mean_of_exits(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """The objective of `average`, [batch]."""
+    return sum_of_exits()(output, labels, targets) / exits_of(output.trace).shape[1]
 
 
 def max_average(
@@ -56,8 +56,12 @@ def max_average(
 
     A start given to the attack is that of every run. ``record`` is None; arguments as of `single`.
     """
-    total = sum_of_exits()
-    one = unclipped(ball("linf", eps), step_size, steps, objective=total)
+    return worst_of_exits(unclipped(ball("linf", eps), step_size, steps, objective=sum_of_exits()))
+
+
+def worst_of_exits(one: Attack) -> Attack:
+    """`one` with the cross-entropy of each exit as its objective; per image the run with the largest sum is kept."""
+    one = dataclasses.replace(one, objective=sum_of_exits())
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         def run(best: tuple, number: jax.Array) -> tuple:

@@ -1,0 +1,52 @@
+"""Tables of what came after the three papers: DeepSloth, adversarial training of adaptive networks."""
+
+from __future__ import annotations
+
+from docs.tables import block, markdown, named, record, source
+
+
+@named("deepsloth-efficacy")
+def deepsloth() -> str:
+    """What DeepSloth does to the shipped SDN and to RDI-ResNet-38."""
+    kept = record("deepsloth_efficacy")
+    share = lambda value: f"{100 * value:.0f}"
+    body = [
+        (
+            *(r["network"], r["input"], f"{r['efficacy']:.2f}", share(r["last exit"])),
+            *(share(r["work"]), share(r["accuracy"])),
+        )
+        for r in kept["rows"]
+    ]
+    header = ("network", "input", "efficacy", "reach the last exit, %", "work, %", "accuracy, %")
+    s = kept["settings"]
+    return block(
+        markdown(header, body),
+        source("deepsloth_efficacy"),
+        f"Claimed: {kept['claimed']['per sample']} (per sample).",
+        f"Data: {s['examples']} of the {s['data']}; eps {s['eps']:g} (Linf), {s['steps']} steps. SDN at its threshold, "
+        "RDI-ResNet-38 at the released ones. Few images: the spread of an efficacy is a few hundredths.",
+    )
+
+
+@named("adversarial-training")
+def adversarial() -> str:
+    """Accuracy and work of a small SkipNet trained against five things."""
+    kept = record("adversarial_training")
+    columns = {
+        "clean accuracy": "accuracy, %",
+        "robust accuracy, FGM": "under FGM",
+        "robust accuracy, LGM": "under LGM",
+        "robust accuracy, worst": "under both",
+        "clean work": "work, %",
+        "work under attack on the energy": "under attack on the energy",
+    }
+    cell = lambda c: f"{100 * c['mean']:.0f} ± {100 * (c['std'] or 0):.0f}"
+    body = [(row["trained against"], *(cell(row[name]) for name in columns)) for row in kept["rows"]]
+    s = kept["settings"]
+    return block(
+        markdown(("trained against", *columns.values()), body),
+        source("adversarial_training"),
+        f"Data: {s['data']}, {s['examples']} test images; PGD with eps {255 * s['eps']:.0f}/255, "
+        f"{s['steps in training']} steps in training and {s['steps of the judge']} after it; {s['epochs']} epochs, "
+        f"{100 * s['attacked share of a batch']:.0f} % of a batch attacked. ± is the standard deviation over seeds.",
+    )
