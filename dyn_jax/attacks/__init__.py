@@ -23,8 +23,8 @@ from dyn_jax.attacks.ddn import ddn as ddn
 from dyn_jax.attacks.deepsloth import SlothL1 as SlothL1
 from dyn_jax.attacks.deepsloth import SlothL2 as SlothL2
 from dyn_jax.attacks.deepsloth import SlothLinf as SlothLinf
+from dyn_jax.attacks.deepsloth import SlothUniversal as SlothUniversal
 from dyn_jax.attacks.deepsloth import SlothUniversalL2 as SlothUniversalL2
-from dyn_jax.attacks.deepsloth import Universal as Universal
 from dyn_jax.attacks.deepsloth import deepsloth as deepsloth
 from dyn_jax.attacks.deepsloth import deepsloth_universal as deepsloth_universal
 from dyn_jax.attacks.domains import Coordinates as Coordinates

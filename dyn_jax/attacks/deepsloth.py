@@ -255,7 +255,7 @@ def deepsloth(norm: str | Moves = "linf", **settings: Any) -> Attack:
     return Attack(search, moves.threat(), objectives.unsure_exits(), random=True, attack_all=True)
 
 
-class Universal(flax.struct.PyTreeNode):
+class SlothUniversal(flax.struct.PyTreeNode):
     """What `deepsloth_universal` found.
 
     Attributes:
@@ -282,12 +282,12 @@ class Universal(flax.struct.PyTreeNode):
         return jnp.clip(images + jnp.broadcast_to(self.delta[own], images.shape), 0, 1)
 
 
-def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) -> Callable[..., Universal]:
+def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) -> Callable[..., SlothUniversal]:
     """One perturbation for every image, or for every image of a class.
 
     The returned function takes ``(forward, images, *, key, classes=None, start=None)``: images to make it on, in parts
     that take turns; with `classes` [batch] one perturbation for each class of the network (or of the start), all of
-    them at once; ``start`` [group, height, width, channel]. It gives a `Universal`, whose ``apply`` moves other images.
+    them at once; ``start`` [group, height, width, channel]. It gives a `SlothUniversal`, whose ``apply`` moves other images.
 
     Args:
       norm: ``linf``, ``l2`` or ``l1`` with the released settings, or `SlothLinf`, `SlothUniversalL2`, `SlothL1`.
@@ -308,7 +308,7 @@ def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) ->
         key: jax.Array | None = None,
         classes: jax.Array | None = None,
         start: jax.Array | None = None,
-    ) -> Universal:
+    ) -> SlothUniversal:
         domain = domain_of(images, Box())
         if not isinstance(domain, Pixels):
             raise TypeError("images: got a PointCloud, expected images")
@@ -353,6 +353,6 @@ def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) ->
             return d, (d, losses)
 
         d, (epochs, losses) = jax.lax.scan(epoch, d, jnp.arange(moves.epochs))
-        return Universal(d, epochs, losses.reshape(-1))
+        return SlothUniversal(d, epochs, losses.reshape(-1))
 
     return search

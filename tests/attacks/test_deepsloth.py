@@ -71,7 +71,7 @@ def test_five_steps_of_a_universal_perturbation(network, golden, norm):
         error = jnp.abs(found.delta[0] - nhwc(arrays[f"rdi/{kind}/step5"]))
         assert float(jnp.mean(error > (3e-4 if norm == "l2" else 1e-6))) <= 3e-3
         np.testing.assert_allclose(found.loss, arrays[f"rdi/{kind}/loss"][:5], rtol=1e-5)
-        last = attacks.Universal(nhwc(arrays[f"rdi/{kind}/last"])[None], found.epochs, found.loss)
+        last = attacks.SlothUniversal(nhwc(arrays[f"rdi/{kind}/last"])[None], found.epochs, found.loss)
         others = jnp.asarray(arrays["apply_uint8" if kind == "univ" else "class_apply_uint8"], jnp.float32) / 255
         np.testing.assert_allclose(last.apply(others), nhwc(arrays[f"rdi/{kind}/applied"]), atol=1e-6)
 
@@ -229,7 +229,7 @@ BAD = {
     ),
     "no start": (lambda: attacks.deepsloth_universal()(tiny_forward, SOME), ValueError, "key: got None"),
     "labels": (
-        lambda: attacks.Universal(jnp.zeros((2, 4, 4, 3)), jnp.zeros(0), jnp.zeros(0)).apply(SOME),
+        lambda: attacks.SlothUniversal(jnp.zeros((2, 4, 4, 3)), jnp.zeros(0), jnp.zeros(0)).apply(SOME),
         ValueError,
         "labels: got None for 2 perturbations",
     ),
