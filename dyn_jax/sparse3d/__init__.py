@@ -20,12 +20,14 @@ from dyn_jax.sparse3d.maps import kernel_map as kernel_map
 from dyn_jax.sparse3d.pooling import global_average as global_average
 from dyn_jax.sparse3d.pooling import global_max as global_max
 from dyn_jax.sparse3d.pooling import global_sum as global_sum
+from dyn_jax.sparse3d.pooling import pool_any as pool_any
 from dyn_jax.sparse3d.pooling import pool_average as pool_average
 from dyn_jax.sparse3d.pooling import pool_max as pool_max
 from dyn_jax.sparse3d.pooling import pool_sum as pool_sum
 from dyn_jax.sparse3d.segments import any_of as any_of
 from dyn_jax.sparse3d.sites import Sites as Sites
 from dyn_jax.sparse3d.sites import coarsen as coarsen
+from dyn_jax.sparse3d.sites import reached as reached
 from dyn_jax.sparse3d.sites import sites_of as sites_of
 from dyn_jax.sparse3d.tensor import SparseTensor as SparseTensor
 from dyn_jax.sparse3d.tensor import from_numpy as from_numpy
