@@ -177,15 +177,6 @@ def test_a_kernel_with_fewer_slices_than_the_neighbourhood_is_refused():
         reaching_convolution(tensor, jnp.ones((8, 2, 2)), kernel_size=2, stride=2, bounds=4)
 
 
-def any_twin(occupancy, pairs, size_out):
-    rows_in, rows_out = np.asarray(pairs.rows_in)[: int(pairs.blocks)], np.asarray(pairs.rows_out)[: int(pairs.blocks)]
-    off = np.ones(size_out)
-    for i, j in zip(rows_in.reshape(-1), rows_out.reshape(-1)):
-        if i < len(occupancy) and j < size_out:
-            off[j] *= 1 - occupancy[i]
-    return 1 - off
-
-
 def test_any_under_a_kernel():
     coordinates = twins.random_sites(5, 60, 0, 5, 2)
     level = sites_at(jnp.asarray(coordinates), jnp.ones(60, bool))
