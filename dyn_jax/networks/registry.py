@@ -11,6 +11,7 @@ import flax.linen as nn
 
 from dyn_jax import _validate
 from dyn_jax.networks import (
+    cylinder3d,
     dynconv,
     manidp,
     minkfcnn,
@@ -60,6 +61,8 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     "minkunet-rooms": minkunet.rooms,
     "minkfcnn-modelnet40": minkfcnn.modelnet40,
     "minkfcnn-objects": minkfcnn.objects,
+    "cylinder3d-semantickitti": cylinder3d.semantickitti,
+    "cylinder3d-nuscenes": cylinder3d.nuscenes,
     "skipnet-32-cifar10": partial(skipnet.cifar, 32, normalization=IMAGENET_MEAN_STD),
     "skipnet-digits": skipnet.digits,
     "skipnet-rl-digits": partial(skipnet.digits, policy="rl"),

@@ -11,6 +11,11 @@ from dyn_jax.sparse3d.allocate import bucket as bucket
 from dyn_jax.sparse3d.allocate import capacity_for as capacity_for
 from dyn_jax.sparse3d.allocate import point_cloud as point_cloud
 from dyn_jax.sparse3d.convolution import convolve as convolve
+from dyn_jax.sparse3d.cylinder import Cylinder as Cylinder
+from dyn_jax.sparse3d.cylinder import Partition as Partition
+from dyn_jax.sparse3d.cylinder import partition as partition
+from dyn_jax.sparse3d.cylinder_near import near_cells as near_cells
+from dyn_jax.sparse3d.form import OUTDOOR_RELEASE as OUTDOOR_RELEASE
 from dyn_jax.sparse3d.form import PAPER as PAPER
 from dyn_jax.sparse3d.form import RELEASE as RELEASE
 from dyn_jax.sparse3d.form import Form as Form
