@@ -134,7 +134,7 @@ class Layers(nn.Module):
     neighbourhoods: str
 
     def convolve(self, x: jax.Array, passage: Passage, level: int, size: Shape, shared: Shape, name: str) -> jax.Array:
-        """A convolution times the occupancy; a kernel larger than the shared neighbourhood has its first slices only."""
+        """A convolution times the occupancy; of a kernel with more slices than the neighbourhood has sites, the first."""
         used = shared if self.neighbourhoods == "shared" else size
         passage.bill(level, level, used, x.shape[-1] * self.features)
         y = Convolution(self.features, name=name)(passage.read(x, level), passage.pairs(level, level, used))

@@ -21,3 +21,5 @@ from dyn_jax.objectives.exits import at_exit as at_exit
 from dyn_jax.objectives.exits import exit_objective as exit_objective
 from dyn_jax.objectives.exits import exits_of as exits_of
 from dyn_jax.objectives.exits import sum_of_exits as sum_of_exits
+from dyn_jax.objectives.lovasz import lovasz as lovasz
+from dyn_jax.objectives.lovasz import lovasz_softmax as lovasz_softmax
