@@ -111,7 +111,7 @@ class PointNet(nn.Module):
             return y if occupancy is None else y * occupancy
 
         # padding may hold anything, and 0 * NaN is NaN in a gradient
-        x = jnp.where(counted[:, None], cells.rows, 0)
+        x = times(jnp.where(counted[:, None], cells.rows, 0))
         x = times(BatchNorm(name="bn_0")(x, train, counted))
         for number, width in enumerate(self.features):
             x = times(Convolution(width, use_bias=True, name=f"linear_{3 * number + 1}")(x))
@@ -134,7 +134,7 @@ class Layers(nn.Module):
     neighbourhoods: str
 
     def convolve(self, x: jax.Array, passage: Passage, level: int, size: Shape, shared: Shape, name: str) -> jax.Array:
-        """A convolution times the occupancy; of a kernel with more slices than the neighbourhood has sites, the first."""
+        """A convolution times the occupancy; of a kernel larger than the neighbourhood, the first slices."""
         used = shared if self.neighbourhoods == "shared" else size
         passage.bill(level, level, used, x.shape[-1] * self.features)
         y = Convolution(self.features, name=name)(passage.read(x, level), passage.pairs(level, level, used))
@@ -364,6 +364,18 @@ class Cylinder3D(nn.Module):
 def semantickitti(**fields: Any) -> Cylinder3D:
     """The network for SemanticKITTI: 20 classes of which 0 is unlabelled, heights of -4 to 2 m."""
     return Cylinder3D(**fields)
+
+
+def streets(**fields: Any) -> Cylinder3D:
+    """A small one for the simulated streets: `dyn_jax.datasets.streets`."""
+    given = {
+        "cylinder": Cylinder(high=(50.0, 3.1415926, 4.0), grid=(100, 120, 20)),
+        "features": 4,
+        "point_features": (16, 32, 32),
+        "cell_features": 12,
+        "num_classes": 11,
+    }
+    return Cylinder3D(**{**given, **fields})
 
 
 def nuscenes(**fields: Any) -> Cylinder3D:

@@ -63,6 +63,7 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     "minkfcnn-objects": minkfcnn.objects,
     "cylinder3d-semantickitti": cylinder3d.semantickitti,
     "cylinder3d-nuscenes": cylinder3d.nuscenes,
+    "cylinder3d-streets": cylinder3d.streets,
     "skipnet-32-cifar10": partial(skipnet.cifar, 32, normalization=IMAGENET_MEAN_STD),
     "skipnet-digits": skipnet.digits,
     "skipnet-rl-digits": partial(skipnet.digits, policy="rl"),

@@ -1,7 +1,7 @@
 """What released code does differently from its paper, under names of its own, built from the same parts.
 
-`lgm` has the attacks of LGM's code, `lgm_outdoor` that on LiDAR scans, `grad_auto` GradAuto's, `early_attack` that of the early-exit study,
-`rdi` those of RDI-Nets.
+`lgm` has the attacks of LGM's code, `lgm_outdoor` that on LiDAR scans, `grad_auto` GradAuto's, `early_attack` that of
+the early-exit study, `rdi` those of RDI-Nets.
 """
 
 from dyn_jax.attacks.released import lgm as lgm
