@@ -36,7 +36,7 @@ def near_on_host(cloud: PointCloud, cylinder: Cylinder, reach: Reach | None, for
         if number:
             beside = coordinates[allowed[:, number]] + np.array([0, *move])
             if cylinder.wraps and not form.shifted_neighbours:
-                beside[:, 2] %= cylinder.grid[1] - 1
+                beside[:, 2] = np.minimum(beside[:, 2], cylinder.grid[1] - 1) % (cylinder.grid[1] - 1)
             near.append(beside)
     return np.concatenate(near)
 

@@ -79,7 +79,8 @@ def near_cells(
     beside = own[point] + jnp.asarray(MOVES)[move]
     cell = beside
     if cylinder.wraps and not released:
-        cell = beside.at[:, 1].set(beside[:, 1] % (cylinder.grid[1] - 1))
+        last = cylinder.grid[1] - 1
+        cell = beside.at[:, 1].set(jnp.minimum(beside[:, 1], last) % last)
         cell = jnp.where((move == 0)[:, None], own[point], cell)
     coordinates = with_batch(cloud, own)[point].at[:, 1:].set(cell)
     sites = sites_of(coordinates, used, voxels)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from dyn_jax import _validate, metrics
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import Objective, lovasz_softmax
 from dyn_jax.occupancy import voxel
@@ -97,6 +97,19 @@ def normalised() -> optax.GradientTransformation:
     return optax.stateless(direction)
 
 
+def _gradient(problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
+    """`Problem.gradient` that leaves a NaN where it is: the release drops single coordinates, not whole points."""
+
+    def total(x: jax.Array) -> tuple[jax.Array, tuple]:
+        output = problem.forward(x, problem.reach)
+        losses = problem.losses(output)
+        return jnp.sum(losses), (losses, output)
+
+    gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
+    _, bad = problem.finite(gradient)
+    return gradient, problem.observed(output, losses, bad)
+
+
 def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = None) -> Attack:
     """`dyn_jax.attacks.point_bim` on scans, keeping the iterate with the worst mean IoU of the victim.
 
@@ -129,7 +142,7 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
             x, best, worst = state
             now = badness(problem, x)
             best, worst = jnp.where(now > worst, x, best), jnp.maximum(now, worst)
-            gradient, record = problem.gradient(x)
+            gradient, record = _gradient(problem, x)
             moved = problem.project(x + chain.update(gradient, chain.init(x))[0])
             return (jnp.where(number == steps - 1, x, moved), best, worst), record
 
