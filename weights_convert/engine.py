@@ -83,7 +83,8 @@ def convert(
         elif minkowski:
             value, wanted = layout.from_minkowski(key, array, shape), layout.minkowski_shape(key, shape)
         else:
-            value, wanted = layout.transpose_to(array, shape), layout.torch_shape(shape)
+            value = layout.transpose_to(array, shape)
+            wanted = shape if len(shape) == 3 else layout.torch_shape(shape)
         if value is None:
             problems.append(f"wrong shape {key}: got {array.shape}, expected {wanted}")
         elif not np.isfinite(value).all():

@@ -287,7 +287,7 @@ def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) ->
 
     The returned function takes ``(forward, images, *, key, classes=None, start=None)``: images to make it on, in parts
     that take turns; with `classes` [batch] one perturbation for each class of the network (or of the start), all of
-    them at once; ``start`` [group, height, width, channel]. It gives a `SlothUniversal`, whose ``apply`` moves other images.
+    them at once; ``start`` [group, height, width, channel]. It gives a `SlothUniversal`, whose ``apply`` moves others.
 
     Args:
       norm: ``linf``, ``l2`` or ``l1`` with the released settings, or `SlothLinf`, `SlothUniversalL2`, `SlothL1`.

@@ -1,6 +1,6 @@
 """Data sets as NumPy arrays on the host: everything is read from files that are already there.
 
-`digits`, `rooms` and `objects` need none; the others look in a folder that you name (or ``$DYN_JAX_DATA``).
+`digits`, `rooms`, `objects` and `streets` need none; the others look in a folder that you name (or ``$DYN_JAX_DATA``).
 """
 
 from dyn_jax.datasets.base import Batch as Batch
@@ -35,6 +35,9 @@ from dyn_jax.datasets.s3dis import s3dis as s3dis
 from dyn_jax.datasets.scannet import SCANNET_CLASSES as SCANNET_CLASSES
 from dyn_jax.datasets.scannet import read_scannet_scene as read_scannet_scene
 from dyn_jax.datasets.scannet import scannet as scannet
+from dyn_jax.datasets.streets import STREET_CLASSES as STREET_CLASSES
+from dyn_jax.datasets.streets import Scan as Scan
+from dyn_jax.datasets.streets import streets as streets
 from dyn_jax.datasets.tfds_builder import cifar10_from_tfds as cifar10_from_tfds
 from dyn_jax.datasets.tfds_builder import prepare_tfds as prepare_tfds
 from dyn_jax.datasets.tfds_points import objects_from_tfds as objects_from_tfds

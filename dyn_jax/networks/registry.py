@@ -13,6 +13,7 @@ from dyn_jax import _validate
 from dyn_jax.networks import (
     adavit,
     avit,
+    cylinder3d,
     dynconv,
     evit,
     manidp,
@@ -82,6 +83,9 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
     "minkunet-rooms": minkunet.rooms,
     "minkfcnn-modelnet40": minkfcnn.modelnet40,
     "minkfcnn-objects": minkfcnn.objects,
+    "cylinder3d-semantickitti": cylinder3d.semantickitti,
+    "cylinder3d-nuscenes": cylinder3d.nuscenes,
+    "cylinder3d-streets": cylinder3d.streets,
     "skipnet-32-cifar10": partial(skipnet.cifar, 32, normalization=IMAGENET_MEAN_STD),
     "skipnet-digits": skipnet.digits,
     "skipnet-rl-digits": partial(skipnet.digits, policy="rl"),

@@ -16,6 +16,10 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.sparse3d.cloud import as_reach, check_cloud
+from dyn_jax.sparse3d.cylinder import Cylinder, Partition
+from dyn_jax.sparse3d.cylinder_count import most_reached, near_on_host, reached_counts
+from dyn_jax.sparse3d.cylinder_near import most_near_cells
+from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.tensor import SparseTensor
 from dyn_jax.sparse3d.voxelize import MOVES, most_near
 from dyn_jax.types import PointCloud, Reach
@@ -86,13 +90,14 @@ def near_coordinates(
 
 @overload
 def capacity_for(
-    inputs: PointCloud | Sequence[PointCloud],
-    voxel_size: float,
+    inputs: PointCloud | Partition | Sequence[PointCloud],
+    voxel_size: float | Cylinder,
     levels: int,
     *,
     reach: Reach | jax.typing.ArrayLike | None = None,
     extends: bool = True,
     slack: float = 1.0,
+    form: Form = PAPER,
 ) -> Capacity: ...
 
 
@@ -105,38 +110,44 @@ def capacity_for(
     reach: Reach | jax.typing.ArrayLike | None = None,
     extends: bool = True,
     slack: float = 1.0,
+    form: Form = PAPER,
 ) -> Capacity | None: ...
 
 
 def capacity_for(
-    inputs: SparseTensor | PointCloud | Sequence[PointCloud],
+    inputs: SparseTensor | PointCloud | Partition | Sequence[PointCloud],
     voxel_size: Any,
     levels: int,
     *,
     reach: Reach | jax.typing.ArrayLike | None = None,
     extends: bool = True,
     slack: float = 1.0,
+    form: Form = PAPER,
 ) -> Capacity | None:
     """The capacity of one input, or of several clouds together: counted where it is concrete, else what always fits.
 
     What always fits needs no counting: the rows of a sparse tensor (None); of a cloud, a voxel for each point on every
     level; with a reach, `most_near` pairs for each point, as many voxels on the finest level, and 8 for each point on
     the coarser ones. That is large: with a traced step and 100,000 points, 2.7 million rows, which take 350 MB for
-    every 32 channels. Counted, the embedded rooms have 3 to 6 voxels for each point within half a voxel.
+    every 32 channels. Counted, the embedded rooms have 3 to 6 voxels for each point within half a voxel. The levels of
+    a cylindrical grid may grow, at most to the whole grid.
 
     Args:
-      inputs: a sparse tensor, a point cloud, or clouds that are to share one capacity.
-      voxel_size: metres, for clouds.
+      inputs: a sparse tensor, a point cloud, its partition, or clouds that are to share one capacity.
+      voxel_size: metres, for clouds; or the `Cylinder` of a cylindrical network.
       levels: of the network.
       reach: as for the network: a `Reach` or its step; None: points stay.
       extends: whether the occupancy looks at the voxels within `reach`; if not, `reach` is ignored.
       slack: counts are multiplied by it: room for the points to move during an attack.
+      form: of the network; it matters to a cylindrical one.
 
     Raises:
-      TypeError, ValueError: slack below 1, levels below 1, no cloud; see `check_cloud`.
+      TypeError, ValueError: slack below 1, levels below 1 or not those of the cylinder, no cloud; see `check_cloud`.
     """
     _validate.positive_int("levels", levels)
     slack = _validate.number("slack", slack, minimum=1.0)
+    if isinstance(inputs, Partition) and isinstance(voxel_size, Cylinder):
+        return _partition_capacity(inputs, voxel_size, slack)
     if isinstance(inputs, SparseTensor):
         if not _validate.is_concrete(inputs.coordinates, inputs.valid):
             return None
@@ -144,11 +155,13 @@ def capacity_for(
         return Capacity(tuple(bucket(int(n * slack)) for n in level_counts(coordinates, levels)))
     reach = as_reach(reach) if extends else None
     if not isinstance(inputs, PointCloud):
-        needs = [capacity_for(one, voxel_size, levels, reach=reach, slack=slack) for one in inputs]
+        needs = [capacity_for(one, voxel_size, levels, reach=reach, slack=slack, form=form) for one in inputs]
         if not needs:
             raise ValueError("inputs: got no clouds, expected at least one")
         pairs = None if reach is None else max(need.pairs or 0 for need in needs)
         return Capacity(tuple(map(max, zip(*(need.levels for need in needs)))), pairs)
+    if isinstance(voxel_size, Cylinder):
+        return _cylinder_capacity(inputs, voxel_size, levels, reach, slack, form)
     cloud, _ = check_cloud(inputs, voxel_size)
     if not _validate.is_concrete(cloud.xyz, cloud.valid, reach):
         count, most = cloud.xyz.shape[0], most_near(reach, voxel_size)
@@ -156,6 +169,29 @@ def capacity_for(
         return Capacity((most * count, *rest), None if reach is None else most * count)
     near = near_coordinates(cloud, voxel_size, reach)
     sizes = tuple(bucket(int(n * slack)) for n in level_counts(near, levels))
+    return Capacity(sizes, None if reach is None else bucket(int(len(near) * slack)))
+
+
+def _partition_capacity(points: Partition, cylinder: Cylinder, slack: float) -> Capacity:
+    if not _validate.is_concrete(points.cells, points.valid):
+        rows = points.cells.shape[0]
+        return Capacity(tuple(most_reached(rows, cylinder.factors, cylinder.grid, points.clouds)))
+    cells = np.asarray(points.cells)[np.asarray(points.valid)]
+    return Capacity(tuple(bucket(int(n * slack)) for n in reached_counts(cells, cylinder.factors, cylinder.grid)))
+
+
+def _cylinder_capacity(
+    inputs: PointCloud, cylinder: Cylinder, levels: int, reach: Reach | None, slack: float, form: Form
+) -> Capacity:
+    if levels != len(cylinder.factors) + 1:
+        raise ValueError(f"levels: got {levels}, expected {len(cylinder.factors) + 1}: those of the cylinder")
+    cloud, _ = check_cloud(inputs, cylinder.finest)
+    if not _validate.is_concrete(cloud.xyz, cloud.valid, reach):
+        most = most_near_cells(reach, cylinder) * cloud.xyz.shape[0]
+        counts = most_reached(most, cylinder.factors, cylinder.grid, cloud.clouds)
+        return Capacity(tuple(counts), None if reach is None else most)
+    near = near_on_host(cloud, cylinder, reach, form)
+    sizes = tuple(bucket(int(n * slack)) for n in reached_counts(near, cylinder.factors, cylinder.grid))
     return Capacity(sizes, None if reach is None else bucket(int(len(near) * slack)))
 
 
@@ -194,7 +230,7 @@ def point_cloud(
 
 def allocate(
     clouds: Sequence[PointCloud],
-    voxel_size: float,
+    voxel_size: float | Cylinder,
     levels: int,
     *,
     reach: Reach | jax.typing.ArrayLike | None = None,
@@ -209,7 +245,7 @@ def allocate(
 
     Args:
       clouds: concrete.
-      voxel_size: metres.
+      voxel_size: metres, or the `Cylinder` of a cylindrical network.
       levels: of the network.
       shapes: distinct (points, capacity) at most.
       reach, extends, slack: as in `capacity_for`; the reach is the same for all clouds.

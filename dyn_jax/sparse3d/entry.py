@@ -13,7 +13,8 @@ from dyn_jax import _validate
 from dyn_jax.occupancy.voxel import VoxelOccupancy, relate
 from dyn_jax.sparse3d.allocate import Capacity, capacity_for
 from dyn_jax.sparse3d.cloud import check_cloud
-from dyn_jax.sparse3d.form import Form
+from dyn_jax.sparse3d.cylinder import Cylinder, Partition
+from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.segments import Segments, any_of, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites
 from dyn_jax.sparse3d.tensor import SparseTensor
@@ -186,12 +187,13 @@ def enter(
 
 
 def default_capacity(
-    cloud: PointCloud,
+    cloud: PointCloud | Partition,
     occupancy: VoxelOccupancy | None,
     capacity: Capacity | None,
     reach: Reach | jax.typing.ArrayLike | None,
-    voxel_size: float,
+    voxel_size: float | Cylinder,
     levels: int,
+    form: Form = PAPER,
 ) -> Capacity:
     """`capacity`, or what the cloud needs under this occupancy.
 
@@ -203,7 +205,7 @@ def default_capacity(
             raise ValueError(f"capacity: got {len(capacity.levels)} levels {capacity.levels}, expected {levels}")
         return capacity
     extends = occupancy is not None and occupancy.extends
-    return capacity_for(cloud, voxel_size, levels, reach=reach, extends=extends)
+    return capacity_for(cloud, voxel_size, levels, reach=reach, extends=extends, form=form)
 
 
 def flag_overflow(overflow: jax.Array) -> jax.Array:

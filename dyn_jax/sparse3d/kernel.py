@@ -10,7 +10,7 @@ import numpy as np
 from dyn_jax import _validate
 
 Size = int | tuple[int, int, int]
-REGIONS = ("cube", "cross", "hybrid")
+REGIONS = ("cube", "cross", "hybrid", "dense")
 
 
 def triple(name: str, value: Size, minimum: int = 1) -> tuple[int, int, int]:
@@ -33,21 +33,22 @@ def offsets(kernel_size: Size, region: str = "cube") -> np.ndarray:
     ``cross`` (odd sizes): the centre, then per axis +1 ... +r, -r ... -1.
     ``hybrid`` (size 3): the order of MinkowskiEngine 0.4's hybrid region, in which the block kernels of the released
     MinkUNets are stored; the same sites as the cube.
+    ``dense``: the cube, z fastest: a dense kernel [x, y, z, in, out] with its first three axes made one (spconv).
 
     Raises:
       TypeError, ValueError: a size below 1, an even cross, a hybrid of another size than 3, an unknown region.
 
-    Source: measured from MinkowskiEngine 0.5.4 (cube, cross) and 0.4.3 (hybrid).
+    Source: measured from MinkowskiEngine 0.5.4 (cube, cross) and 0.4.3 (hybrid), and from spconv 1.2.1 and 2.3 (dense).
     """
     return _offsets(triple("kernel_size", kernel_size), _validate.choice("region", region, REGIONS))
 
 
 @functools.lru_cache(maxsize=256)
 def _offsets(size: tuple[int, int, int], region: str) -> np.ndarray:
-    if region == "cube":
+    if region in ("cube", "dense"):
         axes = [np.arange(s) - (s // 2 if s % 2 else 0) for s in size]
-        z, y, x = np.meshgrid(axes[2], axes[1], axes[0], indexing="ij")
-        result = np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1)
+        x, y, z = np.meshgrid(*axes, indexing="ij")
+        result = np.stack([v.ravel("F" if region == "cube" else "C") for v in (x, y, z)], axis=1)
     elif region == "cross":
         if any(s % 2 == 0 for s in size):
             raise ValueError(f"kernel_size: got {size}, expected odd sizes for a cross")

@@ -14,7 +14,7 @@ from dyn_jax.sparse3d.convolution import convolve
 from dyn_jax.sparse3d.kernel import Size, offsets, triple
 from dyn_jax.sparse3d.maps import kernel_map
 from dyn_jax.sparse3d.segments import Segments, segments, spread, sum_over
-from dyn_jax.sparse3d.sites import Sites, coarsen
+from dyn_jax.sparse3d.sites import Sites, coarsen, reached
 from dyn_jax.sparse3d.tensor import SparseTensor
 
 
@@ -26,6 +26,7 @@ def convolution(
     stride: Size = 1,
     dilation: Size = 1,
     region: str = "cube",
+    neighbourhood: Size | None = None,
     bias: jax.Array | None = None,
     capacity: int | None = None,
 ) -> SparseTensor:
@@ -40,18 +41,25 @@ def convolution(
       kernel: [volume, in, out] in the order of `offsets`, or [in, out] where the volume is 1.
       kernel_size, stride, dilation: an integer or three (x, y, z).
       region: see `offsets`.
+      neighbourhood: size of the kernel whose neighbours are met instead: slice k of the kernel acts on neighbour k of
+        this one, and slices beyond its last are not used. None: the kernel's own. (spconv 1.2 does so where layers of
+        different kernels share an ``indice_key``, and Cylinder3D was trained that way.)
       bias: [out], or None.
       capacity: rows of a strided output; default as many as the tensor has. Too few set the output's overflow flag.
 
     Raises:
       TypeError: not a sparse tensor; sizes that are not integers.
-      ValueError: a kernel or bias whose shape does not fit; a capacity with stride 1.
+      ValueError: a kernel or bias whose shape does not fit; a capacity with stride 1; a neighbourhood of more sites
+        than the kernel has slices.
 
     Source: LGM paper eq. 24; MinkowskiEngine's MinkowskiConvolution.
     """
     _check_tensor("tensor", tensor)
     steps = triple("stride", stride)
     kernel = _checked_kernel(kernel, tensor, len(offsets(kernel_size, region)))
+    if neighbourhood is not None:
+        kernel = _reused(kernel, neighbourhood, region)
+        kernel_size = neighbourhood
     _check_bias(bias, kernel)
     if capacity is not None:
         _validate.positive_int("capacity", capacity)
@@ -67,6 +75,48 @@ def convolution(
     if coarse is fine:
         return tensor.replace(features=_finish(spread(features, groups), bias, tensor.valid), overflow=fine.overflow)
     features = _finish(features, bias, coarse.valid)
+    return SparseTensor(coarse.coordinates, features, coarse.valid, coarse.overflow, coarse.stride)
+
+
+def reaching_convolution(
+    tensor: SparseTensor,
+    kernel: jax.Array,
+    *,
+    kernel_size: Size,
+    stride: Size,
+    bounds: Size,
+    region: str = "dense",
+    bias: jax.Array | None = None,
+    capacity: int | None = None,
+) -> SparseTensor:
+    """Strided convolution onto every site that the kernel reaches from a site: the output may have more than the input.
+
+    On a dense grid [0, bounds) with zeros where nothing is, this is the convolution with padding ``k // 2``, read at
+    the outputs that see some site; see `sites.reached`. Its transpose on the input's sites is `transposed_convolution`
+    with ``like`` the input.
+
+    Args:
+      tensor, kernel, region, bias: as for `convolution`.
+      kernel_size: odd, an integer or three (x, y, z).
+      stride: an integer or three.
+      bounds: cells of the grid of stride 1, an integer or three.
+      capacity: rows of the output; default what always fits. Too few set the output's overflow flag.
+
+    Raises:
+      TypeError, ValueError: see `convolution`; an even kernel size.
+
+    Source: spconv 1.2.1 and 2.3, SparseConv3d.
+    """
+    _check_tensor("tensor", tensor)
+    kernel = _checked_kernel(kernel, tensor, len(offsets(kernel_size, region)))
+    _check_bias(bias, kernel)
+    fine, groups = _sorted(tensor)
+    if capacity is None:
+        most = [-(-k // s) for k, s in zip(triple("kernel_size", kernel_size), triple("stride", stride))]
+        capacity = fine.capacity * most[0] * most[1] * most[2]
+    coarse = reached(fine, stride, kernel_size, bounds=bounds, capacity=_validate.positive_int("capacity", capacity))
+    pairs = kernel_map(fine, coarse, kernel_size, region=region)
+    features = _finish(convolve(sum_over(tensor.features, groups), kernel, pairs), bias, coarse.valid)
     return SparseTensor(coarse.coordinates, features, coarse.valid, coarse.overflow, coarse.stride)
 
 
@@ -143,6 +193,16 @@ def _checked_kernel(kernel: jax.Array, tensor: SparseTensor, volume: int) -> jax
         expected = f"[{volume}, {channels}, out]" + (f" or [{channels}, out]" if volume == 1 else "")
         raise ValueError(f"kernel: got shape {kernel.shape}, expected {expected}")
     return full.astype(tensor.features.dtype)
+
+
+def _reused(kernel: jax.Array, neighbourhood: Size, region: str) -> jax.Array:
+    """The slices of `kernel` that act on the sites of another kernel size."""
+    volume = len(offsets(neighbourhood, region))
+    if volume > len(kernel):
+        raise ValueError(
+            f"neighbourhood: got {neighbourhood}, {volume} sites, expected at most {len(kernel)}: the kernel's slices"
+        )
+    return kernel[:volume]
 
 
 def _check_bias(bias: jax.Array | None, kernel: jax.Array) -> None:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.kernel import Size, triple
 from dyn_jax.sparse3d.maps import KernelMap, kernel_map
+from dyn_jax.sparse3d.pooling import pool_any
 from dyn_jax.sparse3d.segments import any_of, segments
-from dyn_jax.sparse3d.sites import Sites, coarsen, floor_to
+from dyn_jax.sparse3d.sites import Sites, coarsen, floor_to, reached
 from dyn_jax.types import UnitTrace
 
 
@@ -46,6 +47,7 @@ class Passage:
       occupancy: per level, [voxel], or None: the original network on the voxels that exist.
       form: what a soft occupancy multiplies, and what convolutions read (eq. 27).
       clouds: rows of the trace: how many clouds the batch column tells apart.
+      region: order of the kernels' slices, see `offsets`.
     """
 
     levels: tuple[Sites, ...]
@@ -53,6 +55,7 @@ class Passage:
     occupancy: tuple[jax.Array, ...] | None = None
     form: Form = PAPER
     clouds: int = 1
+    region: str = "cube"
     _maps: dict[tuple, KernelMap] = dataclasses.field(default_factory=dict)
     _macs: dict[tuple, int] = dataclasses.field(default_factory=dict)
 
@@ -63,7 +66,7 @@ class Passage:
             if target < source:
                 self._maps[key] = self.pairs(target, source, kernel_size).swap()
             else:
-                self._maps[key] = kernel_map(self.levels[source], self.levels[target], kernel_size)
+                self._maps[key] = kernel_map(self.levels[source], self.levels[target], kernel_size, region=self.region)
         return self._maps[key]
 
     def read(self, x: jax.Array, level: int) -> jax.Array:
@@ -100,7 +103,7 @@ class Passage:
         value = jnp.where(self.levels[target].valid, value, 0)
         if size is None:
             neighbours = self.levels[target].valid.astype(dtype)
-        elif target < source:  # kernel equal to the stride: a fine voxel has one parent
+        elif target < source:
             neighbours = _received(self._maps[(source, target, size)]).astype(dtype)
         else:
             neighbours = self._maps[key].neighbours.astype(dtype)
@@ -158,3 +161,34 @@ def passage_over(
     """The passage through the `pyramid` over a finest level and what is known there."""
     levels = pyramid(sites, factors, capacities)
     return Passage(levels, *coarser_values(levels, exists, occupancy), form, clouds)
+
+
+def reaching_passage(
+    sites: Sites,
+    exists: jax.Array,
+    occupancy: jax.Array | None,
+    factors: Sequence[Size],
+    bounds: Size,
+    capacities: Sequence[int],
+    form: Form,
+    clouds: int = 1,
+) -> Passage:
+    """The passage through levels that are all that a kernel of size 3 reaches, see `sites.reached`; slices are dense.
+
+    A coarser voxel exists where the kernel meets one that does, and its occupancy is "any of" what the kernel meets.
+    """
+    levels = [sites]
+    for factor, capacity in zip(factors, capacities[1:], strict=True):
+        levels.append(reached(levels[-1], factor, 3, bounds=bounds, capacity=capacity))
+    passage = Passage(tuple(levels), (exists,), None, form, clouds, "dense")
+    all_exist, all_occupied = [exists], None if occupancy is None else [occupancy]
+    for number in range(len(factors)):
+        pairs = passage.pairs(number, number + 1, 3)
+        if all_occupied is None:
+            all_exist.append(levels[number + 1].valid)
+            continue
+        all_exist.append(jax.lax.stop_gradient(pool_any(all_exist[-1].astype(all_occupied[0].dtype), pairs)) > 0.5)
+        all_occupied.append(pool_any(all_occupied[-1], pairs))
+    passage.exists = tuple(all_exist)
+    passage.occupancy = None if all_occupied is None else tuple(all_occupied)
+    return passage

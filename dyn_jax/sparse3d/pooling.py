@@ -140,6 +140,66 @@ def _max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None, 
 pool_max.defvjp(_max_forward, _max_backward)
 
 
+@jax.custom_vjp
+def pool_any(occupancy: jax.Array, pairs: KernelMap) -> jax.Array:
+    """``out[j] = 1 - prod_i (1 - o[i])`` over the pairs (i, j) of all slices: "any of" under a kernel.
+
+    The derivative in one o is the product of the other factors, exact also where some o is 1, see `any_of`.
+
+    Args:
+      occupancy: [size_in], in [0, 1].
+      pairs: a `kernel_map` between two levels.
+
+    Returns:
+      [size_out]; 0 without neighbours.
+
+    Raises:
+      ValueError: values of another level; a map of a level onto itself, which does not list all its pairs.
+
+    Source: LGM paper eq. 31 on coarser levels; its release on Cylinder3D.
+    """
+    return _any_forward(occupancy, pairs)[0]
+
+
+def _any_forward(occupancy: jax.Array, pairs: KernelMap) -> tuple[jax.Array, tuple]:
+    _check(occupancy[:, None], pairs)
+    if pairs.mirrored or pairs.centre is not None:
+        raise ValueError("pairs: got a map of a level onto itself, expected one between two levels")
+    off = 1 - jnp.asarray(occupancy)
+    product, before = _products(off, pairs, jnp.arange(pairs.rows_in.shape[0], dtype=jnp.int32))
+    return 1 - product, (off, before, pairs)
+
+
+def _products(off: jax.Array, pairs: KernelMap, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(product of all factors of every output [size_out], of those before each pair [blocks, block])."""
+
+    def body(i: jax.Array, state: tuple) -> tuple:
+        product, before = state
+        rows = pairs.rows_out[order[i]]
+        so_far = product.at[rows].get(mode="clip")
+        factor = off.at[pairs.rows_in[order[i]]].get(mode="clip")
+        return product.at[rows].multiply(factor, **_UNIQUE), before.at[order[i]].set(so_far)
+
+    start = jnp.ones(pairs.size_out, off.dtype), jnp.ones(pairs.rows_in.shape, off.dtype)
+    return jax.lax.fori_loop(0, pairs.blocks, body, start)
+
+
+def _any_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    off, before, pairs = saved
+    cotangent = jnp.asarray(cotangent)
+    backwards = jnp.maximum(pairs.blocks - 1 - jnp.arange(pairs.rows_in.shape[0], dtype=jnp.int32), 0)
+    _, behind = _products(off, pairs, backwards)
+
+    def body(i: jax.Array, to: jax.Array) -> jax.Array:
+        value = cotangent.at[pairs.rows_out[i]].get(mode="clip") * before[i] * behind[i]
+        return to.at[pairs.rows_in[i]].add(value, **_UNIQUE)
+
+    return jax.lax.fori_loop(0, pairs.blocks, body, jnp.zeros_like(off)), None
+
+
+pool_any.defvjp(_any_forward, _any_backward)
+
+
 def batch_items(sites: Sites, items: int, where: jax.Array | None = None) -> Segments:
     """The voxels of a level grouped by batch item, for the ``global_*`` functions.
 

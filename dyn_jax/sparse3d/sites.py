@@ -129,3 +129,55 @@ def coarsen(sites: Sites, factor: Size, capacity: int | None = None) -> Sites:
     stride = (a * u, b * v, c * w)
     below = sites_of(floor_to(sites.coordinates, stride), sites.valid, capacity or sites.capacity, stride)
     return below.replace(overflow=below.overflow | sites.overflow)
+
+
+def reach_of(sites: Sites, factor: Size, kernel_size: Size, bounds: Size | None = None) -> tuple[jax.Array, jax.Array]:
+    """(coordinates [candidate, 4], valid [candidate]): every output site that some site reaches, with repetitions.
+
+    An output u, a multiple of the coarser stride s, is reached where ``u + offset * stride`` is a site for an offset of
+    the centred kernel.
+
+    Args:
+      sites: the finer level.
+      factor: of the strides, an integer or three.
+      kernel_size: odd, an integer or three.
+      bounds: outputs lie in [0, bounds) on every axis; None: anywhere.
+    """
+    factors, sizes = triple("factor", factor), triple("kernel_size", kernel_size)
+    if any(size % 2 == 0 for size in sizes):
+        raise ValueError(f"kernel_size: got {kernel_size}, expected odd sizes where outputs are all that is reached")
+    columns, fits = [sites.coordinates[:, :1]], sites.valid[:, None]
+    for axis, (f, k, stride) in enumerate(zip(factors, sizes, sites.stride), start=1):
+        cell = sites.coordinates[:, axis] // stride
+        there = (cell + k // 2)[:, None] // f - jnp.arange(-(-k // f), dtype=jnp.int32)[None]
+        near = there * f >= (cell - k // 2)[:, None]
+        if bounds is not None:
+            near &= (there >= 0) & (there * (f * stride) < triple("bounds", bounds)[axis - 1])
+        columns.append(there * (f * stride))
+        fits = (fits[:, :, None] & near[:, None, :]).reshape(sites.capacity, -1)
+    _, xs, ys, zs = columns
+    shape = (sites.capacity, xs.shape[1], ys.shape[1], zs.shape[1])
+    parts = (columns[0][:, :, None, None], xs[:, :, None, None], ys[:, None, :, None], zs[:, None, None, :])
+    stacked = jnp.stack([jnp.broadcast_to(part, shape).reshape(-1) for part in parts], axis=1)
+    return stacked, fits.reshape(-1)
+
+
+def reached(
+    sites: Sites, factor: Size, kernel_size: Size, *, bounds: Size | None = None, capacity: int | None = None
+) -> Sites:
+    """The level below whose sites are all that a strided kernel reaches: spconv's rule, under which levels may grow.
+
+    With bounds D on an axis this is a dense convolution with padding ``k // 2`` on [0, D): a level of stride s has
+    ``ceil(D / s)`` cells there. Nothing wraps.
+
+    Args:
+      sites, factor, kernel_size, bounds: see `reach_of`.
+      capacity: rows; default as many as `sites` has, which a growing level exceeds.
+
+    Raises:
+      ValueError: an even kernel size.
+    """
+    coordinates, valid = reach_of(sites, factor, kernel_size, bounds)
+    (a, b, c), (u, v, w) = sites.stride, triple("factor", factor)
+    below = sites_of(coordinates, valid, capacity or sites.capacity, (a * u, b * v, c * w))
+    return below.replace(overflow=below.overflow | sites.overflow)

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from dyn_jax import _validate, networks
-from dyn_jax.datasets import ImageData, cifar10, cifar10_packed, digits, objects, rooms, to_float
+from dyn_jax.datasets import ImageData, cifar10, cifar10_packed, digits, objects, rooms, streets, to_float
 from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.training import cifar, runs
@@ -17,7 +17,7 @@ from dyn_jax.training.experts import moe_recipe, vmoe_recipe
 from dyn_jax.training.hrl import skipnet_rl_recipe
 from dyn_jax.training.loop import Report, fit
 from dyn_jax.training.manidp import manidp_recipe
-from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS, objects_recipe, rooms_recipe
+from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS, objects_recipe, rooms_recipe, streets_recipe
 from dyn_jax.training.ponder import avit_recipe, sact_recipe
 from dyn_jax.training.recipe import Recipe
 from dyn_jax.training.sdn import digits_recipe
@@ -40,6 +40,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "vmoe-digits": vmoe_recipe,
     "minkunet-rooms": rooms_recipe,
     "minkfcnn-objects": objects_recipe,
+    "cylinder3d-streets": streets_recipe,
     **{
         f"{family}-{variant}-digits": lambda *epochs, stage=stage: digits_recipe(stage, *epochs)
         for family, stage in (("sdn", "full"), ("cnn", "static"))
@@ -62,6 +63,7 @@ DATA: dict[str, Callable[[str, str | os.PathLike | None], Any]] = {
     "digits": lambda split, folder: digits(split),
     "rooms": lambda split, folder: rooms(split, {"train": 96, "test": 16}[split], points=ROOM_POINTS),
     "objects": lambda split, folder: objects(split, {"train": 1280, "test": 200}[split], points=OBJECT_POINTS),
+    "streets": lambda split, folder: streets(split),
 }
 """Last part of a network's name -> ((split, folder of data that do not come with the package) -> data)."""
 

@@ -1,4 +1,4 @@
-"""Recipes of the two small 3D networks that ship with the package, on procedural rooms and objects."""
+"""Recipes of the small 3D networks that ship with the package, on procedural rooms, objects and streets."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from dyn_jax.datasets import Objects, Scene
+from dyn_jax.datasets import Objects, Scan, Scene
+from dyn_jax.objectives import lovasz_softmax
 from dyn_jax.sparse3d import Capacity, bucket
 from dyn_jax.sparse3d.allocate import capacity_for
-from dyn_jax.training.recipe import AdamW, Batches, Recipe
-from dyn_jax.types import PointCloud
+from dyn_jax.training.recipe import AdamW, Batches, Progress, Recipe, mean_cross_entropy
+from dyn_jax.types import Output, PointCloud
 
 ROOM_POINTS = 12288
 OBJECT_POINTS = 1024
+SCAN_POINTS = 5120
+"""Of a scan in training, drawn anew every time."""
 SLACK = 1.1
 
 Chosen = Callable[[Any, np.ndarray, np.random.Generator | None], tuple[PointCloud, np.ndarray]]
@@ -88,6 +91,28 @@ def object_batch(data: Objects, rows: np.ndarray, rng: np.random.Generator | Non
     return _side_by_side(list(xyz), [np.zeros((xyz.shape[1], 0))] * len(rows)), data.labels[rows]
 
 
+def scan_batch(data: list[Scan], rows: np.ndarray, rng: np.random.Generator | None) -> tuple[PointCloud, np.ndarray]:
+    """Scans turned, scaled and shifted a little, as Cylinder3D's are, `SCAN_POINTS` of each; labels [point]."""
+    xyz, shine, labels = [], [], []
+    draw = np.random.default_rng(0) if rng is None else rng
+    for scan in (data[row] for row in rows):
+        assert scan.labels is not None
+        chosen = np.sort(draw.choice(len(scan.xyz), SCAN_POINTS, replace=len(scan.xyz) < SCAN_POINTS))
+        points = scan.xyz[chosen]
+        if rng is not None:
+            points = _turn(points, rng) * np.append(rng.uniform(0.95, 1.05, 2), 1) + 0.1 * rng.normal(size=3)
+        xyz.append(points)
+        shine.append(scan.intensity[chosen, None])
+        labels.append(scan.labels[chosen])
+    return _side_by_side(xyz, shine), np.concatenate(labels)
+
+
+def segmentation_loss(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
+    """Cross-entropy plus Lovasz-softmax, Cylinder3D's loss, on points."""
+    probabilities = jax.nn.softmax(output.logits)
+    return mean_cross_entropy(output, labels, progress) + lovasz_softmax(probabilities, labels, labels != 0)
+
+
 def _turn(xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """xyz [point, 3] turned about the vertical axis, half of them mirrored."""
     angle = rng.uniform(0, 2 * np.pi)
@@ -113,3 +138,8 @@ def rooms_recipe(epochs: int = 30) -> Recipe:
 def objects_recipe(epochs: int = 20) -> Recipe:
     """``minkfcnn-objects``: AdamW, 32 objects a step."""
     return Recipe(epochs, 32, AdamW(), source=Clouds(object_batch, test_size=50))
+
+
+def streets_recipe(epochs: int = 12) -> Recipe:
+    """``cylinder3d-streets``: AdamW, two scans a step."""
+    return Recipe(epochs, 2, AdamW(1e-2), segmentation_loss, source=Clouds(scan_batch))

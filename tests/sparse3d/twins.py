@@ -13,6 +13,21 @@ def cube(size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     return [(x, y, z) for z in axes[2] for y in axes[1] for x in axes[0]]
 
 
+def dense(size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Offsets of a cube, z fastest."""
+    return sorted(cube(size))
+
+
+def reached(coordinates, factor, size, bounds) -> list[tuple[int, ...]]:
+    """Sorted outputs in [0, bounds), multiples of `factor`, with a site of stride 1 under their centred kernel."""
+    given, found = table(coordinates), set()
+    for b in {site[0] for site in given}:
+        for out in itertools.product(*(range(0, d, f) for d, f in zip(bounds, three(factor)))):
+            if any((b, *(o + k for o, k in zip(out, step))) in given for step in cube(three(size))):
+                found.add((b, *out))
+    return sorted(found)
+
+
 def cross(size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     """Offsets of a cross: the centre, then +1 ... +r, -r ... -1 on x, y and z."""
     found = [(0, 0, 0)]

@@ -9,7 +9,8 @@ import flax.linen as nn
 import numpy as np
 
 from dyn_jax import _validate
-from weights_convert.tables import dynconv, manidp, minkowski, moe, rdi, resnet, sact, sdn, skipnet, vit
+from dyn_jax.networks.cylinder3d import Cylinder3D
+from weights_convert.tables import cylinder3d, dynconv, manidp, minkowski, moe, rdi, resnet, sact, sdn, skipnet, vit
 
 Rename = Callable[[str], tuple[str, ...] | None]
 
@@ -28,6 +29,7 @@ _TABLES = {
     "AViT": vit.RULES,
     "EViT": vit.RULES,
     "MoEResNet": moe.RULES,
+    "Cylinder3D": cylinder3d.RULES,
     "MinkUNet": minkowski.UNET_RULES,
     "MinkowskiFCNN": minkowski.FCNN_RULES,
     "VMoE": ((r"(.*)", r"\1"),),
@@ -73,15 +75,17 @@ def is_tensorflow(module: nn.Module) -> bool:
 
 
 def reorder(module: nn.Module, arrays: Mapping[str, np.ndarray], kernel_order: str) -> Mapping[str, np.ndarray]:
-    """State dict with its kernels in cube order, from `kernel_order`: see `convert`.
+    """State dict with its kernels in cube order, from `kernel_order`, and spconv's as slices: see `convert`.
 
     Raises:
       ValueError: unknown order; ``hybrid`` for a family that has no kernels in it.
     """
     _validate.choice("kernel_order", kernel_order, KERNEL_ORDERS)
-    if kernel_order == "cube":
-        return arrays
     family = type(module).__name__
+    if kernel_order == "cube":
+        if isinstance(module, Cylinder3D):
+            return cylinder3d.in_slices(arrays, module.neighbourhoods == "shared")
+        return arrays
     if family not in _HYBRID:
         raise ValueError(
             f"kernel_order: got {kernel_order!r} for a {family}, expected 'cube': only {', '.join(_HYBRID)} "

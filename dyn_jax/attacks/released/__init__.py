@@ -1,11 +1,12 @@
 """What released code does differently from its paper, under names of its own, built from the same parts.
 
-`lgm` has the attacks of LGM's code, `grad_auto` GradAuto's, `early_attack` that of the early-exit study,
-`rdi` those of RDI-Nets, `slowformer` SlowFormer's on A-ViT, `deepsloth` the baselines of DeepSloth's.
+`lgm` has the attacks of LGM's code, `lgm_outdoor` that on LiDAR scans, `grad_auto` GradAuto's, `early_attack` that of
+the early-exit study, `rdi` those of RDI-Nets, `slowformer` SlowFormer's on A-ViT, `deepsloth` DeepSloth's baselines.
 """
 
 from dyn_jax.attacks.released import deepsloth as deepsloth
 from dyn_jax.attacks.released import lgm as lgm
+from dyn_jax.attacks.released import lgm_outdoor as lgm_outdoor
 from dyn_jax.attacks.released import rdi as rdi
 from dyn_jax.attacks.released.early_attack import early_attack as early_attack
 from dyn_jax.attacks.released.grad_auto import direction_first as direction_first

@@ -1,0 +1,153 @@
+"""LGM's released attack on Cylinder3D: settings by budget, the loss on cells, and the iterate that is kept.
+
+Use it with ``form=sparse3d.OUTDOOR_RELEASE`` and the occupancy of `settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from dyn_jax import _validate, metrics
+from dyn_jax.attacks.base import Attack, Found, Problem, Steps
+from dyn_jax.attacks.threat import ball
+from dyn_jax.objectives import Objective, lovasz_softmax
+from dyn_jax.occupancy import voxel
+from dyn_jax.types import Output
+
+STEPS = 30
+"""Evaluations; the last makes no step."""
+
+
+@flax.struct.dataclass
+class OverflowingSigmoid:
+    """`voxel.sigmoid` written as ``1 / (1 + exp(lam (d - 1/2)))``: where float32 overflows, more than
+    ``88.7 / lam`` cells outside a face, the derivative is NaN, and the point makes no step."""
+
+    lam: jax.typing.ArrayLike
+
+    def __call__(self, distance: jax.Array, inside: jax.Array) -> jax.Array:
+        del inside
+        return jnp.prod(1 / (1 + jnp.exp(jnp.asarray(self.lam, distance.dtype) * (distance - 0.5))), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the release pairs with a budget.
+
+    Attributes:
+      step_size: metres.
+      input_lam, network_lam: slopes of the relations of features and of occupancy.
+    """
+
+    step_size: float
+    input_lam: float
+    network_lam: float
+
+    def occupancy(self) -> voxel.VoxelOccupancy:
+        """The occupancy of LGM; FGM's is None."""
+        into = OverflowingSigmoid(self.input_lam)
+        return voxel.VoxelOccupancy(into, OverflowingSigmoid(self.network_lam), into)
+
+
+def settings(eps: float) -> Settings:
+    """The settings of a budget in metres: 0.005, 0.01, 0.02, 0.05."""
+    table = {0.005: Settings(0.0025, 10, 250), **dict.fromkeys((0.01, 0.02, 0.05), Settings(0.005, 10, 200))}
+    if eps not in table:
+        raise ValueError(f"eps: got {eps}, expected one of {', '.join(map(str, table))} (metres)")
+    return table[eps]
+
+
+def cell_labels(labels: jax.Array, cell: jax.Array, cells: int, classes: int) -> jax.Array:
+    """[cell], the label of most points of each cell, of equals the smaller one; 0 for an empty one. Label 0 votes."""
+    votes = jnp.zeros((cells, classes), jnp.int32).at[cell, labels].add(1, mode="drop")
+    return jnp.argmax(votes, axis=1).astype(jnp.int32)
+
+
+def cell_lovasz() -> Objective:
+    """`lovasz_softmax` of the scores of the cells against `cell_labels`, cells with label 0 left out.
+
+    It reads the extras of the trace's first unit, as `Cylinder3D` writes them.
+    """
+
+    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+        extras = output.trace.units[0].extras if output.trace.units else {}
+        if not {"cell", "scores"} <= set(extras):
+            raise ValueError("output: got a trace without the scores of cells, expected that of a Cylinder3D")
+        scores = jnp.sum(extras["scores"], axis=0)
+        wanted = labels if targets is None else targets
+        of_cell = cell_labels(wanted, extras["cell"][0], *scores.shape)
+        loss = lovasz_softmax(jax.nn.softmax(scores), of_cell, of_cell != 0)
+        return jnp.broadcast_to(loss if targets is None else -loss, labels.shape)
+
+    return objective
+
+
+def normalised() -> optax.GradientTransformation:
+    """``g / (max_i |g_i| + 1e-12)`` for every point, numbers that are not finite as 0."""
+
+    def direction(updates: jax.Array, params: object = None) -> jax.Array:
+        gradient = jnp.where(jnp.isfinite(updates), updates, 0)
+        return gradient / (jnp.max(jnp.abs(gradient), axis=1, keepdims=True) + 1e-12)
+
+    return optax.stateless(direction)
+
+
+def _gradient(problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
+    """`Problem.gradient` that leaves a NaN where it is: the release drops single coordinates, not whole points."""
+
+    def total(x: jax.Array) -> tuple[jax.Array, tuple]:
+        output = problem.forward(x, problem.reach)
+        losses = problem.losses(output)
+        return jnp.sum(losses), (losses, output)
+
+    gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
+    _, bad = problem.finite(gradient)
+    return gradient, problem.observed(output, losses, bad)
+
+
+def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = None) -> Attack:
+    """`dyn_jax.attacks.point_bim` on scans, keeping the iterate with the worst mean IoU of the victim.
+
+    The mean is over the classes that occur or are predicted, without class 0, whose points do not count. The clean
+    scan is among the candidates, and the last evaluation makes no step.
+
+    Args:
+      eps: half-width of the cube around every point, metres; one that `settings` knows.
+      steps: evaluations.
+      objective: default `cell_lovasz`.
+
+    Raises:
+      ValueError, TypeError: see above.
+    """
+    step_size = settings(eps).step_size
+    _validate.positive_int("steps", steps)
+    chain = optax.chain(normalised(), optax.scale(step_size))
+
+    def badness(problem: Problem, x: jax.Array) -> jax.Array:
+        logits = problem.victim(x).logits
+        labels = jnp.where(problem.counted, problem.labels if problem.targets is None else problem.targets, -1)
+        matrix = metrics.confusion(jnp.argmax(logits, axis=1), labels, logits.shape[1], ignore=0)
+        value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
+        return -value if problem.targets is None else value
+
+    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+        clean = problem.domain.clean
+
+        def step(state: tuple, number: jax.Array) -> tuple[tuple, object]:
+            x, best, worst = state
+            now = badness(problem, x)
+            best, worst = jnp.where(now > worst, x, best), jnp.maximum(now, worst)
+            gradient, record = _gradient(problem, x)
+            moved = problem.project(x + chain.update(gradient, chain.init(x))[0])
+            return (jnp.where(number == steps - 1, x, moved), best, worst), record
+
+        first = clean if start is None else start
+        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, clean)), jnp.arange(steps))
+        return Found(best, records)
+
+    return Attack(search, ball("linf", eps), objective or cell_lovasz(), attack_all=True, reach=step_size)
