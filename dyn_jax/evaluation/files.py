@@ -58,7 +58,7 @@ def load(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarra
 
 
 def pictures_of(job: Any, examples: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
-    """The broken examples whose units changed most, and the costliest ones, with what was on before and after.
+    """The broken examples that come first, and those that cost most more, with what was on before and after.
 
     Returns:
       ``kind`` ("accuracy" or "energy"), ``index``, ``label``, ``before``, ``after`` (classes), ``found_by``,

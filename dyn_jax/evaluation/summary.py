@@ -123,7 +123,7 @@ def interval(hits: int, count: int) -> list[float]:
     z, share = 1.96, hits / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return [round(100 * (centre - half), 2), round(100 * (centre + half), 2)]
+    return [max(0.0, round(100 * (centre - half), 2)), min(100.0, round(100 * (centre + half), 2))]
 
 
 def environment() -> dict[str, Any]:
@@ -237,7 +237,8 @@ def _eps_curve(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> di
     if not norms:
         return None
     right = examples["correct"] & ~examples["invalid"]
-    smallest = np.min([np.where(g["success"], g["distance"], np.inf) for g in norms], axis=0)
+    found = [np.where(got["success"], got["distance"].astype(float), np.inf) for got in norms]
+    smallest = np.min(found, axis=0)
     smallest = np.where(examples["broken"], np.minimum(smallest, job.threat.eps), smallest)
     radii = job.threat.eps * np.linspace(0, 2, 41)
     finite = smallest[right & np.isfinite(smallest)]
