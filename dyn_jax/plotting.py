@@ -102,7 +102,7 @@ def token_layers(trace: Trace) -> np.ndarray:
         kind, on = unit.name.rpartition("_")[2], np.asarray(unit.on)
         if not unit.name.startswith("blocks_") or kind in ("attention", "mlp", "heads"):
             continue
-        if kind != "tokens" and unit.count is None:
+        if kind != "tokens" and not unit.constant:
             on = on[:, 1:]  # A-ViT: the class token halts too
         side = math.isqrt(on.shape[1])
         total = total + on[:, : side * side].astype(int).reshape(-1, side, side)
