@@ -37,14 +37,15 @@ class Ddn:
 
     def step(self, problem: Problem, state: State, number: jax.Array) -> tuple[State, tuple[Steps, MinimalNorm]]:
         domain, threat = problem.domain, problem.ball
-        alpha = self.step_size * cosine(1.0, _LAST, number / self.steps)
+        alpha: jax.Array = cosine(1.0, _LAST, number / self.steps) * self.step_size
         delta = state.x - domain.clean
         gradient, output, record = problem.evaluate(state.x)
         held = self.criterion.holds(problem, problem.judged(state.x, output))
         size = length_l2(domain.split(delta))
         best = closest(problem, (state.x, size, held), state.best)
 
-        eps = state.eps * jnp.where(held, 1 - self.gamma, 1 + self.gamma)
+        gamma = jnp.asarray(self.gamma, state.eps.dtype)
+        eps = state.eps * jnp.where(held, 1 - gamma, 1 + gamma)
         eps = jnp.minimum(eps, largest_norm(domain, threat))
         steepness = length_l2(domain.split(gradient))
         delta = delta + gradient * domain.spread(alpha / jnp.where(steepness > 0, steepness, 1))
@@ -104,6 +105,6 @@ def ddn(
     if levels is not None:
         _validate.positive_int("levels", levels, minimum=2)
     criterion = misclassified("ce") if criterion is None else checked(criterion)
-    numbers = [_validate.positive(n, v) for n, v in (("init_norm", init_norm), ("gamma", gamma))]
-    search = Ddn(steps, criterion, *numbers, _validate.positive("step_size", step_size), levels)
+    init_norm, gamma = _validate.positive("init_norm", init_norm), _validate.positive("gamma", gamma)
+    search = Ddn(steps, criterion, init_norm, gamma, _validate.positive("step_size", step_size), levels)
     return Attack(search, unbounded("l2", bounds), criterion.objective, attack_all=criterion.attack_all)

@@ -68,14 +68,15 @@ class PatchSearch:
         if self.place is not None:
             if not all(0 <= at <= most for at, most in zip(self.place, room)):
                 raise ValueError(f"place: got {self.place}, expected (row, column) of at most {room}")
-            return tuple(jnp.full_like(problem.labels, at) for at in self.place)
+            row, col = (jnp.full_like(problem.labels, at) for at in self.place)
+            return row, col
 
         def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             pair = jax.random.split(jax.random.fold_in(key, number))
             row, col = (jax.random.randint(k, (), 0, most + 1) for k, most in zip(pair, room))
             return row, col
 
-        return jax.vmap(draw)(keys)
+        return jax.vmap(draw)(jnp.asarray(keys))
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         domain = problem.domain

@@ -63,7 +63,7 @@ def spsa(
                 v = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(of_sample)
                 v = v if domain.free is None else v * domain.free
                 read = lambda step: problem.losses(problem.victim(jnp.clip(x + step * v, *problem.ball.bounds)))
-                slope = (read(delta) - read(-delta)) / (2 * delta)
+                slope = (read(jnp.asarray(delta)) - read(-jnp.asarray(delta))) / (2 * delta)
                 return total + domain.spread(jnp.where(problem.attacked, slope, 0)) * v, None
 
             return jax.lax.scan(one, jnp.zeros_like(x), jnp.arange(samples))[0] / samples

@@ -108,9 +108,10 @@ class Square:
         if not isinstance(domain, Pixels):
             raise TypeError("inputs: got a PointCloud, expected images: squares are regions of an image")
         shape = domain.clean.shape
-        kind = (_LinfMoves if isinstance(problem.ball, Linf) else _L2Moves)(problem, shape[1:3])
+        moves: type[_LinfMoves | _L2Moves] = _LinfMoves if isinstance(problem.ball, Linf) else _L2Moves
+        kind = moves(problem, (shape[1], shape[2]))
         share = schedule(self.queries, p=self.p, rescale=self.rescale)
-        of_query = windows(share, *shape[1:3], kind.norm)
+        of_query = windows(share, shape[1], shape[2], kind.norm)
         sides, kinds = jnp.asarray(of_query, jnp.int32), tuple(sorted(set(of_query.tolist())))
         draws = None if self.draws is None else kind.checked(self.draws, shape, self.queries)
 
@@ -313,7 +314,7 @@ class _L2Moves(_Moves):
     ) -> jax.Array:
         """[image, height, width, 1], the bump of the square at its place, 0 elsewhere."""
         largest = max(kinds)
-        table = np.stack([np.pad(bump(k), ((0, largest - k),) * 2) for k in kinds])
+        table = np.stack([np.pad(bump(k), (0, largest - k)) for k in kinds])
         one = jnp.asarray(table, dtype)[jnp.argmax(jnp.array(kinds) == side)]
         rows, cols = (
             jnp.clip(jnp.arange(n)[None, :] - at[:, None], 0, largest - 1) for n, at in zip(self.size, (row, col))
