@@ -24,9 +24,9 @@ from dyn_jax.training.sparsity import skipnet_recipe
 from dyn_jax.types import Occupancy
 from experiments._record import save, table
 
-EPS, STEPS, JUDGE_STEPS = 24 / 255, 4, 20
+EPS, STEPS, JUDGE_STEPS = 16 / 255, 3, 10
 SOFT = occupancy.straight_through(1.0)
-SIZES = {"depths": (2, 2, 2), "image_size": 16}
+SIZES = {"depths": (1, 1, 1), "image_size": 16, "gate": "ff1"}
 
 
 def pgd(steps: int, objective: Any = "ce") -> attacks.Attack:
@@ -92,7 +92,9 @@ def main() -> None:
     data, test = small(digits("train")), small(digits("test"))
     images, labels = jnp.asarray(test.images[: how.examples]), jnp.asarray(test.labels[: how.examples])
     net, plain = networks.create("skipnet-digits", **SIZES), skipnet_recipe(how.epochs)
-    rows = []
+    facts = {"eps": EPS, "steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "lambda": 1.0}
+    facts |= {"data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5}
+    rows: list[dict[str, Any]] = []
     for name, defence in defences().items():
         recipe = plain if defence is None else training.adversarial(plain, defence[0], occupancy=defence[1], share=0.5)
         found: list[dict[str, jax.Array]] = []
@@ -101,9 +103,8 @@ def main() -> None:
             found.append(judge(net.apply)(variables, images, labels, jax.random.key(seed)))
             print(name, seed, {key: round(float(value), 3) for key, value in found[-1].items()}, flush=True)
         rows.append({"trained against": name} | {k: spread([float(one[k]) for one in found]) for k in found[0]})
-    facts = {"eps": EPS, "steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "lambda": 1.0}
-    facts |= {"data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5}
-    save("adversarial_training", rows, arguments=how, seeds=list(range(how.seeds)), folder=how.results, **facts)
+        # after every row: a run that is stopped keeps what it has
+        save("adversarial_training", rows, arguments=how, seeds=list(range(how.seeds)), folder=how.results, **facts)
     flat = [{k: v if isinstance(v, str) else f"{v['mean']:.3f}" for k, v in row.items()} for row in rows]
     print(table(flat, list(flat[0])))
 

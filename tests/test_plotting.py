@@ -18,7 +18,7 @@ def test_layers_of_every_patch():
     """A-ViT: the class token in front is left out; EViT: a fused one behind; AdaViT: other units are."""
     halts = Trace((unit("blocks_1", [[0, 1, 1, 1, 0]]), unit("blocks_2", [[0, 1, 0, 0, 0]])))
     np.testing.assert_array_equal(plotting.token_layers(halts), [[[2, 1], [1, 0]]])
-    drops = Trace((unit("blocks_0", [[1, 1, 0, 0]], count=2), unit("blocks_1", [[1, 0, 0, 0, 1]], count=2)))
+    drops = Trace((unit("blocks_0", [[1, 1, 0, 0]], constant=True), unit("blocks_1", [[1, 0, 0, 0, 1]], constant=True)))
     np.testing.assert_array_equal(plotting.token_layers(drops), [[[2, 1], [0, 0]]])
     chosen = Trace((unit("blocks_1_heads", [[1, 1, 1, 1]]), unit("blocks_1_tokens", [[0, 1, 0, 1]])))
     np.testing.assert_array_equal(plotting.token_layers(chosen), [[[0, 1], [0, 1]]])

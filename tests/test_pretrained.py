@@ -39,6 +39,18 @@ def test_tokens_halt_at_layers_of_their_own():
     assert 0.15 < saved.mean() < 0.60
 
 
+def test_uses_all_experts_by_the_input():
+    """The cost is constant; every expert has work, and two images are served by different ones."""
+    net, variables = networks.pretrained("vmoe-digits")
+    data = digits("test")
+    output = jax.jit(net.apply, compiler_options=QUICK)(variables, data.images[:200])
+    assert float(metrics.accuracy(output.logits, data.labels[:200])) > 0.96
+    assert len(np.unique(np.asarray(metrics.executed_macs(output.trace)))) == 1
+    assert (metrics.load_imbalance(output.trace) < 0.3).all()
+    moved = jax.tree.map(lambda leaf: np.roll(leaf, 1, axis=0), output.trace)
+    assert (metrics.expert_iou(output.trace, moved) < 0.7).all()
+
+
 CIFAR = [name for name in networks.PRETRAINED if name.endswith("cifar10")]
 
 

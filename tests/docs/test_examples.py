@@ -17,6 +17,7 @@ RUNS = {  # file: arguments, what its output must hold
     "attack_tokens.py": (["2", "2"], r"recovered share .* [-\d.na]+"),
     "attack_points.py": (["1024", "2", "PGD"], r"PGD: accuracy 0\.\d+, work .*%, overflow False"),
     "early_exits.py": ([], r"slowdown: leaves at exit \[[\d ]+\] -> \[[2-6 ]+\], saves"),
+    "route_experts.py": (["4", "2"], r"routes intersection .* \[[\d. ]+\]\n.*\n.*multiply-adds ([\de.+]+) -> \1\n"),
     "convert_checkpoint.py": ([], r"97 leaves do not match:\n  wrong shape conv1\.weight"),
     "new_occupancy.py": (["-m", "pytest", "-v"], "1 passed"),
     "chex_property_test.py": (["-m", "pytest", "-v"], "2 passed"),
