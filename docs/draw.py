@@ -1,4 +1,4 @@
-"""Draws docs/assets/flips.png: a clean and an attacked digit, and the units that the attack flipped.
+"""Draws docs/assets/flips.png, a clean and an attacked digit and the units that the attack flipped, and tokens.png.
 
 python -m docs.draw
 """
@@ -13,10 +13,11 @@ import matplotlib
 import numpy as np
 
 import dyn_jax
-from dyn_jax import attacks, occupancy
+from dyn_jax import attacks, occupancy, plotting
 from dyn_jax.datasets import digits
 
 PATH = pathlib.Path(__file__).parent / "assets" / "flips.png"
+TOKENS = PATH.with_name("tokens.png")
 OFF, ON, CAME_ON, WENT_OFF = "#f2f2f2", "#9aa5b1", "#d1495b", "#2e6f9e"
 WORDS = {ON: "position runs", OFF: "is skipped", CAME_ON: "switched on by the attack", WENT_OFF: "switched off"}
 
@@ -79,5 +80,17 @@ def colours(was: np.ndarray, now: np.ndarray) -> np.ndarray:
     return picture
 
 
+def tokens(path: pathlib.Path = TOKENS, steps: int = 150) -> str:
+    """Writes how many layers each patch of some digits runs, before and under SlowFormer's patch."""
+    net, variables = dyn_jax.networks.pretrained("avit-digits")
+    forward = jax.jit(partial(net.apply, variables))
+    train, test = digits("train").images[:50], digits("test").images[:4]
+    attack = attacks.slowformer((8, 8), steps, mean_std=net.normalization)
+    result = jax.jit(partial(attack, forward))(train, key=jax.random.key(0))
+    patched = attacks.paste(test, result.adversarial[0, :8, :8])
+    traces = {name: jax.device_get(forward(x).trace) for name, x in (("clean", test), ("with the patch", patched))}
+    return plotting.token_figure(np.asarray(patched), traces, str(path), rows=4, title="avit-digits, SlowFormer")
+
+
 if __name__ == "__main__":
-    print(draw())
+    print(draw(), tokens())

@@ -161,7 +161,7 @@ def test_the_papers_objective_on_an_avit():
     images = some_images(16, 2)
     target = gates.prior_target(net.depth, 2)
     objective = attacks.ponder_objective(0.5, 0.1, target)
-    trace = net.apply(variables, images).trace
+    trace = quick_jit(net.apply)(variables, images).trace
     (cost,) = gates.ponder_of_trace(trace).values()
     prior = max(float(gates.halting_prior(gates.mean_halting(trace), target)), 0)
     got = objective(Output(jnp.zeros((2, 3)), trace), jnp.zeros(2, int))
