@@ -65,6 +65,24 @@ def test_nothing_is_found_on_adaptive_networks_under_lgm(name, how):
     assert run(adaptive(name, how), zoo.digits_data(size=32), victim=victim) == ()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("skipnet-32-cifar10", occupancy.sigmoid(10.0)),
+        ("skipnet-32-cifar10", occupancy.straight_through(10.0)),
+        ("dynconv-32-cifar10", occupancy.straight_through(10.0)),
+    ],
+)
+def test_nothing_is_found_on_the_networks_of_cifar10_under_lgm(name, how, cifar):
+    assert run(adaptive(name, how), cifar, victim=adaptive(name, occupancy.hard())) == ()
+
+
+@pytest.mark.torch
+def test_nothing_is_found_on_a_deeper_published_network(deeper, cifar):
+    assert run(deeper, cifar) == ()
+
+
 def test_hard_gates_are_named_with_their_remedy():
     """True of every adaptive network under FGM, and nothing else is found there."""
     (finding,) = run(adaptive("dynconv-digits", occupancy.hard()), zoo.digits_data(size=32))
