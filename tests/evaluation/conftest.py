@@ -1,4 +1,4 @@
-"""The published ResNet-20 and the images of the stored failure checks."""
+"""Published ResNets and the images of the stored failure checks."""
 
 import functools
 
@@ -10,16 +10,31 @@ import weights_convert
 from dyn_jax import networks
 
 
-@pytest.fixture(scope="session")
-def published(shared_dir, golden):
-    """(forward, images [12, 32, 32, 3], labels) that all of which it gets right."""
+def static(folder, depth):
+    """A published ResNet as a forward."""
     pytest.importorskip("torch")
     from weights_convert.torch_io import read_state_dict
 
+    (path,) = (folder / "data" / "checkpoints").glob(f"resnet{depth}-*.th")
+    name = f"resnet-{depth}-cifar10"
+    return functools.partial(networks.create(name).apply, weights_convert.convert(name, read_state_dict(path)))
+
+
+@pytest.fixture(scope="session")
+def cifar(shared_dir, golden):
+    """(images [12, 32, 32, 3], labels) of the stored failure checks; ResNet-20 is right on all of them."""
     stored = golden("eval_failure_checks")
-    (path,) = (shared_dir / "data" / "checkpoints").glob("resnet20-*.th")
-    variables = weights_convert.convert("resnet-20-cifar10", read_state_dict(path))
     with np.load(shared_dir / "data" / "cifar10_lossless_test.npz") as data:
-        images = jnp.asarray(data["image"][stored["index"]].astype(np.float32) / 255)
-    forward = functools.partial(networks.create("resnet-20-cifar10").apply, variables)
-    return forward, images, stored["label"]
+        return jnp.asarray(data["image"][stored["index"]].astype(np.float32) / 255), stored["label"]
+
+
+@pytest.fixture(scope="session")
+def published(shared_dir, cifar):
+    """(ResNet-20, images, labels)."""
+    return static(shared_dir, 20), *cifar
+
+
+@pytest.fixture(scope="session")
+def deeper(shared_dir):
+    """ResNet-32."""
+    return static(shared_dir, 32)

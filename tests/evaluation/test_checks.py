@@ -11,6 +11,7 @@ import zoo
 from dyn_jax import networks, occupancy
 from dyn_jax.attacks import bim
 from dyn_jax.evaluation import checks
+from dyn_jax.types import Output, Trace, UnitTrace
 
 EPS = "8/255"
 
@@ -64,17 +65,44 @@ def test_nothing_is_found_on_adaptive_networks_under_lgm(name, how):
     assert run(adaptive(name, how), zoo.digits_data(size=32), victim=victim) == ()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("skipnet-32-cifar10", occupancy.sigmoid(10.0)),
+        ("skipnet-32-cifar10", occupancy.straight_through(10.0)),
+        ("dynconv-32-cifar10", occupancy.straight_through(10.0)),
+    ],
+)
+def test_nothing_is_found_on_the_networks_of_cifar10_under_lgm(name, how, cifar):
+    assert run(adaptive(name, how), cifar, victim=adaptive(name, occupancy.hard())) == ()
+
+
+@pytest.mark.torch
+def test_nothing_is_found_on_a_deeper_published_network(deeper, cifar):
+    assert run(deeper, cifar) == ()
+
+
 def test_hard_gates_are_named_with_their_remedy():
     """True of every adaptive network under FGM, and nothing else is found there."""
-    (finding,) = run(adaptive("skipnet-digits", occupancy.hard()), zoo.digits_data(size=32))
+    (finding,) = run(adaptive("dynconv-digits", occupancy.hard()), zoo.digits_data(size=32))
     assert (finding.code, finding.severity) == ("hard_gates", "warning") and finding.share > 0
     assert "attack the straight-through network" in finding.remedy and "zero gradients: hard gates" in finding.remedy
-    assert "11 of 11 gated units" in finding.message
+    assert "6 of 6 gated units" in finding.message
 
 
-def test_a_frozen_gate_is_found():
-    (finding, *_) = run(zoo.frozen_gates(), zoo.digits_data(size=32))
-    assert (finding.code, finding.severity) == ("frozen_randomness", "error")
+def test_gates_drawn_under_a_bound_key():
+    def gated(x, how):
+        score = jnp.mean(x, axis=(1, 2, 3)) - 0.3
+        o = how(score)
+        return Output(zoo.digits_model()(x) * (1 + o[:, None]), Trace((UnitTrace(score, o, 5),)))
+
+    bound = functools.partial(occupancy.gumbel_sigmoid(0.1), key=jax.random.key(0))
+    assert codes(run(lambda x: gated(x, bound))) == {"frozen_randomness"}
+    sampled = lambda key: lambda x: gated(x, functools.partial(occupancy.gumbel_sigmoid(0.1), key=key))
+    assert run(None, make_forward=sampled) == ()
+    by_chance = lambda key: lambda x: gated(x, functools.partial(occupancy.bernoulli(), key=key))
+    assert codes(run(None, make_forward=by_chance)) == {"hard_gates"}  # a sample has no derivative
 
 
 class TestDeclaredRandomness:
@@ -111,7 +139,7 @@ def test_two_classes_and_a_gradient_that_is_not_finite():
     few = lambda x: zoo.digits_model()(x)[:, :2]
     images, labels = zoo.digits_data()
     assert "few_classes" in codes(run(few, (images, np.minimum(labels, 1))))
-    root = lambda x: zoo.digits_model()(x) + jnp.sqrt(jnp.sum(jax.nn.relu(x - 2), axis=(1, 2, 3)))[:, None]
+    root = lambda x: zoo.digits_model()(x) + jnp.sqrt(jnp.sum((0 * x) ** 2, axis=(1, 2, 3)))[:, None]
     assert "nonfinite_gradient" in codes(run(root))
 
 

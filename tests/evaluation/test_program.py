@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 
 from dyn_jax import attacks, occupancy
 from dyn_jax.evaluation import program as programs
@@ -146,6 +147,13 @@ def test_random_draws_by_where_their_key_comes_from():
         lambda x: Output(head(x), Trace((UnitTrace(jax.random.normal(jax.random.key(0), (2,)), X[:, 0, 0, 0], 1),)))
     )
     assert programs.random_draws(unused) == ([], [])
+
+
+def test_a_network_with_its_key_bound():
+    """It answers the same each time: only the program shows that it is one draw of many."""
+    draws, _ = programs.random_draws(traced(zoo.frozen_gates()))
+    assert draws
+    assert programs.random_draws(traced(lambda x, key: zoo.frozen_gates(key)(x), jax.random.key(1))) == ([], [])
 
 
 def test_noise_kept_as_a_constant():

@@ -188,11 +188,11 @@ def straight_through_quantised(f: Model) -> Model:
     return lambda x: f(x + jax.lax.stop_gradient(jnp.round(15 * x) / 15 - x))
 
 
-def frozen_gates(name: str = "skipnet-digits") -> Callable:
-    """Sampled gates with the key bound: attack and verdict see one draw."""
-    net, variables = networks.pretrained(name)
-    random = occupancy.gumbel_sigmoid(1.0)
-    return functools.partial(net.apply, variables, occupancy=random, rngs={"gate": jax.random.key(0)})
+def frozen_gates(key: jax.Array | None = None) -> Callable:
+    """A network that samples its gates, with the key bound: attack and verdict see one draw."""
+    net, variables = networks.pretrained("dynconv-digits")
+    rngs = {"gate": jax.random.key(0) if key is None else key}
+    return functools.partial(net.apply, variables, occupancy=occupancy.gumbel_sigmoid(1.0), rngs=rngs)
 
 
 BROKEN: dict[str, tuple[Callable[..., Model], set[str]]] = {
