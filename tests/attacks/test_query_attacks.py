@@ -97,21 +97,18 @@ def test_bumps_by_hand():
 @pytest.mark.parametrize("norm, eps", [("linf", 0.05), ("l2", 0.3)])
 def test_square_never_loses_and_stays_on_the_surface(norm, eps):
     small = attacks.square(eps / 50, 30, norm=norm)
-    result = quick_jit(lambda x: small(linear, x, LABELS, key=KEY))(IMAGES)
+    run = quick_jit(lambda key: small(linear, IMAGES, LABELS, key=key))
+    result = run(KEY)
     best = np.maximum.accumulate(np.asarray(result.steps.loss), axis=1)
     assert np.all(np.asarray(result.loss) >= best[:, -1] - 1e-5) and np.any(best[:, -1] > best[:, 0])
     np.testing.assert_allclose(result.distance, eps / 50, rtol=1e-4)
-    again = quick_jit(lambda x: small(linear, x, LABELS, key=jax.random.key(1)))(IMAGES)
-    assert np.any(again.adversarial != result.adversarial)
+    assert np.any(run(jax.random.key(1)).adversarial != result.adversarial)
 
 
 def test_square_finds_computation():
     attack = attacks.square(0.3, 60, criterion=criteria.never(criteria.executed_share))
     result = quick_jit(lambda x: attack(hard, x, key=KEY))(IMAGES)
     assert float(metrics.recovery(result.trace_clean, result.trace_adversarial)) == 1.0
-    stops = attacks.square(0.3, 60, criterion=criteria.recovered(1.0))
-    first = quick_jit(lambda x: stops(hard, x, key=KEY))(IMAGES)
-    assert float(metrics.recovery(first.trace_clean, first.trace_adversarial)) == 1.0
 
 
 def linf_distances():
@@ -128,9 +125,6 @@ def test_rays_finds_the_distance_to_a_plane():
     assert np.all(found >= expected * (1 - 1e-4)) and np.all(found <= expected * 1.05 + 1e-5)
     np.testing.assert_allclose(result.distance, found, rtol=1e-5)
     assert np.all(np.diff(np.minimum.accumulate(np.where(result.record.held, result.record.norm, 9), axis=1)) <= 0)
-    eps = float(np.median(found))
-    within = quick_jit(lambda x: attacks.rays(eps, 1500, largest=0.4, tolerance=1e-5)(linear, x, LABELS))(IMAGES)
-    np.testing.assert_array_equal(within.success, found <= eps)
 
 
 def test_rays_learns_a_slowdown_from_yes_and_no():
