@@ -40,7 +40,7 @@ def adversarial() -> str:
         "clean work": "work, %",
         "work under attack on the energy": "under attack on the energy",
     }
-    cell = lambda c: f"{100 * c['mean']:.0f} ± {100 * (c['std'] or 0):.0f}"
+    cell = lambda c: f"{round(100 * c['mean'])} ± {round(100 * (c['std'] or 0))}"
     body = [(row["trained against"], *(cell(row[name]) for name in columns)) for row in kept["rows"]]
     s = kept["settings"]
     return block(
