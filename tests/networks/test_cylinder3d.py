@@ -1,0 +1,228 @@
+"""Cylinder3D against the authors' network on a reduced grid: scores, gradients, statistics, LGM's released step."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiled import quick_jit
+
+import dyn_jax
+import weights_convert
+from dyn_jax.attacks.released import lgm_outdoor
+from dyn_jax.objectives import lovasz_softmax
+from dyn_jax.occupancy import voxel
+from dyn_jax.sparse3d import OUTDOOR_RELEASE, Capacity, Cylinder, Partition, capacity_for, partition
+from dyn_jax.types import PointCloud, Reach
+
+CYLINDER = Cylinder(grid=(48, 36, 32))
+REDUCED = {"cylinder": CYLINDER, "features": 8, "point_features": (64, 128, 256, 32), "cell_features": 8}
+CAPACITY = Capacity((1408, 1280, 448, 320, 160))
+
+
+def network(**fields):
+    return dyn_jax.networks.create("cylinder3d-semantickitti", **REDUCED, **fields)
+
+
+@pytest.fixture(scope="module")
+def arrays(golden):
+    return golden("cyl_cylinder_reduced")
+
+
+@pytest.fixture(scope="module")
+def state(arrays):
+    return {key[5:]: value for key, value in arrays.items() if key.startswith("sd12/")}
+
+
+def points_of(arrays, batch, size=None):
+    """(partition, xyz and intensity) of a batch of the file, with `size` points."""
+    numbers = range(2 if batch == "b2" else 1)
+    gather = lambda key: np.concatenate([arrays[f"{batch}/{key}_{number}"] for number in numbers])
+    cells = np.concatenate([np.repeat(numbers, 2000)[:, None], gather("grid_ind")], axis=1).astype(np.int32)
+    scan = np.concatenate([arrays[f"{batch}/points{number}_xyzi"] for number in numbers])
+    features, rows = gather("pt_features9"), np.arange(len(scan) if size is None else size)
+    used, rows = rows < len(scan), np.minimum(rows, len(scan) - 1)
+    points = Partition(jnp.asarray(features[rows]), jnp.asarray(cells[rows]), jnp.asarray(used), 2)
+    return points, jnp.asarray(scan[rows])
+
+
+def scores_of(output):
+    return jnp.sum(output.trace.units[0].extras["scores"], axis=0)
+
+
+@pytest.fixture(scope="module")
+def run(state):
+    """run(points, labels of cells, share of the cross-entropy) -> (gradient by the features, (loss, output))."""
+    net = network()
+    variables = weights_convert.convert(net, state)
+
+    @quick_jit
+    def run(points, labels, share):
+        def loss(features):
+            output = net.apply(variables, points.replace(features=features), capacity=CAPACITY)
+            log_probability, counted = jax.nn.log_softmax(scores_of(output)), labels != 0
+            own = jnp.take_along_axis(log_probability, labels[:, None], axis=1)[:, 0]
+            entropy = -jnp.sum(jnp.where(counted, own, 0)) / jnp.sum(counted)
+            value = share * entropy + (1 - share) * lovasz_softmax(jnp.exp(log_probability), labels, counted)
+            return value, (value, output)
+
+        return jax.grad(loss, has_aux=True)(points.features)
+
+    return run
+
+
+def labels_of(arrays, batch):
+    found = arrays[f"{batch}/voxel_labels"].astype(np.int32)
+    return jnp.asarray(np.concatenate([found, np.zeros(CAPACITY.levels[0] - len(found), np.int32)]))
+
+
+@quick_jit
+def to_coordinates(scan, gradient):
+    """The gradient by xyz of a scan [point, 4], from that by the nine features."""
+    features = lambda xyz: partition(PointCloud(xyz, scan[:, 3:], jnp.ones(len(scan), bool)), CYLINDER).features
+    return jax.vjp(features, scan[:, :3])[1](gradient)[0]
+
+
+@pytest.mark.parametrize("batch", ["b1", "b2"])
+def test_scores_losses_and_gradients(arrays, run, batch):
+    points, scan = points_of(arrays, batch, 4000)
+    for loss, share in (("ce", 1.0), ("lovasz", 0.0)):
+        gradient, (value, output) = run(points, labels_of(arrays, batch), share)
+        assert not output.trace.overflow
+        count = len(arrays[f"{batch}/voxel_labels"])
+        np.testing.assert_allclose(scores_of(output)[:count], arrays[f"{batch}/voxel_logits"], atol=1e-5)
+        np.testing.assert_allclose(value, arrays[f"{batch}/{loss}"], atol=1e-6)
+        for number in range(2 if batch == "b2" else 1):
+            mine = gradient[2000 * number : 2000 * (number + 1)]
+            np.testing.assert_allclose(mine, arrays[f"{batch}/grad_{loss}_ptfeat_{number}"], atol=2e-8)
+        row = np.asarray(output.trace.units[0].extras["cell"])[0]
+        used = np.asarray(points.valid)
+        np.testing.assert_array_equal(output.logits[used], scores_of(output)[row[used]])
+        if batch == "b1":
+            slope = to_coordinates(scan[:2000], gradient[:2000])
+            name, sign = ("ce", 1) if loss == "ce" else ("neg_lovasz", -1)
+            np.testing.assert_allclose(sign * slope, arrays[f"b1/fgm/grad_{name}_xyz"], atol=1e-6)
+
+
+def test_costs_of_the_trace(arrays, run):
+    """Multiply-adds of every kernel map: pairs times channels."""
+    points, _ = points_of(arrays, "b1", 4000)
+    _, (_, output) = run(points, labels_of(arrays, "b1"), 1.0)
+    units = {unit.name: unit for unit in output.trace.units}
+    assert all(unit.score.shape[0] == 2 for unit in output.trace.units)
+    sites = {tuple(site) for site in arrays["b1/voxel_coords_bxyz"].tolist()}
+    count = lambda steps: sum((b, x + i, y + j, z + k) in sites for b, x, y, z in sites for i, j, k in steps)
+    plane = [(0, j, k) for j in (-1, 0, 1) for k in (-1, 0, 1)]
+    cube = [(i, j, k) for i in (-1, 0, 1) for _, j, k in plane]
+    got = lambda name: float(jnp.sum(units[name].occupancy * units[name].macs))
+    # downCntx: 8 to 8 channels four times; upBlock3: 32 to 16 channels thrice on the same neighbourhood
+    assert got("level0_k1x3x3") == pytest.approx(count(plane) * (4 * 64 + 3 * 256))
+    assert got("level0_k3x3x3") == pytest.approx(count(cube) * 32 * 20)
+    layers = 9 * 64 + 64 * 128 + 128 * 256 + 256 * 32
+    assert got("points") == pytest.approx(2000 * layers + len(sites) * 32 * 8, rel=1e-5)
+
+
+def test_own_neighbourhoods_are_another_network(arrays, state):
+    net = network(neighbourhoods="own")
+    variables = weights_convert.convert(net, state)
+    points, _ = points_of(arrays, "b1")
+    scores = quick_jit(lambda points: scores_of(net.apply(variables, points, capacity=CAPACITY)))(points)
+    expected = arrays["b1/nominal/voxel_logits"]
+    np.testing.assert_allclose(scores[: len(expected)], expected, atol=2e-5)  # of 22
+    assert np.abs(expected - arrays["b1/voxel_logits"]).max() > 10
+
+
+def test_batch_statistics(arrays, state):
+    net = network()
+    variables = weights_convert.convert(net, state)
+    points, _ = points_of(arrays, "b1", 2100)
+
+    @quick_jit
+    def train(points):
+        return net.apply(variables, points, capacity=CAPACITY, train=True, mutable=["batch_stats"])
+
+    output, updated = train(points)
+    expected = arrays["b1/train/voxel_logits"]
+    np.testing.assert_allclose(scores_of(output)[: len(expected)], expected, atol=5e-5)
+    after = {key[15:]: value for key, value in arrays.items() if key.startswith("b1/train/after/")}
+    moved = weights_convert.convert(net, {**state, **after})["batch_stats"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), updated["batch_stats"], moved)
+
+
+def test_step_of_the_released_attack(golden, arrays, state):
+    """Rows, scores, loss and gradient of the soft network, and where one step leads."""
+    expected = {k.removeprefix("e2e/"): v for k, v in golden("cyl_lgm_outdoor").items() if k.startswith("e2e/")}
+    net, settings, loss = network(), lgm_outdoor.settings(0.01), lgm_outdoor.cell_lovasz()
+    variables = weights_convert.convert(net, state)
+    points, scan = points_of(arrays, "b1")
+    cloud = PointCloud(jnp.asarray(expected["xyz"]), scan[:, 3:], jnp.ones(2000, bool))
+    labels, reach = jnp.asarray(arrays["b1/pt_labels_0"][:, 0], jnp.int32), Reach(settings.step_size)
+    capacity = capacity_for(cloud, CYLINDER, 5, reach=reach, form=OUTDOOR_RELEASE)
+    assert capacity is not None and capacity.pairs == 2048
+
+    @quick_jit
+    def run(xyz):
+        def total(xyz):
+            output = net.apply(
+                variables,
+                cloud.replace(xyz=xyz),
+                reach=reach,
+                occupancy=settings.occupancy(),
+                capacity=capacity,
+                form=OUTDOOR_RELEASE,
+            )
+            return loss(output, labels)[0], output
+
+        gradient, output = jax.grad(total, has_aux=True)(xyz)
+        step = lgm_outdoor.normalised().update(gradient, None)[0]
+        return gradient, output, loss(output, labels)[0], xyz + settings.step_size * step
+
+    with jax.debug_nans(False):
+        gradient, output, value, moved = run(cloud.xyz)
+    assert not output.trace.overflow
+    np.testing.assert_allclose(-value, expected["lgm_neg_lovasz"], atol=1e-6)
+    cells = {tuple(cell): row for row, cell in enumerate(arrays["b1/voxel_coords_bxyz"].tolist())}
+    rows = [cells[tuple(cell)] for cell in np.asarray(points.cells).tolist()]
+    np.testing.assert_allclose(output.logits, expected["lgm_voxel_logits"][rows], atol=2e-4)  # occupancies: 5e-5
+    gradient, wanted = np.asarray(gradient), -expected["lgm_grad_xyz"]
+    np.testing.assert_array_equal(np.isnan(gradient), np.isnan(wanted))
+    assert np.linalg.norm(np.nan_to_num(gradient - wanted)) < 1e-4 * np.linalg.norm(np.nan_to_num(wanted))
+    away = np.abs(np.asarray(moved) - expected["x_after_1_lgm_step"]).max(axis=1)
+    assert np.sort(away)[-20:].max() < 5e-5 and np.median(away) < 1e-6
+    plain = np.abs(expected["fgm_grad_xyz"] + gradient)
+    assert np.nanmax(plain) > 1e-2  # the control: without the relation's derivative it is another gradient
+
+
+def small_cloud(count=60):
+    rng = np.random.default_rng(1)
+    angle, radius = rng.uniform(0, 1, count), rng.uniform(3, 9, count)
+    xyz = np.stack([radius * np.cos(angle), radius * np.sin(angle), rng.uniform(-2, 1, count)], axis=1)
+    xyz = jnp.asarray(xyz, jnp.float32)
+    return PointCloud(xyz, jnp.asarray(rng.random((count, 1)), jnp.float32), jnp.ones(count, bool))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"xyz": np.full((60, 3), np.nan, np.float32)}, "NaN or infinite"),
+        ({"xyz": jnp.full((60, 3), 400.0)}, "no point within 50 m of the sensor"),
+        ({"xyz": small_cloud().xyz + jnp.array([[4.5e5, 5.4e6, 0.0]])}, "subtract an origin"),
+        ({"features": jnp.zeros((60, 4))}, r"features: got shape \(60, 4\), expected \[60, 1\]"),
+        ({"valid": jnp.zeros(60, bool)}, "no valid point"),
+    ],
+)
+def test_scans_that_are_refused(change, message):
+    net = dyn_jax.networks.create("cylinder3d-streets")
+    with jax.debug_nans(False), pytest.raises(ValueError, match=message):
+        net.apply({}, small_cloud().replace(**change))
+
+
+def test_options_that_are_refused():
+    net, cloud = dyn_jax.networks.create("cylinder3d-streets"), small_cloud()
+    with pytest.raises(TypeError, match="got a soft one with a Partition"):
+        net.apply({}, partition(cloud, net.cylinder), occupancy=voxel.lgm())
+    with pytest.raises(ValueError, match="neighbourhoods: got 'nominal'"):
+        dyn_jax.networks.create("cylinder3d-streets", neighbourhoods="nominal").apply({}, cloud)
+    with pytest.raises(ValueError, match="capacity: got 1 levels"):
+        net.apply({}, cloud, capacity=Capacity((8,)))
