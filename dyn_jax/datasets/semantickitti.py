@@ -60,9 +60,7 @@ def classes_of(raw: np.ndarray) -> np.ndarray:
     return labels
 
 
-def read_scan(
-    path: str | os.PathLike, labels: str | os.PathLike | None = None, *, sensor: str = "kitti"
-) -> Scan:
+def read_scan(path: str | os.PathLike, labels: str | os.PathLike | None = None, *, sensor: str = "kitti") -> Scan:
     """One scan, and its labels where their file is named.
 
     Args:

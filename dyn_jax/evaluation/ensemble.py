@@ -136,15 +136,13 @@ def evaluate(
     if classes == 1:
         raise ValueError("net: got one output, expected one for each class; make two of it: [0, logit]")
     _validate.labels("labels", labels, len(images), classes)
-    units = shape.trace.units
     entries = plan(
         attacks,
         threat,
         budget,
         classes=classes,
-        units=bool(units),
+        trace=shape.trace,
         softens="occupancy" in subject.takes,
-        maps=any(unit.elements > 1 for unit in units),
     )
     job = Job(subject, entries, threat, budget, seed, min(batch_size, len(images)), draws, devices)
     number, parts = (jax.process_index(), jax.process_count()) if part is None else part

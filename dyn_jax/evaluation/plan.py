@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, attacks, objectives, occupancy
 from dyn_jax.attacks import Attack
-from dyn_jax.types import Occupancy
+from dyn_jax.types import Occupancy, Trace
 
 ACCURACY, ENERGY, NORM = "accuracy", "energy", "norm"
 SOFTENED = {"soft": occupancy.sigmoid, "straight-through": occupancy.straight_through}
@@ -145,15 +145,15 @@ def names_of(wanted: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def plan(
-    wanted: str | Sequence[str], threat: Threat, budget: Budget, *, classes: int, units: bool, softens: bool, maps: bool
+    wanted: str | Sequence[str], threat: Threat, budget: Budget, *, classes: int, trace: Trace, softens: bool
 ) -> tuple[Entry, ...]:
     """The entries of an evaluation.
 
     Args:
       wanted: see `names_of`.
       classes: of the network.
-      units: whether its trace has adaptive units; softens: whether it takes an occupancy; maps: whether a unit has
-        several elements (GradMDM's nodes need single gates).
+      trace: of its output, shapes are enough.
+      softens: whether it takes an occupancy.
 
     Raises:
       ValueError: an unknown name; DLR with too few classes; energy, or LGM, of a network without adaptive units.
@@ -167,11 +167,14 @@ def plan(
                 f"attacks: got {name} for {classes} classes, expected at least {NEED_CLASSES.get(base, 2)} (its DLR "
                 "loss compares that many); name others, e.g. --attacks apgd-ce,square"
             )
-        if kind == ENERGY and not units:
-            raise ValueError(f"attacks: got {name}, but the network has no adaptive units: its energy is constant")
-        if soft and not (units and softens):
+        if kind == ENERGY:
+            try:
+                objectives.check_adaptive(trace)
+            except ValueError as error:
+                raise ValueError(f"attacks: got {name}; {error}") from None
+        if soft and not (trace.units and softens):
             raise ValueError(f"attacks: got {name}, but the network has no gates to soften; leave {name!r} out")
-        if base == "grad-mdm" and maps:
+        if base == "grad-mdm" and any(unit.elements > 1 for unit in trace.units):
             raise ValueError("attacks: got grad-mdm, but the network's units have several elements; leave it out")
         entries.append(Entry(name, kind, make(threat, budget, classes), SOFTENED[soft] if soft else None))
     if not entries:

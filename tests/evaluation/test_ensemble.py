@@ -155,7 +155,7 @@ BAD = {
     "images": ({"images": 2 * np.ones((3, *toy.SHAPE), np.float32)}, "images: got values"),
     "attack": ({"attacks": "apgd-c"}, "attacks: got 'apgd-c', did you mean apgd-ce"),
     "soft of a static network": ({"attacks": "apgd-ce@soft"}, "no gates to soften"),
-    "energy of a static network": ({"attacks": "energy"}, "no adaptive units"),
+    "energy of a static network": ({"attacks": "energy"}, "without adaptive units"),
     "few classes": ({"net": lambda v, x: toy.static(v, x)[:, :3], "labels": np.zeros(3, np.int32)}, "at least 4"),
     "eps": ({"eps": "eight"}, "eps"),
     "norm": ({"norm": "l3"}, "norm"),
@@ -199,6 +199,6 @@ def test_nothing_runs_before_bad_input_is_refused():
         ran.append(isinstance(x, jax.core.Tracer))
         return toy.static(variables, x)
 
-    with pytest.raises(ValueError, match="no adaptive units"):
+    with pytest.raises(ValueError, match="without adaptive units"):
         evaluate(watched, toy.weights(), images, labels, eps="8/255", attacks="energy")
     assert ran and all(ran)
