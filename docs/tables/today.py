@@ -28,7 +28,7 @@ def deepsloth() -> str:
     )
 
 
-@named("adversarial-training")
+@named("training-adversarial")
 def adversarial() -> str:
     """Accuracy and work of a small SkipNet trained against five things."""
     kept = record("adversarial_training")
