@@ -14,6 +14,7 @@ import numpy as np
 from dyn_jax import attacks, objectives, occupancy
 from dyn_jax.gates import ChannelGate, FeedForwardGate, GlobalHalting, RecurrentGate, SpatialGate, SpatialHalting
 from dyn_jax.networks import rdi, sact
+from dyn_jax.networks.cylinder3d import Cylinder3D
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.minkfcnn import MinkowskiFCNN
@@ -27,6 +28,7 @@ from dyn_jax.networks.sdn_resnet import ResNetTrunk
 from dyn_jax.networks.sdn_vgg import VggTrunk
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import voxel
+from dyn_jax.sparse3d import Cylinder
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
 BATCH, CLASSES = 3, 5
@@ -108,6 +110,7 @@ ALL_NETWORKS |= {
 CLOUD_NETWORKS: dict[str, nn.Module] = {
     "minkunet": MinkUNet((4,) * 8, (1,) * 8, num_classes=CLASSES, stem_features=4, stem_size=3, voxel_size=0.2),
     "minkfcnn": MinkowskiFCNN((4,) * 5, 8, 8, num_classes=CLASSES, voxel_size=0.2),
+    "cylinder3d": Cylinder3D(Cylinder(grid=(200, 24, 24)), 2, (8, 4), 4, CLASSES),
 }
 
 
