@@ -46,5 +46,6 @@ from dyn_jax.attacks.surrogate import transfer as transfer
 from dyn_jax.attacks.threat import L2 as L2
 from dyn_jax.attacks.threat import Box as Box
 from dyn_jax.attacks.threat import Linf as Linf
+from dyn_jax.attacks.threat import Ray as Ray
 from dyn_jax.attacks.threat import ball as ball
 from dyn_jax.attacks.threat import to_8bit as to_8bit
