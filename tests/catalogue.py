@@ -16,6 +16,7 @@ from dyn_jax.gates import ChannelGate, FeedForwardGate, GlobalHalting, Recurrent
 from dyn_jax.networks import moe, rdi, sact
 from dyn_jax.networks.adavit import AdaViT
 from dyn_jax.networks.avit import AViT
+from dyn_jax.networks.cylinder3d import Cylinder3D
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.evit import EViT
 from dyn_jax.networks.manidp import ManiDP
@@ -32,6 +33,7 @@ from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.networks.sparse import SparseResNet
 from dyn_jax.networks.vmoe import VMoE
 from dyn_jax.occupancy import voxel
+from dyn_jax.sparse3d import Cylinder
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
 BATCH, CLASSES = 3, 5
@@ -124,6 +126,7 @@ ALL_NETWORKS["adavit"] = AdaViT(depth=2, **_TOKENS)
 CLOUD_NETWORKS: dict[str, nn.Module] = {
     "minkunet": MinkUNet((4,) * 8, (1,) * 8, num_classes=CLASSES, stem_features=4, stem_size=3, voxel_size=0.2),
     "minkfcnn": MinkowskiFCNN((4,) * 5, 8, 8, num_classes=CLASSES, voxel_size=0.2),
+    "cylinder3d": Cylinder3D(Cylinder(grid=(200, 24, 24)), 2, (8, 4), 4, CLASSES),
 }
 
 

@@ -70,6 +70,7 @@ from dyn_jax.attacks.threat import L1 as L1
 from dyn_jax.attacks.threat import L2 as L2
 from dyn_jax.attacks.threat import Box as Box
 from dyn_jax.attacks.threat import Linf as Linf
+from dyn_jax.attacks.threat import Ray as Ray
 from dyn_jax.attacks.threat import ball as ball
 from dyn_jax.attacks.threat import to_8bit as to_8bit
 from dyn_jax.attacks.universal import Universal as Universal

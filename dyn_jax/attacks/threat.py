@@ -134,6 +134,54 @@ class L1(flax.struct.PyTreeNode):
         return jnp.asarray(self.eps, like.dtype) * jax.vmap(draw)(keys)
 
 
+class Ray(flax.struct.PyTreeNode):
+    """Points on the ray from the sensor, at the origin, through the clean one, up to `eps` metres nearer or farther.
+
+    What a delay of a LiDAR's echo can do: the direction of the beam, and with it the ring, stays, and so does the
+    intensity. A point comes no nearer to the sensor than half of its distance.
+    """
+
+    eps: jax.typing.ArrayLike
+    bounds: Bounds = flax.struct.field(pytree_node=False, default=(-float("inf"), float("inf")))
+
+    def _along(self, x: jax.Array, clean: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(unit vector of the ray, distance of the clean point, metres that x is farther), [point, 3 or 1]."""
+        if clean.ndim != 2:
+            raise ValueError(
+                f"norm: got 'ray' for shape {clean.shape}, expected points [point, 3]: images have no rays"
+            )
+        length = norm(clean)
+        unit = clean / jnp.where(length > 0, length, 1)
+        return unit, length, jnp.sum((x - clean) * unit, axis=1, keepdims=True)
+
+    def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """Nearest point of the set."""
+        unit, length, farther = self._along(x, clean)
+        eps = jnp.asarray(self.eps, x.dtype)
+        return clean + jnp.clip(farther, -jnp.minimum(eps, length / 2), eps) * unit
+
+    def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """Metres from the clean point, [point]."""
+        return norm(x - clean).reshape(-1)
+
+    def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """[point], true where x is in the set up to what its coordinates are rounded to."""
+        unit, length, farther = self._along(x, clean)
+        beside = norm(x - clean - farther * unit)
+        slack = TOLERANCE + 4 * jnp.finfo(x.dtype).eps * length
+        return ((beside <= slack) & (jnp.abs(farther) <= self.eps + slack))[:, 0]
+
+    def direction(self, gradient: jax.Array) -> jax.Array:
+        """The gradient over its length: what `project` leaves of it lies on the ray."""
+        length = norm(gradient)
+        return gradient / jnp.where(length > 0, length, 1)
+
+    def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
+        """Uniform in the cube that holds the set, one key per point; `project` takes its part along the ray."""
+        draw = jax.vmap(lambda key: jax.random.uniform(key, like.shape[1:], like.dtype, -1.0, 1.0))
+        return jnp.asarray(self.eps, like.dtype) * draw(keys)
+
+
 class Box(flax.struct.PyTreeNode):
     """Any image inside `bounds`: for attacks that minimise the distance instead of bounding it."""
 
@@ -154,7 +202,7 @@ class Box(flax.struct.PyTreeNode):
         return _in_box(x, self.bounds)
 
 
-Ball = Linf | L2 | L1
+Ball = Linf | L2 | L1 | Ray
 Threat = Ball | Box
 
 
@@ -167,7 +215,7 @@ def ball(name: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)
     """The threat set of a norm name.
 
     Args:
-      name: ``linf`` or ``l2``.
+      name: ``linf``, ``l2``, or for points ``ray``, see `Ray`.
       eps: radius, at least 0: in pixel units of [0, 1] images a number or "8/255", for points metres; a scalar array
         inside a vmap.
       bounds: lowest and highest pixel value.
@@ -175,10 +223,10 @@ def ball(name: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)
     Raises:
       ValueError, TypeError: unknown norm; eps negative, not finite or not parseable; bounds not (low, high).
     """
-    _validate.choice("norm", name, ("linf", "l2"))
+    _validate.choice("norm", name, ("linf", "l2", "ray"))
     eps = _validate.number("eps", eps, minimum=0)
     check_bounds(bounds)
-    return Linf(eps, bounds) if name == "linf" else L2(eps, bounds)
+    return Ray(eps) if name == "ray" else Linf(eps, bounds) if name == "linf" else L2(eps, bounds)
 
 
 def check_bounds(bounds: Bounds) -> None:

@@ -35,6 +35,11 @@ from dyn_jax.datasets.s3dis import s3dis as s3dis
 from dyn_jax.datasets.scannet import SCANNET_CLASSES as SCANNET_CLASSES
 from dyn_jax.datasets.scannet import read_scannet_scene as read_scannet_scene
 from dyn_jax.datasets.scannet import scannet as scannet
+from dyn_jax.datasets.semantickitti import SEMANTICKITTI_CLASSES as SEMANTICKITTI_CLASSES
+from dyn_jax.datasets.semantickitti import classes_of as classes_of
+from dyn_jax.datasets.semantickitti import read_scan as read_scan
+from dyn_jax.datasets.semantickitti import scan_iou as scan_iou
+from dyn_jax.datasets.semantickitti import semantickitti as semantickitti
 from dyn_jax.datasets.streets import STREET_CLASSES as STREET_CLASSES
 from dyn_jax.datasets.streets import Scan as Scan
 from dyn_jax.datasets.streets import streets as streets

@@ -127,7 +127,7 @@ def semantickitti(split: str = "val", folder: str | os.PathLike | None = None) -
       FileNotFoundError: no such folder, no sequence of the split in it, or a file of labels is missing.
     """
     _validate.choice("split", split, SEQUENCES)
-    root = data_directory() / "semantickitti" if folder is None else pathlib.Path(folder)
+    root = pathlib.Path(os.path.join(data_directory(), "semantickitti") if folder is None else folder)
     root = next((place for place in (root, root / "dataset") if (place / "sequences").is_dir()), root)
     found = [root / "sequences" / number for number in SEQUENCES[split]]
     scans = [path for place in found for path in sorted((place / "velodyne").glob("*.bin"))]

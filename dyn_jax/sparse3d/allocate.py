@@ -154,12 +154,16 @@ def capacity_for(
         coordinates = np.asarray(inputs.coordinates)[np.asarray(inputs.valid)]
         return Capacity(tuple(bucket(int(n * slack)) for n in level_counts(coordinates, levels)))
     reach = as_reach(reach) if extends else None
-    if not isinstance(inputs, PointCloud):
-        needs = [capacity_for(one, voxel_size, levels, reach=reach, slack=slack, form=form) for one in inputs]
+    if not isinstance(inputs, (PointCloud, Partition)):
+        needs: list[Any] = [
+            capacity_for(one, voxel_size, levels, reach=reach, slack=slack, form=form) for one in inputs
+        ]
         if not needs:
             raise ValueError("inputs: got no clouds, expected at least one")
         pairs = None if reach is None else max(need.pairs or 0 for need in needs)
         return Capacity(tuple(map(max, zip(*(need.levels for need in needs)))), pairs)
+    if isinstance(inputs, Partition):
+        raise TypeError("voxel_size: got a number for a Partition, expected its Cylinder")
     if isinstance(voxel_size, Cylinder):
         return _cylinder_capacity(inputs, voxel_size, levels, reach, slack, form)
     cloud, _ = check_cloud(inputs, voxel_size)

@@ -126,12 +126,6 @@ def polar_of(xyz: jax.Array) -> jax.Array:
     return jnp.stack([radius(x, y), angle, z], axis=1)
 
 
-def _rounded(values: jax.Array) -> jax.Array:
-    """Float32 values, each rounded by itself: a compiler would fuse a product with the sum behind it."""
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
-    return jax.lax.bitcast_convert_type(bits + (values != values).astype(jnp.int32), jnp.float32)
-
-
 def cells_of(xyz: jax.Array, cylinder: Cylinder) -> tuple[jax.Array, jax.Array]:
     """(cell [point, 3] int32, finite [point] bool): `Cylinder.cell_of` of the float32 polar coordinates.
 

@@ -106,10 +106,11 @@ def _check(reach: Reach, cylinder: Cylinder, count: int) -> jax.Array:
         wrong = wrong[~((wrong >= 0) & (wrong <= largest))]
         if len(wrong):
             raise ValueError(f"reach.step: got {wrong[0]}, expected at most one cell ({cylinder.finest:.3g} m)")
-    if reach.rule != "none" and (reach.origin is None or reach.budget is None):
-        raise ValueError(f"reach: got no origin and budget, expected both for the rule {reach.rule!r}")
-    if reach.rule != "none" and jnp.shape(reach.origin) != (count, 3):
-        raise ValueError(f"reach.origin: got shape {jnp.shape(reach.origin)}, expected ({count}, 3)")
+    if reach.rule != "none":
+        if reach.origin is None or reach.budget is None:
+            raise ValueError(f"reach: got no origin and budget, expected both for the rule {reach.rule!r}")
+        if jnp.shape(reach.origin) != (count, 3):
+            raise ValueError(f"reach.origin: got shape {jnp.shape(reach.origin)}, expected ({count}, 3)")
     step = jnp.asarray(reach.step)
     return ~jnp.all((step >= 0) & (step <= largest))
 

@@ -6,6 +6,7 @@ Use it with ``form=sparse3d.OUTDOOR_RELEASE`` and the occupancy of `settings`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -90,7 +91,7 @@ def cell_lovasz() -> Objective:
 def normalised() -> optax.GradientTransformation:
     """``g / (max_i |g_i| + 1e-12)`` for every point, numbers that are not finite as 0."""
 
-    def direction(updates: jax.Array, params: object = None) -> jax.Array:
+    def direction(updates: Any, params: Any = None) -> jax.Array:
         gradient = jnp.where(jnp.isfinite(updates), updates, 0)
         return gradient / (jnp.max(jnp.abs(gradient), axis=1, keepdims=True) + 1e-12)
 
@@ -138,7 +139,7 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         clean = problem.domain.clean
 
-        def step(state: tuple, number: jax.Array) -> tuple[tuple, object]:
+        def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
             x, best, worst = state
             now = badness(problem, x)
             best, worst = jnp.where(now > worst, x, best), jnp.maximum(now, worst)
