@@ -14,6 +14,7 @@ from dyn_jax.nn import IMAGENET_MEAN_STD
 from dyn_jax.types import Variables
 
 PRETRAINED: dict[str, dict[str, Any]] = {
+    "cylinder3d-streets": {},
     "dynconv-32-cifar10": {"normalization": IMAGENET_MEAN_STD},
     "dynconv-digits": {},
     "manidp-32-cifar10": {"normalization": IMAGENET_MEAN_STD},
@@ -39,7 +40,7 @@ def pretrained(name: str) -> tuple[nn.Module, Variables]:
         ``skipnet-digits``, ``skipnet-rl-digits``, ``dynconv-digits``, ``sact-digits`` or ``manidp-digits``, trained
         on the train split of `dyn_jax.datasets.digits`;
         ``minkunet-rooms`` on that of `dyn_jax.datasets.rooms`, ``minkfcnn-objects`` on that of
-        `dyn_jax.datasets.objects`.
+        `dyn_jax.datasets.objects`, ``cylinder3d-streets`` on that of `dyn_jax.datasets.streets`.
 
     Returns:
       (module, variables of numpy arrays, float32).
