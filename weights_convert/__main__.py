@@ -15,6 +15,7 @@ import weights_convert
 from dyn_jax import _files, networks
 from dyn_jax.networks import checkpoint
 from weights_convert import torch_io
+from weights_convert.tables import cylinder3d
 
 BAD_INPUT = 2
 
@@ -84,9 +85,11 @@ def _convert_file(name: str, source: str, out: str, entry: str | None, fields: d
     leaves = jax.tree.leaves(variables)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     statistics = sum(leaf.size for leaf in leaves) - parameters
+    unused = cylinder3d.unused_slices(state_dict) if fields.get("neighbourhoods", "shared") == "shared" else {}
+    left = "".join(f"; {count} of 27 slices of {key} are read by no layer" for key, count in unused.items())
     return (
         f"{out}: {name}, {len(leaves)} tensors from {len(state_dict)} in the checkpoint, "
-        f"{parameters:,} parameters and {statistics:,} batch statistics, {size:,} bytes"
+        f"{parameters:,} parameters and {statistics:,} batch statistics, {size:,} bytes{left}"
     )
 
 

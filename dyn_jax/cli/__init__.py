@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 TRAIN = """\
 Networks: skipnet-digits, skipnet-rl-digits, dynconv-digits, sact-digits, manidp-digits, avit-digits,
 sdn-{vgg16,resnet56,mobilenet}-digits (early exits), cnn-{vgg16,resnet56,mobilenet}-digits (without them),
-minkunet-rooms, minkfcnn-objects (sparse 3D). Nothing is downloaded; one to some minutes on two cores.
+minkunet-rooms, minkfcnn-objects, cylinder3d-streets (sparse 3D). Nothing is downloaded; one to some
+minutes on two cores.
 On CIFAR-10, from a published static network, and for longer: skipnet-32-cifar10, dynconv-32-cifar10,
 manidp-32-cifar10, sact-32-cifar10 (--trunk: resnet-32-cifar10), sdn-resnet56-cifar10 (resnet-56-cifar10).
 

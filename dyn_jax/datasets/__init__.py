@@ -40,6 +40,7 @@ from dyn_jax.datasets.semantickitti import classes_of as classes_of
 from dyn_jax.datasets.semantickitti import read_scan as read_scan
 from dyn_jax.datasets.semantickitti import scan_iou as scan_iou
 from dyn_jax.datasets.semantickitti import semantickitti as semantickitti
+from dyn_jax.datasets.semantickitti import write_scan as write_scan
 from dyn_jax.datasets.streets import STREET_CLASSES as STREET_CLASSES
 from dyn_jax.datasets.streets import Scan as Scan
 from dyn_jax.datasets.streets import streets as streets

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from dyn_jax import _validate, metrics
+from dyn_jax import _files, _validate, metrics
 from dyn_jax.datasets.base import data_directory
 from dyn_jax.datasets.streets import Scan
 
@@ -103,6 +103,29 @@ def read_scan(path: str | os.PathLike, labels: str | os.PathLike | None = None, 
         except ValueError as error:
             raise ValueError(f"{labels}: {error}") from None
     return Scan(rows[:, :3].copy(), rows[:, 3].copy(), found, ring, path.stem)
+
+
+def write_scan(path: str | os.PathLike, xyz: jax.typing.ArrayLike, intensity: jax.typing.ArrayLike) -> None:
+    """A ``.bin`` file as `read_scan` reads it, to the last bit: every point stays in its cell.
+
+    Args:
+      path: to write; an existing file is replaced.
+      xyz: [n, 3] float32, e.g. an attack's ``adversarial``.
+      intensity: [n] or [n, 1] float32.
+
+    Raises:
+      TypeError, ValueError: other dtypes, which writing would round; shapes that do not fit, no points, NaN.
+    """
+    points, shine = np.asarray(xyz), np.asarray(intensity)
+    if points.dtype != np.float32 or shine.dtype != np.float32:
+        raise TypeError(f"xyz, intensity: got dtypes {points.dtype} and {shine.dtype}, expected float32, as files hold")
+    count = len(points) if points.ndim == 2 else 0
+    if points.shape != (count, 3) or not count or shine.shape not in ((count,), (count, 1)):
+        raise ValueError(f"xyz, intensity: got shapes {points.shape} and {shine.shape}, expected [n, 3] and [n]")
+    rows = np.concatenate([points, shine.reshape(-1, 1)], axis=1)
+    if not np.isfinite(rows).all():
+        raise ValueError("xyz, intensity: got NaN or infinite values, expected finite ones")
+    rows.astype("<f4").tofile(_files.target(path))
 
 
 def _values(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:

@@ -42,7 +42,7 @@ def pretrained(name: str) -> tuple[nn.Module, Variables]:
         ``skipnet-digits``, ``skipnet-rl-digits``, ``dynconv-digits``, ``sact-digits``, ``manidp-digits``,
         ``avit-digits`` or ``vmoe-digits``, trained on the train split of `dyn_jax.datasets.digits`;
         ``minkunet-rooms`` on that of `dyn_jax.datasets.rooms`, ``minkfcnn-objects`` on that of
-        `dyn_jax.datasets.objects`.
+        `dyn_jax.datasets.objects`, ``cylinder3d-streets`` on that of `dyn_jax.datasets.streets`.
 
     Returns:
       (module, variables of numpy arrays, float32).

@@ -140,6 +140,6 @@ def objects_recipe(epochs: int = 20) -> Recipe:
     return Recipe(epochs, 32, AdamW(), source=Clouds(object_batch, test_size=50))
 
 
-def streets_recipe(epochs: int = 12) -> Recipe:
+def streets_recipe(epochs: int = 8) -> Recipe:
     """``cylinder3d-streets``: AdamW, two scans a step."""
     return Recipe(epochs, 2, AdamW(1e-2), segmentation_loss, source=Clouds(scan_batch))

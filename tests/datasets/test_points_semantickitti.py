@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from dyn_jax import metrics
-from dyn_jax.datasets import SEMANTICKITTI_CLASSES, classes_of, read_scan, scan_iou, semantickitti
+from dyn_jax.datasets import SEMANTICKITTI_CLASSES, classes_of, read_scan, scan_iou, semantickitti, streets, write_scan
 from dyn_jax.datasets.semantickitti import RAW_CLASSES, SEQUENCES
+from dyn_jax.sparse3d import Cylinder
+from dyn_jax.sparse3d.cylinder import cells_of
 
 
 def test_a_real_labelled_scan(shared_dir):
@@ -101,3 +103,18 @@ def test_the_benchmarks_mean():
     labels, predictions = np.array([1, 1, 1, 2, 0, 0]), np.array([1, 1, 0, 1, 3, 1])
     matrix = metrics.confusion(predictions, labels, 5, ignore=0)
     assert float(scan_iou(matrix)) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_a_written_scan_comes_back_to_the_last_bit(tmp_path):
+    """No point leaves its cell, so that nothing has to be sampled or voxelised anew."""
+    scan = streets("test", 1)[0]
+    moved = scan.xyz + np.random.default_rng(0).uniform(-0.05, 0.05, scan.xyz.shape).astype(np.float32)
+    write_scan(tmp_path / "moved.bin", moved, scan.intensity[:, None])
+    back = read_scan(tmp_path / "moved.bin")
+    np.testing.assert_array_equal(back.xyz, moved)
+    np.testing.assert_array_equal(back.intensity, scan.intensity)
+    np.testing.assert_array_equal(cells_of(back.xyz, Cylinder())[0], cells_of(moved, Cylinder())[0])
+    with pytest.raises(TypeError, match="expected float32"):
+        write_scan(tmp_path / "double.bin", moved.astype(float), scan.intensity)
+    with pytest.raises(ValueError, match="got shapes"):
+        write_scan(tmp_path / "short.bin", moved, scan.intensity[:-1])

@@ -11,9 +11,10 @@ from compiled import quick_jit
 import dyn_jax
 import weights_convert
 from dyn_jax.attacks.released import lgm_outdoor
+from dyn_jax.datasets import streets
 from dyn_jax.objectives import lovasz_softmax
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d import OUTDOOR_RELEASE, Capacity, Cylinder, Partition, capacity_for, partition
+from dyn_jax.sparse3d import OUTDOOR_RELEASE, Capacity, Cylinder, Partition, capacity_for, partition, point_cloud
 from dyn_jax.types import PointCloud, Reach
 
 CYLINDER = Cylinder(grid=(48, 36, 32))
@@ -228,3 +229,12 @@ def test_options_that_are_refused():
         dyn_jax.networks.create("cylinder3d-streets", neighbourhoods="nominal").apply({}, cloud)
     with pytest.raises(ValueError, match="capacity: got 1 levels"):
         net.apply({}, cloud, capacity=Capacity((8,)))
+
+
+def test_the_shipped_network_knows_its_streets():
+    net, variables = dyn_jax.networks.pretrained("cylinder3d-streets")
+    scan = streets("test", 1)[0]
+    cloud = point_cloud(scan.xyz, scan.intensity[:, None])
+    capacity = capacity_for(cloud, net.voxel_size, net.levels)
+    logits = quick_jit(lambda cloud: net.apply(variables, cloud, capacity=capacity).logits)(cloud)
+    assert np.mean(np.asarray(logits).argmax(axis=1) == scan.labels) > 0.88

@@ -13,7 +13,7 @@ from dyn_jax.training.points import Clouds, object_batch, room_batch
 
 
 def test_every_shipped_network_has_a_recipe():
-    ends = ("-digits", "-rooms", "-objects")
+    ends = ("-digits", "-rooms", "-objects", "-streets")
     small = {name for name in networks.names() if name.endswith(ends)}
     assert set(embedded.RECIPES) == small | set(embedded.TRUNKS) >= set(PRETRAINED)
     for name in embedded.RECIPES:
