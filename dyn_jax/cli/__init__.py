@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--data", metavar="FOLDER", help="with CIFAR-10: attack the networks of the papers' size instead")
     demo.add_argument("--points", action="store_true", help="attack the embedded rooms (sparse 3D) instead")
     demo.add_argument("--rooms", type=int, default=2, help="test rooms of --points, at most 16 (default 2)")
+    demo.add_argument("--lidar", action="store_true", help="attack a network on simulated streets (LiDAR) instead")
+    demo.add_argument("--streets", type=int, default=1, help="test streets of --lidar, at most 16 (default 1)")
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser(
@@ -118,11 +120,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(arguments: argparse.Namespace) -> None:
     from dyn_jax import _validate
-    from dyn_jax.cli import demo, demo_points
+    from dyn_jax.cli import demo, demo_lidar, demo_points
 
-    for name, most in (("examples", 500), ("rooms", 16)):
+    for name, most in (("examples", 500), ("rooms", 16), ("streets", 16)):
         if _validate.positive_int(f"--{name}", getattr(arguments, name)) > most:
             raise ValueError(f"--{name}: got {getattr(arguments, name)}, expected at most {most}, all there are")
+    if arguments.lidar:
+        demo_lidar.run(arguments.output, count=arguments.streets)
+        return
     if arguments.points:
         demo_points.run(arguments.output, count=arguments.rooms)
         return

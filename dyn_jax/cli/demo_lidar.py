@@ -1,0 +1,67 @@
+"""Point-BIM on a simulated street under FGM and LGM: ``dyn-jax demo --lidar``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from dyn_jax import networks, plotting
+from dyn_jax.cli.demo_points import GRADIENTS, RoomRow, attack_function, attack_rooms, capacities
+from dyn_jax.datasets import STREET_CLASSES, Scan, scan_iou, streets
+from dyn_jax.sparse3d import point_cloud
+from dyn_jax.training.points import SCAN_POINTS
+from dyn_jax.types import PointCloud
+
+STEP = {0.02: 0.01, 0.05: 0.01, 0.1: 0.02}
+"""eps -> step size, metres, the same for FGM and LGM."""
+HEADER = f"{'gradient':8} {'eps (m)':>8} {'mIoU before %':>14} {'after %':>8} {'cells':>8} {'GFLOPs':>7} {'s':>6}"
+
+
+def of_one_size(scans: Sequence[Scan]) -> tuple[list[PointCloud], list[np.ndarray]]:
+    """Clouds of `SCAN_POINTS` points of each scan, so that they share one program, and their labels."""
+    clouds, labels = [], []
+    for scan in scans:
+        assert scan.labels is not None
+        rng = np.random.default_rng(0)
+        rows = np.sort(rng.choice(len(scan.xyz), SCAN_POINTS, replace=len(scan.xyz) < SCAN_POINTS))
+        clouds.append(point_cloud(scan.xyz[rows], scan.intensity[rows, None]))
+        labels.append(scan.labels[rows])
+    return clouds, labels
+
+
+def format_row(row: RoomRow) -> str:
+    """One line of the printed table."""
+    before, after = (100 * float(scan_iou(matrix)) for matrix in (row.clean, row.after))
+    flag = "  (did not fit)" if row.overflow else ""
+    work = f"{row.voxels:8.0f} {row.gflops:7.2f} {row.seconds:6.1f}{flag}"
+    return f"{row.gradient:8} {row.eps:8.3f} {before:14.1f} {after:8.1f} {work}"
+
+
+def run(output: str, *, count: int = 1, steps: int = 10, eps: Sequence[float] = tuple(STEP)) -> list[RoomRow]:
+    """Prints the table for `count` test streets and draws the first one for every eps into the folder `output`.
+
+    Args:
+      output: folder, made if it is missing.
+      count: streets.
+      steps: of Point-BIM.
+      eps: among the keys of `STEP`.
+    """
+    net, variables = networks.pretrained("cylinder3d-streets")
+    clouds, labels = of_one_size(streets("test", count))
+    small, large = capacities(net, clouds, max(STEP[e] for e in eps))
+    function = attack_function(net, small, large, steps=steps)
+    print(f"{count} simulated test streets, {SCAN_POINTS} points of each, {steps} steps of Point-BIM")
+    print(HEADER)
+    rows = []
+    for radius in eps:
+        for name, occupancy in GRADIENTS.items():
+            row, results = attack_rooms(function, variables, clouds, labels, name, occupancy, radius, STEP[radius])
+            print(format_row(row), flush=True)
+            rows.append(row)
+            if name == "LGM":
+                path = os.path.join(output, f"street_eps_{radius:g}.png")
+                plotting.cloud_figure(results[0], np.asarray(clouds[0].xyz), labels[0], STREET_CLASSES, path)
+                print(f"picture: {path}")
+    return rows
