@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -182,26 +182,69 @@ def cloud_figure(result: AttackResult, xyz: np.ndarray, labels: np.ndarray, clas
     Returns:
       `path`.
     """
-    before, after = (np.argmax(z, axis=1) for z in (result.logits_clean, result.logits_adversarial))
-    moved = np.asarray(result.adversarial)
-    fresh = (before == labels) & (after != labels)
-    iou = lambda said: 100 * float(metrics.mean_iou(metrics.confusion(said, labels, len(classes))))
     shown = xyz[:, 2] < np.quantile(xyz[:, 2], 0.9)
-    palette = np.array(_palette(len(classes)))
-    panels = [
-        ("labels", xyz, palette[np.minimum(labels, len(classes) - 1)]),
-        (f"before: mIoU {iou(before):.1f} %", xyz, palette[before]),
-        (f"after: mIoU {iou(after):.1f} %", moved, palette[after]),
-        (f"red: {np.mean(fresh):.0%} of the points became wrong", moved, np.where(fresh[:, None], SWITCHED_ON, ON)),
-    ]
     fig, axes = figure(2, 2, figsize=(10, 7.5), subplot_kw={"projection": "3d"})
-    for axis, (title, points, colours) in zip(axes.ravel(), panels):
+    for axis, (title, points, colours) in zip(axes.ravel(), _panels(result, xyz, labels, classes, metrics.mean_iou)):
         axis.scatter(*points[shown].T, c=colours[shown], s=1.5, linewidths=0)
         axis.set_title(title, fontsize=9)
         axis.view_init(elev=45, azim=-60)
         axis.set_box_aspect(np.ptp(xyz[shown], axis=0))
         axis.set_axis_off()
-    handles = [_dot(colour, name) for colour, name in zip(palette, classes)]
+    return _finished(fig, result, classes, path)
+
+
+def scan_figure(
+    result: AttackResult,
+    xyz: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    path: str,
+    *,
+    iou: Callable[[jax.Array], Any] = metrics.mean_iou,
+    radius: float = 25.0,
+) -> str:
+    """`cloud_figure` of a LiDAR scan: seen from above, around the sensor, and the points that became wrong by angle.
+
+    Args:
+      result, xyz, labels, classes, path: see `cloud_figure`; the sensor is at the origin.
+      iou: confusion matrix -> the number in the titles, e.g. `datasets.scan_iou`.
+      radius: metres that are shown.
+    """
+    panels = _panels(result, xyz, labels, classes, iou)
+    fig, axes = figure(3, 2, figsize=(10, 12), height_ratios=(4, 4, 1))
+    for axis, (title, points, colours) in zip(axes.ravel(), panels):
+        axis.scatter(points[:, 0], points[:, 1], c=colours, s=3, linewidths=0)
+        axis.set_title(title, fontsize=9)
+        axis.set(xlim=(-radius, radius), ylim=(-radius, radius), aspect="equal", xlabel="m")
+    for axis, (title, points, colours) in zip(axes[2], (panels[0], panels[3])):
+        flat = np.hypot(points[:, 0], points[:, 1])
+        angles = np.degrees(np.arctan2(points[:, 1], points[:, 0])), np.degrees(np.arctan2(points[:, 2], flat))
+        axis.scatter(*angles, c=colours, s=1.5, linewidths=0)
+        axis.set_title(f"range image: {title}", fontsize=9)
+        axis.set(xlabel="azimuth, degrees", ylabel="elevation")
+    return _finished(fig, result, classes, path)
+
+
+def _panels(
+    result: AttackResult, xyz: np.ndarray, labels: np.ndarray, classes: Sequence[str], iou: Callable
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(title, points, colours) of labels, prediction before, after, and what became wrong."""
+    before, after = (np.argmax(z, axis=1) for z in (result.logits_clean, result.logits_adversarial))
+    moved = np.asarray(result.adversarial)
+    fresh = (before == labels) & (after != labels)
+    percent = lambda said: 100 * float(iou(metrics.confusion(said, labels, len(classes))))
+    palette = np.array(_palette(len(classes)))
+    return [
+        ("labels", xyz, palette[np.minimum(labels, len(classes) - 1)]),
+        (f"before: mIoU {percent(before):.1f} %", xyz, palette[before]),
+        (f"after: mIoU {percent(after):.1f} %", moved, palette[after]),
+        (f"red: {np.mean(fresh):.0%} of the points became wrong", moved, np.where(fresh[:, None], SWITCHED_ON, ON)),
+    ]
+
+
+def _finished(fig: Any, result: AttackResult, classes: Sequence[str], path: str) -> str:
+    """Legend and title; writes the file."""
+    handles = [_dot(colour, name) for colour, name in zip(_palette(len(classes)), classes)]
     fig.legend(handles=handles, loc="outside lower center", ncols=len(classes), fontsize=7, frameon=False)
     fig.suptitle(f"largest move {100 * float(np.max(result.distance)):.1f} cm", fontsize=9)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

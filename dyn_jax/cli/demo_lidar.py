@@ -62,6 +62,7 @@ def run(output: str, *, count: int = 1, steps: int = 10, eps: Sequence[float] = 
             rows.append(row)
             if name == "LGM":
                 path = os.path.join(output, f"street_eps_{radius:g}.png")
-                plotting.cloud_figure(results[0], np.asarray(clouds[0].xyz), labels[0], STREET_CLASSES, path)
+                first = results[0], np.asarray(clouds[0].xyz), labels[0], STREET_CLASSES
+                plotting.scan_figure(*first, path, iou=scan_iou)
                 print(f"picture: {path}")
     return rows

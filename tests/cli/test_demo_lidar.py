@@ -45,7 +45,7 @@ def stubbed(monkeypatch, tmp_path):
         return row(np.diag(np.arange(CLASSES)), name, eps), ["result"]
 
     monkeypatch.setattr(demo_lidar, "attack_rooms", attack)
-    monkeypatch.setattr(demo_lidar.plotting, "cloud_figure", lambda *arguments: calls.append(arguments[-1]))
+    monkeypatch.setattr(demo_lidar.plotting, "scan_figure", lambda *arguments, iou: calls.append(arguments[-1]))
     return calls
 
 
