@@ -44,6 +44,8 @@ def tiny(name: str, *, normalize: object = None, **fields: Any) -> nn.Module:
     family = name.split("-")[0]
     if family in ("sdn", "cnn", "rdi"):
         return SDN(Stages(), exit_after=() if family == "cnn" else (0, 1)).clone(**fields)
+    if family == "cylinder3d":
+        return Points(classes=11)
     return Points(family == "minkfcnn") if family.startswith("mink") else Gated(family, **fields)
 
 
@@ -128,6 +130,10 @@ CASES = {
         "--checkpoint none --data {}", constants={"CLAIMED": {1: 31.33}, "NORMALISATIONS": {"LGM loader": None}}
     ),
     "experiments.lgm_table4_rooms": Case(ROOMS, constants=SIZES | {"SETTINGS": {"LGM": voxel.lgm()}}),
+    "experiments.lgm_table4_streets": Case(
+        "--streets 1 --steps 1",
+        constants={"STEP": {0.01: 0.005}, "dyn_jax.cli.demo_lidar.SCAN_POINTS": 64},
+    ),
     "experiments.lgm_table5_occupancies": Case(ROOMS, constants=SIZES | {"RELATIONS": {"BI": voxel.bilinear()}}),
     "experiments.lgm_table6_scannet": Case("--scene {}/scene.bin", constants={"STEPS": {0.02: 0.01}}),
     "experiments.lgm_table7_lambda": Case(ROOMS, constants=SIZES),

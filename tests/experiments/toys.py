@@ -71,6 +71,7 @@ class Points(nn.Module):
     whole: bool = False
     voxel_size: float = 0.1
     levels: int = 2
+    classes: int = 10
 
     def example_input(self) -> SparseTensor:
         rows = jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 3))
@@ -90,7 +91,7 @@ class Points(nn.Module):
         x = inputs.xyz if isinstance(inputs, PointCloud) else inputs.features
         h = jnp.tanh(nn.Dense(WIDTH)(x))
         score = nn.Dense(1)(h).T
-        logits = nn.Dense(10)(h * jax.nn.sigmoid(score.T))
+        logits = nn.Dense(self.classes)(h * jax.nn.sigmoid(score.T))
         unit = UnitTrace(score, jax.nn.sigmoid(score), COST + jnp.zeros_like(score), None, "points")
         logits = jnp.mean(logits, axis=0, keepdims=True) if self.whole else logits
         return Output(logits, Trace((unit,), 0, overflow=jnp.zeros((), bool)))
