@@ -48,7 +48,7 @@ def lgm_table4_rooms() -> str:
 def lgm_table4_streets() -> str:
     """Point-BIM on simulated streets: FGM and LGM on Cylinder3D."""
     kept = record("lgm_table4_streets")
-    rows = kept["rows"]
+    rows, settings = kept["rows"], kept["settings"]
     body = []
     for eps in dict.fromkeys(r["eps (m)"] for r in rows):
         fgm, lgm = (find(rows, gradient=g, **{"eps (m)": eps}) for g in ("FGM", "LGM"))
@@ -63,9 +63,9 @@ def lgm_table4_streets() -> str:
     return block(
         markdown(header, body),
         source("lgm_table4_streets"),
-        f"Mean IoU in % on `{kept['settings']['network']}`, {kept['settings']['data']}, {rows[0]['before %']:.1f} before; "
-        f"± is over streets. Claimed: Cylinder3D on SemanticKITTI, {kept['settings']['claimed before %']} before: compare "
-        "orders, not values.",
+        f"Mean IoU in % on `{settings['network']}`, {settings['data']}, {rows[0]['before %']:.1f} before; ± is over "
+        f"streets. Claimed: Cylinder3D on SemanticKITTI, {settings['claimed before %']} before: compare orders, not "
+        "values.",
     )
 
 
