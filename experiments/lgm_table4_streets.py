@@ -50,7 +50,7 @@ def main() -> None:
                     "points right %": round(100 * float(np.mean(right)), 2),
                     "sd over streets": round(100 * float(np.std(right)), 2),
                 }
-                | {"cells": row.voxels, "GFLOPs": row.gflops, "overflow": row.overflow}
+                | {"GFLOPs": round(row.gflops, 3), "overflow": row.overflow}
             )
             print(rows[-1], flush=True)
     facts = {

@@ -16,7 +16,7 @@ from dyn_jax.types import PointCloud
 
 STEP = {0.02: 0.01, 0.05: 0.01, 0.1: 0.02}
 """eps -> step size, metres, the same for FGM and LGM."""
-HEADER = f"{'gradient':8} {'eps (m)':>8} {'mIoU before %':>14} {'after %':>8} {'cells':>8} {'GFLOPs':>7} {'s':>6}"
+HEADER = f"{'gradient':8} {'eps (m)':>8} {'mIoU before %':>14} {'after %':>8} {'GFLOPs':>7} {'s':>6}"
 
 
 def of_one_size(scans: Sequence[Scan]) -> tuple[list[PointCloud], list[np.ndarray]]:
@@ -35,7 +35,7 @@ def format_row(row: RoomRow) -> str:
     """One line of the printed table."""
     before, after = (100 * float(scan_iou(matrix)) for matrix in (row.clean, row.after))
     flag = "  (did not fit)" if row.overflow else ""
-    work = f"{row.voxels:8.0f} {row.gflops:7.2f} {row.seconds:6.1f}{flag}"
+    work = f"{row.gflops:7.2f} {row.seconds:6.1f}{flag}"
     return f"{row.gradient:8} {row.eps:8.3f} {before:14.1f} {after:8.1f} {work}"
 
 
