@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 TRAIN = """\
-Networks: skipnet-digits, skipnet-rl-digits, dynconv-digits, sact-digits, manidp-digits, avit-digits,
+Networks: skipnet-digits, skipnet-rl-digits, dynconv-digits, sact-digits, manidp-digits,
+avit-digits (tokens), moe-digits, vmoe-digits (experts),
 sdn-{vgg16,resnet56,mobilenet}-digits (early exits), cnn-{vgg16,resnet56,mobilenet}-digits (without them),
 minkunet-rooms, minkfcnn-objects, cylinder3d-streets (sparse 3D). Nothing is downloaded; one to some
 minutes on two cores.

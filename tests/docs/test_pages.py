@@ -53,7 +53,7 @@ def test_command(tmp_path):
 
 
 def test_an_unknown_table_is_an_error():
-    with pytest.raises(ValueError, match="no table 'nothing'; there are bench-bim"):
+    with pytest.raises(ValueError, match="no table 'nothing'; there are autoattack"):
         tables.fill("<!-- table: nothing -->\n<!-- end -->")
 
 
