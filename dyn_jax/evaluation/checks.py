@@ -320,7 +320,8 @@ def _reversed(
     step = np.where(usable[:, None, None, None], step, 0)
     up, down = (_margins(network(x + sign * step)[0], labels) for sign in (1, -1))
     promised = 2 * 0.01 * size * length
-    ratio = np.where(usable, (up - down) / promised, 1)
+    some = usable & (promised > 0)  # not with eps 0
+    ratio = np.where(some, (up - down) / np.where(some, promised, 1), 1)
     wrong = np.isfinite(ratio) & (ratio < -0.5)
     if not usable.any() or wrong.sum() <= usable.sum() / 2:
         return []

@@ -92,6 +92,10 @@ class Folder:
             raise RuntimeError(
                 f"output: another process is writing to {os.fspath(path)!r}; wait for it, or name another folder"
             ) from error
+        # what a kill left half-written; the folder of the run is shared where there are several processes
+        for folder in (self._shards, self.path) if parts == 1 else (self._shards,):
+            for path in folder.glob(".*.tmp"):
+                path.unlink()
         if not (self.path / MANIFEST).exists():
             write(self.path / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
 
