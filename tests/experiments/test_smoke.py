@@ -23,6 +23,7 @@ from toys import Gated, Points, Stages
 
 import weights_convert
 from dyn_jax import attacks, networks, objectives, occupancy
+from dyn_jax.networks import rdi
 from dyn_jax.networks.checkpoint import save_variables
 from dyn_jax.networks.minkfcnn import MinkowskiFCNN
 from dyn_jax.networks.minkunet import MinkUNet
@@ -42,7 +43,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 def tiny(name: str, *, normalize: object = None, **fields: Any) -> nn.Module:
     """A toy in place of the network of that name."""
     family = name.split("-")[0]
-    if family in ("sdn", "cnn", "rdi"):
+    if family == "rdi":
+        return SDN(Stages(), (0, 1), 1.5, rdi.NATS, "last").clone(**fields)
+    if family in ("sdn", "cnn"):
         return SDN(Stages(), exit_after=() if family == "cnn" else (0, 1)).clone(**fields)
     if family == "cylinder3d":
         return Points(classes=11)
