@@ -275,4 +275,4 @@ def _print(found: Any) -> None:
             )
         )
     for finding in summary.get("checks", []):
-        print(f"  ! {finding['code']}: {finding['message']} {finding['remedy']}")
+        print(f"  ! {finding['code']}: {finding['message']}; {finding['remedy']}")
