@@ -36,23 +36,21 @@ def main() -> None:
     small, large = demo_points.capacities(net, clouds, max(STEP.values()))
     function = demo_points.attack_function(net, small, large, steps=arguments.steps)
     rows = []
-    for eps, step in STEP.items():
-        for number, (name, occupancy) in enumerate(demo_points.GRADIENTS.items()):
-            row, results = demo_points.attack_rooms(function, variables, clouds, labels, name, occupancy, eps, step)
-            each = [np.argmax(result.logits_adversarial, axis=1) for result in results]
-            right = [float(np.mean(said == y)) for said, y in zip(each, labels)]
-            claimed = CLAIMED.get(eps, (None, None))[number]
-            rows.append(
-                {"gradient": name, "eps (m)": eps, "step (m)": step}
-                | {"before %": round(100 * float(scan_iou(row.clean)), 2)}
-                | {"after %": round(100 * float(scan_iou(row.after)), 2), "claimed % (SemanticKITTI)": claimed}
-                | {
-                    "points right %": round(100 * float(np.mean(right)), 2),
-                    "sd over streets": round(100 * float(np.std(right)), 2),
-                }
-                | {"GFLOPs": round(row.gflops, 3), "overflow": row.overflow}
-            )
-            print(rows[-1], flush=True)
+    for row, results in demo_points.compared(function, variables, clouds, labels, STEP, demo_points.GRADIENTS):
+        each = [np.argmax(result.logits_adversarial, axis=1) for result in results]
+        right = [float(np.mean(said == y)) for said, y in zip(each, labels)]
+        claimed = CLAIMED.get(row.eps, (None, None))[list(demo_points.GRADIENTS).index(row.gradient)]
+        rows.append(
+            {"gradient": row.gradient, "eps (m)": row.eps, "step (m)": STEP[row.eps]}
+            | {"before %": round(100 * float(scan_iou(row.clean)), 2)}
+            | {"after %": round(100 * float(scan_iou(row.after)), 2), "claimed % (SemanticKITTI)": claimed}
+            | {
+                "points right %": round(100 * float(np.mean(right)), 2),
+                "sd over streets": round(100 * float(np.std(right)), 2),
+            }
+            | {"GFLOPs": round(row.gflops, 3), "overflow": row.overflow}
+        )
+        print(rows[-1], flush=True)
     facts = {
         "network": NETWORK,
         "data": f"simulated streets, {demo_lidar.SCAN_POINTS} points of each",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dyn_jax import networks, plotting
-from dyn_jax.cli.demo_points import GRADIENTS, RoomRow, attack_function, attack_rooms, capacities
+from dyn_jax.cli.demo_points import GRADIENTS, RoomRow, attack_function, capacities, compared
 from dyn_jax.datasets import STREET_CLASSES, Scan, scan_iou, streets
 from dyn_jax.sparse3d import point_cloud
 from dyn_jax.training.points import SCAN_POINTS
@@ -55,14 +55,12 @@ def run(output: str, *, count: int = 1, steps: int = 10, eps: Sequence[float] = 
     print(f"{count} simulated test streets, {SCAN_POINTS} points of each, {steps} steps of Point-BIM")
     print(HEADER)
     rows = []
-    for radius in eps:
-        for name, occupancy in GRADIENTS.items():
-            row, results = attack_rooms(function, variables, clouds, labels, name, occupancy, radius, STEP[radius])
-            print(format_row(row), flush=True)
-            rows.append(row)
-            if name == "LGM":
-                path = os.path.join(output, f"street_eps_{radius:g}.png")
-                first = results[0], np.asarray(clouds[0].xyz), labels[0], STREET_CLASSES
-                plotting.scan_figure(*first, path, iou=scan_iou)
-                print(f"picture: {path}")
+    for row, results in compared(function, variables, clouds, labels, {e: STEP[e] for e in eps}, GRADIENTS):
+        print(format_row(row), flush=True)
+        rows.append(row)
+        if row.gradient == "LGM":
+            path = os.path.join(output, f"street_eps_{row.eps:g}.png")
+            first = results[0], np.asarray(clouds[0].xyz), labels[0], STREET_CLASSES
+            plotting.scan_figure(*first, path, iou=scan_iou)
+            print(f"picture: {path}")
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -152,6 +152,20 @@ def attack_rooms(
     return row, results
 
 
+def compared(
+    run: Callable[..., attacks.AttackResult],
+    variables: Variables,
+    clouds: Sequence[PointCloud],
+    labels: Sequence[np.ndarray],
+    steps: Mapping[float, float],
+    gradients: Mapping[str, voxel.VoxelOccupancy],
+) -> Iterator[tuple[RoomRow, list[attacks.AttackResult]]]:
+    """`attack_rooms` for every eps of `steps` (with its step size) and every gradient."""
+    for eps, step in steps.items():
+        for name, occupancy in gradients.items():
+            yield attack_rooms(run, variables, clouds, labels, name, occupancy, eps, step)
+
+
 HEADER = f"{'gradient':8} {'eps (m)':>8} {'mIoU before %':>14} {'after %':>8} {'voxels':>8} {'GFLOPs':>7} {'s':>6}"
 
 
@@ -189,13 +203,11 @@ def run(
     print(f"{count} test rooms of {ROOM_POINTS} points, {steps} steps of Point-BIM")
     print(HEADER)
     rows = []
-    for radius in eps:
-        for name, occupancy in gradients.items():
-            row, results = attack_rooms(function, variables, clouds, labels, name, occupancy, radius, STEP[radius])
-            print(format_row(row), flush=True)
-            rows.append(row)
-            if name == "LGM":
-                path = os.path.join(output, f"room_eps_{radius:g}.png")
-                plotting.cloud_figure(results[0], scenes[0].xyz, labels[0], ROOM_CLASSES, path)
-                print(f"picture: {path}")
+    for row, results in compared(function, variables, clouds, labels, {e: STEP[e] for e in eps}, gradients):
+        print(format_row(row), flush=True)
+        rows.append(row)
+        if row.gradient == "LGM":
+            path = os.path.join(output, f"room_eps_{row.eps:g}.png")
+            plotting.cloud_figure(results[0], scenes[0].xyz, labels[0], ROOM_CLASSES, path)
+            print(f"picture: {path}")
     return rows

@@ -32,9 +32,8 @@ def clean_pass(subject: Subject, key: jax.Array, draws: int) -> Call:
 
     def call(variables: Any, rows: jax.Array, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
         del rows
-        return _answers(judge(subject, variables, key, draws)(x), y) | {
-            "rate": _rate(subject, variables, key, draws, x, y)
-        }
+        answers = _answers(judge(subject, variables, key, draws)(x), y)
+        return answers | {"rate": _rate(subject, variables, key, draws, x, y, answers["correct"])}
 
     return call
 
@@ -95,7 +94,7 @@ def verdict(subject: Subject, threat: Threat, key: jax.Array, draws: int) -> Cal
         return {
             "wrong": ~answers["correct"] & ~answers["invalid"],
             "inside": space.contains(adversarial, x),
-            "rate": _rate(subject, variables, key, draws, adversarial, y),
+            "rate": _rate(subject, variables, key, draws, adversarial, y, answers["correct"]),
             "coarse": coarse,
             "grid": grid,
             "coarse_wrong": ~_answers(victim(coarse.astype(jnp.float32) / 255), y)["correct"] & grid,
@@ -120,10 +119,12 @@ def shown(subject: Subject, key: jax.Array, draws: int) -> Callable[..., dict[st
     return call
 
 
-def _rate(subject: Subject, variables: Any, key: jax.Array, draws: int, x: jax.Array, y: jax.Array) -> jax.Array:
+def _rate(
+    subject: Subject, variables: Any, key: jax.Array, draws: int, x: jax.Array, y: jax.Array, correct: jax.Array
+) -> jax.Array:
     """[row], the share of fresh draws that answer wrongly; 0 or 1 where nothing draws."""
     if not subject.stochastic:
-        return 1.0 - _right(subject.forward(variables)(x).logits, y).astype(jnp.float32)
+        return 1.0 - correct.astype(jnp.float32)
     each = stochastic.averaged(subject.forward(variables), key, draws)(x).each
     assert each is not None
     return 1.0 - jnp.mean(jax.vmap(lambda logits: _right(logits, y))(each.logits).astype(jnp.float32), axis=0)

@@ -11,7 +11,7 @@ from dyn_jax.sparse3d.cloud import as_reach
 from dyn_jax.sparse3d.cylinder import Cylinder, cells_of, offsets_of, polar_of
 from dyn_jax.sparse3d.segments import segments, spread
 from dyn_jax.sparse3d.sites import sites_of
-from dyn_jax.sparse3d.voxelize import MOVES, Voxels, with_batch
+from dyn_jax.sparse3d.voxelize import MOVES, Voxels, most_near, with_batch
 from dyn_jax.types import PointCloud, Reach
 
 RULES = ("none", "all")
@@ -19,12 +19,7 @@ RULES = ("none", "all")
 
 def most_near_cells(reach: Reach | None, cylinder: Cylinder) -> int:
     """How many cells a point is near at most: 27, or 12 (two radially and vertically) for a small concrete step."""
-    if reach is None:
-        return 1
-    if not _validate.is_concrete(reach.step):
-        return 27
-    share = float(np.max(np.asarray(reach.step))) / cylinder.finest
-    return 1 if share == 0 else 12 if share < 0.49 else 27
+    return most_near(reach, cylinder.finest, 12)
 
 
 def near_cells(

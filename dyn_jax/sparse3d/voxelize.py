@@ -95,8 +95,8 @@ def mean_over(values: jax.Array, groups: Segments) -> jax.Array:
     return sum_over(values, groups) / count
 
 
-def most_near(reach: Reach | None, voxel_size: float) -> int:
-    """How many voxels a point is near at most: 27, or 8 (two on an axis) for a concrete step below half a voxel.
+def most_near(reach: Reach | None, voxel_size: float, few: int = 8) -> int:
+    """How many voxels a point is near at most: 27, or `few` (two on an axis) for a concrete step below half a voxel.
 
     A step of half a voxel (LGM's on ScanNet) leads every point to 8 voxels exactly, and one from the middle of a voxel
     to two faces at once, where rounding may add a third voxel: only up to 49 % counts as below. Without a reach, or
@@ -107,7 +107,7 @@ def most_near(reach: Reach | None, voxel_size: float) -> int:
     if not _validate.is_concrete(reach.step):
         return 27
     share = float(np.max(np.asarray(reach.step))) / voxel_size
-    return 1 if share == 0 else 8 if share < 0.49 else 27
+    return 1 if share == 0 else few if share < 0.49 else 27
 
 
 def near_voxels(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dyn_jax import cli
-from dyn_jax.cli import demo_lidar
+from dyn_jax.cli import demo_lidar, demo_points
 from dyn_jax.cli.demo_points import RoomRow
 from dyn_jax.datasets import STREET_CLASSES, streets
 from dyn_jax.training.points import SCAN_POINTS
@@ -44,7 +44,7 @@ def stubbed(monkeypatch, tmp_path):
         calls.append((name, eps, step, len(clouds)))
         return row(np.diag(np.arange(CLASSES)), name, eps), ["result"]
 
-    monkeypatch.setattr(demo_lidar, "attack_rooms", attack)
+    monkeypatch.setattr(demo_points, "attack_rooms", attack)
     monkeypatch.setattr(demo_lidar.plotting, "scan_figure", lambda *arguments, iou: calls.append(arguments[-1]))
     return calls
 
