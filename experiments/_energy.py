@@ -46,6 +46,7 @@ def parser(description: str, images: int, names: str | Sequence[str] | None) -> 
     result = argparse.ArgumentParser(description=description.splitlines()[0])
     result.add_argument("--images", type=int, default=images, help="test images of the digits, at most 500")
     result.add_argument("--steps", type=int, default=STEPS)
+    result.add_argument("--data", default=None, help="folder of CIFAR-10: its images and networks, not the digits")
     result.add_argument("--results", default=None, help="folder for the JSON; default: experiments/results")
     result.add_argument(
         "--weights", default=None, help="folder of sdn-*-digits.msgpack, made there if they are missing (early exits)"
@@ -74,10 +75,12 @@ def data(count: int, folder: str | None = None) -> tuple[np.ndarray, np.ndarray]
 
 
 def save(name: str, rows: list[dict], columns: Sequence[str], arguments: argparse.Namespace, **facts: Any) -> None:
-    """Prints the table and writes the record of an experiment on the digits."""
+    """Prints the table and writes the record ``NAME``, or ``NAME_cifar`` of CIFAR-10's images."""
     print(_record.table(rows, list(columns)))
-    facts = {"data": "handwritten digits, test", "images": arguments.images, "seed": 0} | facts
-    print(_record.save(name, rows, folder=arguments.results, **facts))
+    small = arguments.data is None
+    data = "handwritten digits, test" if small else "CIFAR-10 test images as JPEG (lossy)"
+    facts = {"data": data, "images": arguments.images, "seed": 0} | facts
+    print(_record.save(name if small else f"{name}_cifar", rows, folder=arguments.results, **facts))
 
 
 def budget(arguments: argparse.Namespace) -> dict[str, Any]:

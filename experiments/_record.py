@@ -68,14 +68,38 @@ def write(
         **results,
         "rows": rows,
     }
+    return _write(pathlib.Path(path), record)
+
+
+def _write(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
     if found := faults(record):
-        raise ValueError(f"{os.path.basename(path)}: {'; '.join(found)}")
-    path = pathlib.Path(path)
+        raise ValueError(f"{path.name}: {'; '.join(found)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(temporary, path)
     return path
+
+
+def join(name: str, parts: list[str], *, folder: str | os.PathLike | None = None) -> pathlib.Path:
+    """One record of several that one script made part by part: their rows and results one after the other.
+
+    Raises:
+      ValueError: parts of another commit, device, version or setting (by the name of the part).
+    """
+    records = [json.loads(pathlib.Path(part).read_text()) for part in parts]
+    first, whole = records[0], dict(records[0])
+    for part, record in zip(parts[1:], records[1:]):
+        for field in ("commit", "versions", "device", "settings"):
+            if record[field] != first[field]:
+                raise ValueError(f"{os.path.basename(part)}: got {field} {record[field]}, expected {first[field]}")
+        whole["rows"] = whole["rows"] + record["rows"]
+        whole["seeds"] = sorted({*whole["seeds"], *record["seeds"]})
+        for field in set(record) - set(FIELDS):
+            here, there = whole.get(field), record[field]
+            whole[field] = {**here, **there} if isinstance(there, dict) and isinstance(here, dict) else there
+    whole["command"] = " ; ".join(dict.fromkeys(record["command"] for record in records))
+    return _write(pathlib.Path(folder or RESULTS) / f"{name}.json", whole)
 
 
 def faults(record: dict[str, Any]) -> list[str]:

@@ -22,6 +22,17 @@ def load(name: str, file: str | None = None) -> tuple[nn.Module, Variables]:
     return network, load_variables(file, network)
 
 
+def of_seed(name: str, seed: int, folder: str | os.PathLike | None = None) -> tuple[nn.Module, Variables]:
+    """A network as it ships, or from ``NAME-seedN.msgpack`` in `folder` where there is one; it ships seed 0."""
+    path = None if folder is None else pathlib.Path(folder) / f"{name}-seed{seed}.msgpack"
+    if path is not None and path.exists():
+        network = networks.untrained(name)
+        return network, load_variables(path, network)
+    if seed:
+        raise ValueError(f"--weights: no {name}-seed{seed}.msgpack in {folder}; the package ships seed 0 only")
+    return networks.pretrained(name)
+
+
 def kept(path: str | os.PathLike, train: Callable[[], Variables]) -> Variables:
     """Variables from `path`; where there is no such file they are trained first and kept there."""
     path = pathlib.Path(path)

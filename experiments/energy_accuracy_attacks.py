@@ -25,7 +25,7 @@ COLUMNS = ("network", "attack", "gradient", "clean %", "after %", "standard erro
 
 def main() -> None:
     arguments = _energy.parser(__doc__, 100, NETWORKS).parse_args()
-    images, labels = _energy.data(arguments.images)
+    images, labels = _energy.data(arguments.images, arguments.data)
     rows = []
     for name in arguments.networks:
         net, variables = _energy.load(name, arguments.weights)

@@ -24,7 +24,7 @@ KS = (1e-4, 1e-3, 1e-2, 1.0, 1e2)
 
 def runs(arguments: argparse.Namespace) -> tuple[dict[str, attacks.AttackResult], np.ndarray]:
     """Results by name, and the images."""
-    images, labels = _energy.data(arguments.images)
+    images, labels = _energy.data(arguments.images, arguments.data)
     net, variables = _energy.load(arguments.network, arguments.weights)
     budget, hard = _energy.budget(arguments), _energy.OCCUPANCIES[_energy.HARD]
     plain, start, last = attacks.Rectify(False, False), attacks.Rectify(begin=0), attacks.Form(keep="last")

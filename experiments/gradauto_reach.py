@@ -49,7 +49,7 @@ def flat_share(trace: Trace) -> float:
 
 def main() -> None:
     arguments = _energy.parser(__doc__, 8, NETWORKS).parse_args()
-    images, labels = _energy.data(arguments.images)
+    images, labels = _energy.data(arguments.images, arguments.data)
     budget, rows = _energy.budget(arguments), []
 
     def attack(weights: jax.Array) -> attacks.Attack:

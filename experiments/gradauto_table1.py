@@ -41,7 +41,7 @@ COLUMNS = (
 
 def rows_of(arguments: argparse.Namespace, claimed: dict) -> list[dict]:
     """One row for every network, occupancy of the gradient and attack."""
-    images, labels = _energy.data(arguments.images, getattr(arguments, "data", None))
+    images, labels = _energy.data(arguments.images, arguments.data)
     budget = _energy.budget(arguments)
     methods = {
         "ILFO": attacks.ilfo(**budget),
@@ -71,14 +71,12 @@ def rows_of(arguments: argparse.Namespace, claimed: dict) -> list[dict]:
 
 def main() -> None:
     parser = _energy.parser(__doc__, 32, None)
-    parser.add_argument("--data", default=None, help="folder of CIFAR-10: its networks instead of the small ones")
     parser.add_argument("--gradients", nargs="+", default=None, choices=tuple(_energy.OCCUPANCIES))
     arguments = parser.parse_args()
     small = arguments.data is None
     arguments.networks = arguments.networks or (NETWORKS if small else CIFAR)
     rows = rows_of(arguments, CLAIMED if small else ON_CIFAR)
-    facts = _energy.budget(arguments) | ({} if small else {"data": "CIFAR-10 test images as JPEG (lossy)"})
-    _energy.save("gradauto_table1" if small else "gradauto_table1_cifar", rows, COLUMNS, arguments, **facts)
+    _energy.save("gradauto_table1", rows, COLUMNS, arguments, **_energy.budget(arguments))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """GradAuto's table 2: what the rectified direction (RD) and magnitude (RM) bring, on the embedded SkipNet+HRL.
 
     python -m experiments.gradauto_table2 [--images 40] [--network skipnet-rl-digits]
+    python -m experiments.gradauto_table2 --data FOLDER --network skipnet-32-cifar10
 
 The baseline is eq. 7 as it is. RD acts in the second half of the steps ("at the later stage") or from the start. The
 last rows are GradMDM, GradAuto's successor, without and with the nodes that even out gradients before the gates.
@@ -32,7 +33,7 @@ def methods(budget: dict) -> dict[str, attacks.Attack]:
 
 def main() -> None:
     arguments = _energy.parser(__doc__, 40, "skipnet-rl-digits").parse_args()
-    images, labels = _energy.data(arguments.images)
+    images, labels = _energy.data(arguments.images, arguments.data)
     net, variables = _energy.load(arguments.network, arguments.weights)
     budget, rows = _energy.budget(arguments), []
     for method, attack in methods(budget).items():

@@ -1,6 +1,7 @@
 """GradAuto's table 3: the Lipschitz constant K against recovery and PSNR, all K in one vmap, on SkipNet+HRL.
 
     python -m experiments.gradauto_table3 [--images 20] [--network skipnet-rl-digits]
+    python -m experiments.gradauto_table3 --data FOLDER --network skipnet-32-cifar10
 
 Returned is the last iterate, not the one that executes most: only then does K decide how far an image moves.
 """
@@ -25,7 +26,7 @@ COLUMNS = ("distance", "K", "claimed %", "claimed dB", "recovery %", "standard e
 
 def main() -> None:
     arguments = _energy.parser(__doc__, 20, "skipnet-rl-digits").parse_args()
-    images, labels = _energy.data(arguments.images)
+    images, labels = _energy.data(arguments.images, arguments.data)
     net, variables = _energy.load(arguments.network, arguments.weights)
     budget, rows, seconds = _energy.budget(arguments), [], 0.0
     for name, distance in (("norm", l2), ("squares", squares)):

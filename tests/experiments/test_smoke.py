@@ -88,7 +88,7 @@ SIZES = {"dyn_jax.cli.demo_points.STEP": {0.01: 0.005}}
 CASES = {
     "experiments.cifar_fgm_lgm": Case(
         "--data {} --networks sact-32-cifar10 --attacks FGSM --images 2 --held-back 2",
-        constants={"LAMBDAS": (1.0, 10.0), "ATTACKS": {"FGSM": Setting(attacks.fgsm, (8,))}, "BATCH": 2},
+        constants={"LAMBDAS": (1.0, 10.0), "ATTACKS": {"FGSM": Setting(attacks.fgsm, (8,))}, "AT_ONCE": 2},
     ),
     "experiments.adversarial_training": Case(
         "--seeds 1 --epochs 1 --examples 3",
