@@ -85,14 +85,20 @@ def join(name: str, parts: list[str], *, folder: str | os.PathLike | None = None
     """One record of several that one script made part by part: their rows and results one after the other.
 
     Raises:
-      ValueError: parts of another commit, device, version or setting (by the name of the part).
+      ValueError: parts of another commit, device, version or single setting; lists (of networks, say) are united.
     """
     records = [json.loads(pathlib.Path(part).read_text()) for part in parts]
     first, whole = records[0], dict(records[0])
     for part, record in zip(parts[1:], records[1:]):
-        for field in ("commit", "versions", "device", "settings"):
+        for field in ("commit", "versions", "device"):
             if record[field] != first[field]:
                 raise ValueError(f"{os.path.basename(part)}: got {field} {record[field]}, expected {first[field]}")
+        for key, value in record["settings"].items():
+            here = whole["settings"][key]
+            if value != here and not (isinstance(value, list) and isinstance(here, list)):
+                raise ValueError(f"{os.path.basename(part)}: got {key} {value}, expected {here}")
+            if isinstance(value, list):
+                whole["settings"] = whole["settings"] | {key: list(dict.fromkeys([*here, *value]))}
         whole["rows"] = whole["rows"] + record["rows"]
         whole["seeds"] = sorted({*whole["seeds"], *record["seeds"]})
         for field in set(record) - set(FIELDS):

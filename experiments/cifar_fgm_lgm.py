@@ -249,7 +249,7 @@ def main() -> None:
             facts[label] = facts_of(net, variables, held, sets, flips, arguments.batch)
             print(label, facts[label], flush=True)
     # how many at once is no setting of the numbers
-    options = {k: v for k, v in vars(arguments).items() if k not in ("batch", "threads", "join", "networks")}
+    options = {k: v for k, v in vars(arguments).items() if k not in ("batch", "threads", "join")}
     settings = {"data": "CIFAR-10 test images as JPEG (lossy)", "lambdas": list(LAMBDAS)}
     options = argparse.Namespace(**options)
     seeds = sorted({seed for _, seed in victims})
