@@ -25,14 +25,14 @@ _LEAST = 1e-6
 IMAGES = Images(flip=True, most=EPOCH)
 
 
-def dynconv_recipe(epochs: int = 7, target: float = 0.6) -> Recipe:
+def dynconv_recipe(epochs: int = 40, target: float = 0.6) -> Recipe:
     """DynConv as published, shorter: Gumbel noise (off in the last fifth), budget loss of weight 10."""
     noise = lambda epoch: gumbel_sigmoid(1.0, noise=epoch <= 0.8 * epochs)
     loss = with_budget(target, epochs)
     return Recipe(epochs, 128, SGD(0.03), loss, noise, IMAGES)
 
 
-def skipnet_recipe(epochs: int = 8, target: float = 0.7, information: float = 0.5) -> Recipe:
+def skipnet_recipe(epochs: int = 40, target: float = 0.7, information: float = 0.5) -> Recipe:
     """SkipNet with gates that decide by the input: Gumbel noise, each block's budget, and `information_loss`.
 
     Departure from the paper, whose supervised stage has no penalty. Without noise a budget draws every score to the
@@ -118,11 +118,11 @@ def sact_recipe(*epochs: int, tau: float = 0.1, readiness: float = 2.0) -> Recip
     in so few, and next to nothing is saved.
 
     Args:
-      epochs: instead of 6 and 3.
+      epochs: of the two stages instead of 22 and 12; one number is for both.
       tau: price of a unit in the second stage.
       readiness: what is added between the stages to the logit of every halting score.
     """
-    first, second = (*epochs, *epochs) or (6, 3)
+    first, second = epochs if len(epochs) == 2 else (*epochs, *epochs) or (22, 12)
     priced = lambda tau: lambda output, labels, progress: ponder_loss(output, labels, tau)
     before = Recipe(first, 128, SGD(0.03, 2e-4), priced(0.01), source=IMAGES)
     return Recipe(
@@ -155,11 +155,11 @@ def manidp_recipe(*epochs: int, target: float = 0.65, lasso: float = 5e-3, graph
     after an epoch, in a run of a few by much, and the weights have not seen the last ones.
 
     Args:
-      epochs: instead of 5 and 2.
+      epochs: of the two stages instead of 5 and 2; one number is for both.
       target: share of channels at the end.
       lasso, graph: see `manidp_loss`.
     """
-    first, second = (*epochs, *epochs) or (5, 2)
+    first, second = epochs if len(epochs) == 2 else (*epochs, *epochs) or (5, 2)
     common = {"batch_size": 128, "loss": manidp_loss(lasso, graph), "source": IMAGES, "decay_gates": False}
     hook = threshold_hook(first, target)
     before = Recipe(first, optimizer=SGD(0.03), after_epoch=hook, measured=True, **common)
