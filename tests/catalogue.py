@@ -217,6 +217,7 @@ ALL_ATTACKS = {
     "apgd l2": AttackCase(lambda eps: attacks.apgd(eps, 6, norm="l2"), eps=1.0),
     "apgd_t": AttackCase(lambda eps: attacks.apgd_t(eps, 4, target_classes=2), targeted=False),
     "apgd_t l2": AttackCase(lambda eps: attacks.apgd_t(eps, 4, target_classes=2, norm="l2"), eps=1.0, targeted=False),
+    "apgd l1": AttackCase(lambda eps: attacks.apgd(eps, 10, norm="l1", radii=(3.0, 2.0, 1.0)), eps=4.0, clouds=False),
     "carlini_wagner": AttackCase(
         lambda eps: attacks.carlini_wagner(steps=8, search_steps=2, initial_constant=10.0, learning_rate=0.05),
         bounded=False,
@@ -264,11 +265,15 @@ ALL_ATTACKS = {
     "fab_t l2": AttackCase(
         lambda eps: attacks.fab_t(eps, 6, target_classes=2, norm="l2"), eps=1.0, targeted=False, clouds=False
     ),
+    "fab_t l1": AttackCase(
+        lambda eps: attacks.fab_t(eps, 6, target_classes=2, norm="l1"), eps=6.0, targeted=False, clouds=False
+    ),
     "fmn": AttackCase(lambda eps: attacks.fmn(10, step_size=(0.3, 0.01)), bounded=False),
     "fmn l2": AttackCase(lambda eps: attacks.fmn(10, step_size=(0.3, 0.01), norm="l2"), bounded=False),
     "ddn": AttackCase(lambda eps: attacks.ddn(10), bounded=False),
     "square": AttackCase(lambda eps: attacks.square(eps, 20), clouds=False),
     "square l2": AttackCase(lambda eps: attacks.square(eps, 20, norm="l2"), eps=1.0, clouds=False),
+    "square l1": AttackCase(lambda eps: attacks.square(eps, 20, norm="l1"), eps=4.0, clouds=False),
     "rays": AttackCase(lambda eps: attacks.rays(eps, 60), eps=0.3),
     "spsa": AttackCase(lambda eps: attacks.spsa(eps, 6, samples=4, learning_rate=0.03)),
     "universal": AttackCase(lambda eps: attacks.universal(eps, 0.03, 3), coupled=True, clouds=False),

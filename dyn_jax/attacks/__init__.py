@@ -62,8 +62,8 @@ from dyn_jax.attacks.slowformer import paste_at as paste_at
 from dyn_jax.attacks.slowformer import ponder_objective as ponder_objective
 from dyn_jax.attacks.slowformer import slowformer as slowformer
 from dyn_jax.attacks.spsa import spsa as spsa
-from dyn_jax.attacks.square import SquareDraws as SquareDraws
 from dyn_jax.attacks.square import square as square
+from dyn_jax.attacks.squares import SquareDraws as SquareDraws
 from dyn_jax.attacks.surrogate import query as query
 from dyn_jax.attacks.surrogate import transfer as transfer
 from dyn_jax.attacks.threat import L1 as L1

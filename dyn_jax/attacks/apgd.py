@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.attacks.base import Attack, Found, Problem, Steps
+from dyn_jax.attacks import apgd_l1
+from dyn_jax.attacks.base import Attack, Found, Problem, Search, Steps
+from dyn_jax.attacks.kept import Kept, errors_of
 from dyn_jax.attacks.pgd import noise
 from dyn_jax.attacks.restarts import best_of
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.threat import L1, Bounds, ball
 from dyn_jax.objectives import Objective, resolve
 
 MOMENTUM = 0.75  # alpha, weight of the new step
@@ -41,9 +46,8 @@ class _State(NamedTuple):
     gradient: jax.Array
     step_size: jax.Array  # [batch]
     loss: jax.Array  # at x
-    best_x: jax.Array
     best_gradient: jax.Array
-    best_loss: jax.Array
+    kept: Kept
     increases: jax.Array  # since the last checkpoint
     checked_loss: jax.Array  # best loss at the last checkpoint
     just_halved: jax.Array  # at the last checkpoint
@@ -56,31 +60,39 @@ def apgd(
     restarts: int = 1,
     norm: str = "linf",
     objective: str | Objective = "ce",
+    radii: Sequence[float] = (1.0,),
+    keep: str = "loss",
     bounds: Bounds = (0.0, 1.0),
     attack_all: bool = False,
 ) -> Attack:
     """Auto-PGD: APGD-CE with ``objective="ce"``, APGD-DLR with ``"dlr"``; no step size to choose.
+
+    In the L1 ball steps are sparse, and their sparsity adapts instead, see `dyn_jax.attacks.apgd_l1`.
 
     Args:
       eps, norm, bounds, attack_all: see `dyn_jax.attacks.bim`.
       steps: gradient steps; one more gradient is taken at the start.
       restarts: random starts, see `dyn_jax.attacks.pgd`.
       objective: ``ce``, ``dlr``, ``margin`` or a callable.
+      radii: multiples of eps, the last one 1: searches in balls of these radii one after the other, each from where the
+        one before ended, all but the last with 30 % of the steps. AutoAttack's in L1 is (3, 2, 1).
+      keep: ``loss``: per example the iterate with the largest objective is returned, as in the paper; ``error``: the
+        last iterate on which the network errs, where there is one, as in AutoAttack's code (only where the network
+        that is differentiated is the one that is judged).
 
     Returns:
-      An `Attack` that needs a ``key``. Per example, the iterate with the largest objective is returned.
+      An `Attack` that needs a ``key``.
 
     Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; no ``key`` when called.
+      ValueError, TypeError: as `dyn_jax.attacks.bim`; no ``key`` when called; radii that do not end with 1 or leave no
+        step for one.
 
-    Source: Croce and Hein 2020, algorithm 1 and section 3 (alpha 0.75, rho 0.75, first step size 2 eps).
+    Source: Croce and Hein 2020, algorithm 1 and section 3 (alpha 0.75, rho 0.75, first step size 2 eps); Croce and Hein
+    2021 for L1 and radii.
     """
     threat = ball(norm, eps, bounds)
-    _validate.positive_int("steps", steps)
     _validate.positive_int("restarts", restarts)
-
-    def run(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        return maximise(problem, random_start(problem, keys) if start is None else start, steps)
+    run = runs(steps, radii, keep)
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         return best_of(run, problem, keys, start, restarts)
@@ -88,16 +100,55 @@ def apgd(
     return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all, reach=threat.eps)
 
 
+def runs(steps: int, radii: Sequence[float], keep: str) -> Search:
+    """The search of one run, from a given or a random start; arguments as of `apgd`."""
+    _validate.positive_int("steps", steps)
+    for radius in radii:
+        _validate.positive("radii", radius)
+    if not len(radii) or radii[-1] != 1:
+        raise ValueError(f"radii: got {tuple(radii)}, expected multiples of eps that end with 1")
+    parts = [math.ceil(0.3 * steps)] * (len(radii) - 1)
+    parts.append(steps - sum(parts))
+    if parts[-1] < 1:
+        raise ValueError(f"radii: got {len(radii)} of them for {steps} steps, expected at least one step for each")
+    errors = errors_of(keep)
+
+    def run(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        x, drawn, records = start, start is None and len(radii) == 1, []
+        for number, (radius, part) in enumerate(zip(radii, parts)):
+            threat = problem.ball.replace(eps=radius * jnp.asarray(problem.ball.eps))
+            domain = dataclasses.replace(problem.domain, threat=threat)  # pyright: ignore[reportArgumentType]
+            wide = problem if radius == 1 else dataclasses.replace(problem, domain=domain)
+            if x is None:
+                x = random_start(wide, keys)
+            elif len(radii) > 1:
+                x = wide.project(x)
+            last = errors and number == len(radii) - 1  # a wider ball hands on where the loss is largest
+            if isinstance(threat, L1):
+                found = apgd_l1.maximise(wide, x, part, drawn=drawn, errors=last)
+            else:
+                found = maximise(wide, x, part, errors=last)
+            x = found.x
+            records.append(found.steps)
+        assert x is not None  # there is a radius
+        return Found(x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *records))
+
+    return run
+
+
 def random_start(problem: Problem, keys: jax.Array) -> jax.Array:
-    """A point on the surface of the ball, clipped to the box: noise of norm exactly eps."""
+    """A point on the surface of the ball, clipped to the box: noise of norm exactly eps; L1: Gaussian, projected."""
     clean, threat = problem.domain.clean, problem.ball
+    if isinstance(threat, L1):
+        normal = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype))(keys)
+        return problem.project(clean + normal)
     drawn = noise(problem, keys)
     length = threat.distance(clean + drawn, clean).reshape(-1, *(1,) * (clean.ndim - 1))
     return problem.project(clean + drawn * (threat.eps / jnp.where(length > 0, length, 1)))
 
 
-def maximise(problem: Problem, start: jax.Array, steps: int) -> Found:
-    """Algorithm 1 of the paper from `start`; returns each example's iterate with the largest loss."""
+def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = False) -> Found:
+    """Algorithm 1 of the paper from `start`; returns each example's iterate with the largest loss, see `Kept`."""
     threat = problem.ball
     marks = checkpoints(steps)
     at_mark = np.isin(np.arange(1, steps + 1), marks)
@@ -106,53 +157,51 @@ def maximise(problem: Problem, start: jax.Array, steps: int) -> Found:
 
     def step(state: _State, schedule: tuple) -> tuple[_State, Steps]:
         number, check, period = schedule
+        first = number < 0  # the start is evaluated by the body of the loop, so that the network is compiled once
         size = problem.domain.spread(state.step_size)
         target = problem.project(state.x + size * threat.direction(state.gradient))
         alpha = jnp.where(number == 0, 1.0, MOMENTUM).astype(target.dtype)
         x = state.x + alpha * (target - state.x) + (1 - alpha) * (state.x - state.previous)
-        x = problem.project(x)
-        gradient, record = problem.gradient(x)
-        better = record.loss > state.best_loss
+        x = jnp.where(first, start, problem.project(x))
+        gradient, output, record = problem.evaluate(x)
         increases = state.increases + (record.loss > state.loss)
-        best_x, best_gradient = (
-            problem.pick(better, x, state.best_x),
-            problem.pick(better, gradient, state.best_gradient),
-        )
-        best_loss = jnp.where(better, record.loss, state.best_loss)
+        kept, better = state.kept.after(problem, x, output, record.loss, first)
+        best_gradient = problem.pick(better, gradient, state.best_gradient)
 
         few_increases = increases < RHO * period
-        no_progress = ~state.just_halved & (state.checked_loss >= best_loss)
+        no_progress = ~state.just_halved & (state.checked_loss >= kept.loss)
         halve = check & (few_increases | no_progress)
         return _State(
-            x=problem.pick(halve, best_x, x),
+            x=problem.pick(halve, kept.best, x),
             previous=state.x,
             gradient=problem.pick(halve, best_gradient, gradient),
             step_size=jnp.where(halve, state.step_size / 2, state.step_size),
             loss=record.loss,
-            best_x=best_x,
             best_gradient=best_gradient,
-            best_loss=best_loss,
+            kept=kept,
             increases=jnp.where(check, 0, increases),
-            checked_loss=jnp.where(check, best_loss, state.checked_loss),
+            checked_loss=jnp.where(check | first, kept.loss, state.checked_loss),
             just_halved=jnp.where(check, halve, state.just_halved),
         ), record
 
-    gradient, first = problem.gradient(start)
-    loss = first.loss
+    loss = jnp.zeros_like(problem.losses(problem.clean))
     state = _State(
         x=start,
         previous=start,
-        gradient=gradient,
+        gradient=jnp.zeros_like(start),
         step_size=jnp.full_like(loss, 2 * jnp.asarray(threat.eps, start.dtype)),
-        loss=loss,
-        best_x=start,
-        best_gradient=gradient,
-        best_loss=loss,
+        loss=loss + jnp.inf,
+        best_gradient=jnp.zeros_like(start),
+        kept=Kept.nothing(problem, start, errors),
         increases=jnp.zeros_like(loss, jnp.int32),
         checked_loss=loss,
         just_halved=jnp.ones_like(loss, bool),
     )
-    schedule = (jnp.arange(steps), jnp.asarray(at_mark), jnp.asarray(periods, start.dtype))
+    before = lambda values, first: jnp.concatenate([jnp.full(1, first, values.dtype), values])
+    schedule = (
+        jnp.arange(-1, steps),
+        before(jnp.asarray(at_mark), False),
+        before(jnp.asarray(periods, start.dtype), 0),
+    )
     state, records = jax.lax.scan(step, state, schedule)
-    records = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, records)
-    return Found(state.best_x, records)
+    return Found(state.kept.x(problem), records)

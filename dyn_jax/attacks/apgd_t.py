@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.attacks.apgd import maximise, random_start
+from dyn_jax.attacks.apgd import runs
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.restarts import better_of
 from dyn_jax.attacks.threat import Bounds, ball
@@ -22,6 +23,8 @@ def apgd_t(
     target_classes: int = 9,
     norm: str = "linf",
     objective: str | Objective = "dlr",
+    radii: Sequence[float] = (1.0,),
+    keep: str = "loss",
     bounds: Bounds = (0.0, 1.0),
     attack_all: bool = False,
 ) -> Attack:
@@ -30,7 +33,7 @@ def apgd_t(
     Per example the first result that the victim misclassifies is kept, else the one with the largest margin.
 
     Args:
-      eps, steps, norm, bounds, attack_all: see `dyn_jax.attacks.apgd`.
+      eps, steps, norm, radii, keep, bounds, attack_all: see `dyn_jax.attacks.apgd`.
       target_classes: number of classes tried, at most classes - 1.
       objective: used with ``targets`` set; ``dlr`` is the paper's.
 
@@ -38,10 +41,10 @@ def apgd_t(
       ValueError, TypeError: as `dyn_jax.attacks.apgd`; ``targets`` given to the attack; more target classes than
         wrong classes; a segmented cloud.
 
-    Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps).
+    Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps; in L1 AutoAttack takes 5).
     """
     threat = ball(norm, eps, bounds)
-    _validate.positive_int("steps", steps)
+    run = runs(steps, radii, keep)
     _validate.positive_int("target_classes", target_classes)
     loss = resolve(objective)
 
@@ -50,7 +53,7 @@ def apgd_t(
             raise ValueError("targets: got targets, expected None: apgd_t chooses its own and is untargeted")
         if problem.clean.logits.shape[0] != problem.domain.examples:
             raise ValueError("inputs: got a segmented cloud, expected one row of logits for each example")
-        logits = problem.forward(problem.domain.clean).logits
+        logits = (problem.clean if problem.same else problem.forward(problem.domain.clean)).logits
         if target_classes >= logits.shape[1]:
             raise ValueError(f"target_classes: got {target_classes} of {logits.shape[1]} classes, expected fewer")
         wrong = jnp.where(jax.nn.one_hot(problem.labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
@@ -60,7 +63,7 @@ def apgd_t(
             targets = jax.lax.dynamic_index_in_dim(ranked, number, axis=1, keepdims=False)
             aimed = dataclasses.replace(problem, targets=targets, objective=loss)
             run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            found = maximise(aimed, random_start(aimed, run_keys) if start is None else start, steps)
+            found = run(aimed, run_keys, start)
             output = problem.victim(found.x)
             score = problem.succeeds(output.logits), margin(output, problem.labels)
             return better_of(problem, (found.x, score), best), found.steps

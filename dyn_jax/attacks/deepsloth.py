@@ -175,7 +175,7 @@ class SlothL1(_Moves):
     sparsity: float = 0.99
 
     def threat(self) -> Ball:
-        return L1(self.number("eps"))
+        return L1(self.number("eps"), scaled=True)
 
     def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
         return _drawn(jax.random.laplace, keys, like, self.number("eps"), 1)

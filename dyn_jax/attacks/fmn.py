@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.criteria import Criterion, misclassified
-from dyn_jax.attacks.domains import l2
+from dyn_jax.attacks.domains import Domain, l2
 from dyn_jax.attacks.minimal import MinimalNorm, closest, cosine, largest_norm, length, unbounded
-from dyn_jax.attacks.threat import Bounds
+from dyn_jax.attacks.threat import Bounds, into_l1
 
 _SMALL = 1e-12
 _LEAST = 1e-3  # share of the norm that a step to the boundary has at least (not in the paper)
@@ -65,14 +65,19 @@ class Fmn:
 
         steepness = jnp.maximum(length_l2(parts), _SMALL)
         delta = delta + gradient * domain.spread(alpha / steepness)
-        x = domain.clean + self.projected(domain.spread(eps), delta, domain.spread(length_l2(domain.split(delta))))
+        x = domain.clean + self.projected(domain, eps, delta)
         return State(jnp.clip(x, *threat.bounds), eps, best), (record, MinimalNorm(size, held))
 
-    def projected(self, eps: jax.Array, delta: jax.Array, size: jax.Array) -> jax.Array:
-        """Onto the cube of half-width eps, or the sphere of radius eps (not the ball: so do the published numbers)."""
+    def projected(self, domain: Domain, eps: jax.Array, delta: jax.Array) -> jax.Array:
+        """Onto the cube of half-width eps, the L1 ball, or the sphere of radius eps (as the published numbers have)."""
+        radius = domain.spread(eps)
         if self.norm == "linf":
-            return jnp.clip(delta, -eps, eps)
-        return delta * (eps / jnp.maximum(size, _SMALL))
+            return jnp.clip(delta, -radius, radius)
+        parts = domain.split(delta)
+        if self.norm == "l1":
+            endless = jnp.full_like(parts, jnp.inf)
+            return domain.join(into_l1(parts, endless, eps.reshape(-1, *(1,) * (parts.ndim - 1))))
+        return delta * (radius / domain.spread(jnp.maximum(length_l2(parts), _SMALL)))
 
     def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
         walk = lambda state, number: self.step(problem, state, number)
@@ -87,7 +92,9 @@ def length_l2(parts: jax.Array) -> jax.Array:
 
 def _dual(norm: str, parts: jax.Array) -> jax.Array:
     """[example], the gradient's norm that a step of unit `norm` gains at most."""
-    return length_l2(parts) if norm == "l2" else jnp.sum(jnp.abs(parts), axis=tuple(range(1, parts.ndim)))
+    if norm == "l2":
+        return length_l2(parts)
+    return (jnp.max if norm == "l1" else jnp.sum)(jnp.abs(parts), axis=tuple(range(1, parts.ndim)))
 
 
 def fmn(
@@ -111,7 +118,7 @@ def fmn(
 
     Args:
       steps: of both schedules; an evaluation each. The x after the last one is not evaluated.
-      norm: ``linf`` or ``l2``.
+      norm: ``linf``, ``l2`` or ``l1``.
       criterion: of `dyn_jax.attacks.criteria`; default ``misclassified()``; ``recovered(0.5)`` finds the smallest
         perturbation that brings half of the saved computation back.
       step_size: first and last one, an L2 length whatever the norm; of points in metres.

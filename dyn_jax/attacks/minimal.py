@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Problem
 from dyn_jax.attacks.domains import Domain
-from dyn_jax.attacks.threat import L2, Ball, Bounds, Linf, check_bounds
+from dyn_jax.attacks.threat import BALLS, Ball, Bounds, check_bounds
 
 
 class MinimalNorm(flax.struct.PyTreeNode):
@@ -37,9 +37,9 @@ def unbounded(norm: str, bounds: Bounds) -> Ball:
     Raises:
       ValueError: unknown norm; bounds not (low, high).
     """
-    _validate.choice("norm", norm, ("linf", "l2"))
+    _validate.choice("norm", norm, BALLS)
     check_bounds(bounds)
-    return {"linf": Linf, "l2": L2}[norm](jnp.inf, bounds)
+    return BALLS[norm](jnp.inf, bounds)
 
 
 def length(threat: Ball, parts: jax.Array) -> jax.Array:

@@ -94,20 +94,64 @@ class L2(flax.struct.PyTreeNode):
         return jnp.asarray(self.eps, like.dtype) * jax.vmap(draw)(keys)
 
 
+def into_l1(delta: jax.Array, room: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
+    """The nearest point, in L2, of ``{d: sum |d| <= eps, |d| <= room where d has the sign of delta}``, row by row.
+
+    ``d = sign(delta) clip(|delta| - t, 0, room)`` with the smallest t >= 0 that makes it short enough: halving the
+    interval finds which numbers are neither 0 nor full, and these give t exactly.
+
+    Args:
+      delta: [row, ...].
+      room: like delta, how far each number may move in its direction, at least 0; may be infinite.
+      eps: a number or [row, 1, ...].
+
+    Source: Croce and Hein 2021, "Mind the box", proposition 2.1.
+    """
+    axes = tuple(range(1, delta.ndim))
+    total = lambda values: jnp.sum(values, axis=axes, keepdims=True)
+    size, eps = jnp.abs(delta), jnp.asarray(eps, delta.dtype)
+    cut = lambda t: jnp.clip(size - t, 0, room)
+
+    def halve(ends: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+        low, high = ends
+        middle = (low + high) / 2
+        short = total(cut(middle)) <= eps
+        return (jnp.where(short, low, middle), jnp.where(short, middle, high)), None
+
+    high = jnp.max(size, axis=axes, keepdims=True)
+    (low, high), _ = jax.lax.scan(halve, (jnp.zeros_like(high), high), None, length=30)
+    between = (size > high) & (size - low < room)
+    full = total(jnp.where(between | (size <= high), 0, jnp.where(jnp.isfinite(room), room, 0)))
+    count = total(between.astype(delta.dtype))
+    t = (total(jnp.where(between, size, 0)) + full - eps) / jnp.maximum(count, 1)
+    t = jnp.where(count > 0, jnp.clip(t, low, high), high)
+    return jnp.sign(delta) * jnp.where(total(cut(0)) > eps, cut(t), cut(0))
+
+
 class L1(flax.struct.PyTreeNode):
-    """``sum |x - clean| <= eps`` (over a row) and x inside `bounds`."""
+    """``sum |x - clean| <= eps`` (over a row) and x inside `bounds`.
+
+    `scaled`: `project` shortens the difference and clips it, as DeepSloth's code does, instead of going to the nearest
+    point of ball and box, which is sparser.
+    """
 
     eps: jax.typing.ArrayLike
     bounds: Bounds = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
+    scaled: bool = flax.struct.field(pytree_node=False, default=False)
 
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """The difference scaled into the ball (not the nearest point, which would be sparser), then the box."""
-        delta = x - clean
+        """Nearest point of the set; see `scaled`."""
+        delta, (low, high) = x - clean, self.bounds
+        if not self.scaled:
+            # clean + d rounds: a box value is met exactly
+            return jnp.clip(
+                clean + into_l1(delta, jnp.where(delta < 0, clean - low, high - clean), self.eps), low, high
+            )
         length = jnp.sum(jnp.abs(delta), axis=tuple(range(1, x.ndim)), keepdims=True)
         eps = jnp.asarray(self.eps, x.dtype)
         outside = length > eps
         scale = jnp.where(outside, eps / jnp.where(outside, length, 1), 1)
-        return jnp.clip(clean + delta * scale, *self.bounds)
+        return jnp.clip(clean + delta * scale, low, high)
 
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """The set's norm of ``x - clean``, [row]."""
@@ -203,6 +247,7 @@ class Box(flax.struct.PyTreeNode):
 
 
 Ball = Linf | L2 | L1 | Ray
+BALLS: dict[str, type[Linf] | type[L2] | type[L1]] = {"linf": Linf, "l2": L2, "l1": L1}
 Threat = Ball | Box
 
 
@@ -215,7 +260,7 @@ def ball(name: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)
     """The threat set of a norm name.
 
     Args:
-      name: ``linf``, ``l2``, or for points ``ray``, see `Ray`.
+      name: ``linf``, ``l2``, ``l1``, or for points ``ray``, see `Ray`.
       eps: radius, at least 0: in pixel units of [0, 1] images a number or "8/255", for points metres; a scalar array
         inside a vmap.
       bounds: lowest and highest pixel value.
@@ -223,10 +268,10 @@ def ball(name: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)
     Raises:
       ValueError, TypeError: unknown norm; eps negative, not finite or not parseable; bounds not (low, high).
     """
-    _validate.choice("norm", name, ("linf", "l2", "ray"))
+    _validate.choice("norm", name, (*BALLS, "ray"))
     eps = _validate.number("eps", eps, minimum=0)
     check_bounds(bounds)
-    return Ray(eps) if name == "ray" else Linf(eps, bounds) if name == "linf" else L2(eps, bounds)
+    return Ray(eps) if name == "ray" else BALLS[name](eps, bounds)
 
 
 def check_bounds(bounds: Bounds) -> None:

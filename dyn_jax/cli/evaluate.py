@@ -78,7 +78,7 @@ def _network(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--examples", type=int, metavar="N", help="the first N images (default: all)")
     parser.add_argument("--eps", default="8/255", help="radius, e.g. 8/255 or 0.5 (default 8/255)")
-    parser.add_argument("--norm", default="linf", help="linf or l2 (default linf)")
+    parser.add_argument("--norm", default="linf", help="linf, l2 or l1 (default linf)")
     parser.add_argument("--batch-size", type=int, default=100, metavar="N", help="images at once (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="of attacks by gradients (default 100)")

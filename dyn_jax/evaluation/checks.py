@@ -22,7 +22,7 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.attacks.domains import single
 from dyn_jax.attacks.forward import Network, as_forward
-from dyn_jax.attacks.threat import Ball, Bounds, Linf, ball
+from dyn_jax.attacks.threat import L1, Ball, Bounds, Linf, ball
 from dyn_jax.evaluation import indicators
 from dyn_jax.evaluation import program as programs
 from dyn_jax.evaluation.findings import CODES as CODES
@@ -315,7 +315,8 @@ def _reversed(
     """
     length = np.sqrt(np.sum(gradient.astype(np.float64) ** 2, axis=(1, 2, 3)))
     length = np.where(usable & (length > 0), length, 1)
-    size = float(np.asarray(threat.eps)) * (np.sqrt(x[0].size) if isinstance(threat, Linf) else 1)
+    spread = {Linf: 0.5, L1: -0.5}.get(type(threat), 0)  # the L2 norm of what changes all pixels alike
+    size = float(np.asarray(threat.eps)) * x[0].size ** spread
     step = (0.01 * size * gradient / length[:, None, None, None]).astype(np.float32)
     step = np.where(usable[:, None, None, None], step, 0)
     up, down = (_margins(network(x + sign * step)[0], labels) for sign in (1, -1))

@@ -21,7 +21,7 @@ LAMBDAS = (1.0, 3.0, 10.0)
 
 @dataclasses.dataclass(frozen=True)
 class Threat:
-    """The ball of an evaluation: ``linf`` or ``l2``, radius in units of [0, 1] pixels."""
+    """The ball of an evaluation: ``linf``, ``l2`` or ``l1``, radius in units of [0, 1] pixels."""
 
     norm: str
     eps: float
@@ -73,14 +73,31 @@ class Entry:
 
 
 Maker = Callable[[Threat, Budget, int], Attack]
+L1_RESTARTS, L1_TARGETS, L1_RADII = 5, 5, (3.0, 2.0, 1.0)
+"""What AutoAttack changes in the L1 ball."""
+
+
+def _apgd(objective: str) -> Maker:
+    def make(t: Threat, b: Budget, n: int) -> Attack:
+        more = {"restarts": L1_RESTARTS, "radii": L1_RADII} if t.norm == "l1" else {}
+        return attacks.apgd(t.eps, b.steps, norm=t.norm, objective=objective, keep="error", **more)
+
+    return make
+
+
+def _apgd_t(t: Threat, b: Budget, n: int) -> Attack:
+    count = min(b.targets, n - 1)
+    if t.norm == "l1":
+        count, radii = min(count, L1_TARGETS), L1_RADII
+    else:
+        radii = (1.0,)
+    return attacks.apgd_t(t.eps, b.steps, norm=t.norm, target_classes=count, radii=radii, keep="error")
+
 
 ATTACKS: dict[str, tuple[str, Maker]] = {
-    "apgd-ce": (ACCURACY, lambda t, b, n: attacks.apgd(t.eps, b.steps, norm=t.norm)),
-    "apgd-dlr": (ACCURACY, lambda t, b, n: attacks.apgd(t.eps, b.steps, norm=t.norm, objective="dlr")),
-    "apgd-t": (
-        ACCURACY,
-        lambda t, b, n: attacks.apgd_t(t.eps, b.steps, norm=t.norm, target_classes=min(b.targets, n - 1)),
-    ),
+    "apgd-ce": (ACCURACY, _apgd("ce")),
+    "apgd-dlr": (ACCURACY, _apgd("dlr")),
+    "apgd-t": (ACCURACY, _apgd_t),
     "fab-t": (
         ACCURACY,
         lambda t, b, n: attacks.fab_t(t.eps, b.steps, norm=t.norm, target_classes=min(b.targets, n - 1)),

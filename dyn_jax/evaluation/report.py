@@ -22,7 +22,7 @@ from dyn_jax.evaluation.plan import ACCURACY, ENERGY
 REPORT = "report.html"
 STATES = ("off", "switched-on", "switched-off", "on")
 """Class of an element that was (on before, on after), read as a binary number."""
-BALLS = {"Linf": "L∞", "L2": "L2"}
+BALLS = {"Linf": "L∞", "L2": "L2", "L1": "L1"}
 ROBUSTBENCH = (
     *("name", "authors", "venue", "link", "architecture", "dataset", "threat", "eps", "additional_data"),
     *("number_forward_passes", "clean_acc", "reported", "autoattack_acc", "unreliable"),

@@ -48,7 +48,7 @@ def summarise(
     return {
         "name": facts.get("name"),
         "dataset": facts.get("dataset"),
-        "threat": {"linf": "Linf", "l2": "L2"}[job.threat.norm],
+        "threat": job.threat.norm.capitalize(),
         "eps": text_of(job.threat.eps),
         "link": None,
         "authors": None,

@@ -147,7 +147,7 @@ def test_steps_by_hand():
 
 def test_the_l1_ball():
     clean = some_images(4, 3)
-    ball = L1(0.5)
+    ball = L1(0.5, scaled=True)
     moved = clean + ball.noise(jax.random.split(KEY, 3), clean) * 30
     inside = ball.project(moved, clean)
     assert (ball.distance(moved, clean) > 0.5).all() and ball.contains(inside, clean).all()

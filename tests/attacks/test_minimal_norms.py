@@ -31,7 +31,7 @@ LABELS = jnp.argmax(linear(IMAGES).logits, 1).at[4].add(1) % 3  # the last one i
 def distances(norm):
     """The distance to the nearest class boundary: margin over the dual norm of the weights' difference."""
     logits, weights = np.asarray(linear(IMAGES).logits), np.asarray(WEIGHTS)
-    dual = {"linf": 1, "l2": 2}[norm]
+    dual = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
     of = lambda i, y: min(
         max(logits[i, y] - logits[i, j], 0) / np.linalg.norm(weights[:, y] - weights[:, j], dual)
         for j in range(3)
@@ -44,7 +44,9 @@ MARGIN = criteria.misclassified()  # DDN's own cross-entropy does not point at t
 CLOSED = {
     "fab_t linf": (lambda: attacks.fab_t(1.0, 20, target_classes=2), "linf", 0.01),
     "fab_t l2": (lambda: attacks.fab_t(10.0, 20, target_classes=2, norm="l2"), "l2", 0.01),
+    "fab_t l1": (lambda: attacks.fab_t(10.0, 40, target_classes=2, norm="l1"), "l1", 0.02),
     "fmn linf": (lambda: attacks.fmn(60), "linf", 0.02),
+    "fmn l1": (lambda: attacks.fmn(100, norm="l1"), "l1", 0.05),
     "fmn l2": (lambda: attacks.fmn(60, norm="l2"), "l2", 0.02),
     "ddn": (lambda: attacks.ddn(80, criterion=MARGIN, init_norm=0.05), "l2", 0.06),
 }

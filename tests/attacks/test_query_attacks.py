@@ -94,7 +94,7 @@ def test_bumps_by_hand():
         assert abs(np.sum(bump(side) ** 2) - 1) < 1e-12 and bump(side).shape == (side, side)
 
 
-@pytest.mark.parametrize("norm, eps", [("linf", 0.05), ("l2", 0.3)])
+@pytest.mark.parametrize("norm, eps", [("linf", 0.05), ("l2", 0.3), ("l1", 5.0)])
 def test_square_never_loses_and_stays_on_the_surface(norm, eps):
     small = attacks.square(eps / 50, 30, norm=norm)
     run = quick_jit(lambda key: small(linear, IMAGES, LABELS, key=key))

@@ -29,7 +29,7 @@ EPS, STEP_SIZE, STEPS = 0.03125, 0.001, 20
 def _pgd(norm: str, eps: Any, step_size: Any, steps: int, objective: Objective, start_of: Callable) -> Attack:
     _validate.choice("norm", norm, ("linf", "l2", "l1"))
     eps = _validate.number("eps", eps, minimum=0)
-    threat: Ball = L1(eps) if norm == "l1" else ball(norm, eps)
+    threat: Ball = L1(eps, scaled=True) if norm == "l1" else ball(norm, eps)
     step_size = _validate.number("step_size", step_size, minimum=0)
     chain = optax.chain(l1_normalise() if norm == "l1" else steepest(threat), optax.scale(step_size))
     _validate.positive_int("steps", steps)
