@@ -288,6 +288,7 @@ POINT_ATTACKS = {
     "point_noise": AttackCase(attacks.point_noise),
     "point_pert": AttackCase(lambda eps: attacks.point_pert(eps, 6, learning_rate=0.03, search_steps=2)),
     "knn_pert": AttackCase(lambda eps: attacks.knn_pert(eps, 6, learning_rate=0.03)),
+    "point_drop": AttackCase(lambda eps: attacks.point_drop(4, 2, attack_all=False), bounded=False),
 }
 """What only point clouds have."""
 

@@ -54,6 +54,8 @@ from dyn_jax.attacks.patch import patch as patch
 from dyn_jax.attacks.pgd import pgd as pgd
 from dyn_jax.attacks.pixels import random_pixels as random_pixels
 from dyn_jax.attacks.point_bim import point_bim as point_bim
+from dyn_jax.attacks.point_drop import point_drop as point_drop
+from dyn_jax.attacks.point_drop import remaining as remaining
 from dyn_jax.attacks.point_noise import point_noise as point_noise
 from dyn_jax.attacks.point_pert import point_pert as point_pert
 from dyn_jax.attacks.rays import rays as rays
@@ -61,6 +63,8 @@ from dyn_jax.attacks.released import lgm as lgm
 from dyn_jax.attacks.slowformer import paste_at as paste_at
 from dyn_jax.attacks.slowformer import ponder_objective as ponder_objective
 from dyn_jax.attacks.slowformer import slowformer as slowformer
+from dyn_jax.attacks.spoofing import Spoofed as Spoofed
+from dyn_jax.attacks.spoofing import spoofed as spoofed
 from dyn_jax.attacks.spsa import spsa as spsa
 from dyn_jax.attacks.square import square as square
 from dyn_jax.attacks.squares import SquareDraws as SquareDraws
@@ -69,6 +73,7 @@ from dyn_jax.attacks.surrogate import transfer as transfer
 from dyn_jax.attacks.threat import L1 as L1
 from dyn_jax.attacks.threat import L2 as L2
 from dyn_jax.attacks.threat import Box as Box
+from dyn_jax.attacks.threat import Dropped as Dropped
 from dyn_jax.attacks.threat import Linf as Linf
 from dyn_jax.attacks.threat import Ray as Ray
 from dyn_jax.attacks.threat import ball as ball

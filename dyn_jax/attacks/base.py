@@ -19,7 +19,7 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.attacks.domains import Coordinates, Domain, Pixels, domain_of
 from dyn_jax.attacks.forward import Network, as_forward
-from dyn_jax.attacks.threat import Ball, Box, Threat
+from dyn_jax.attacks.threat import Ball, Box, Dropped, Threat
 from dyn_jax.objectives import Objective
 from dyn_jax.types import Output, PointCloud, Reach, Trace
 
@@ -49,7 +49,7 @@ class AttackResult(flax.struct.PyTreeNode):
       adversarial: images [batch, height, width, channel], or coordinates [point, 3]; inside the threat set.
       success: [row] bool, the victim errs on `adversarial` (targeted: says the target) with finite logits.
       clean_success: [row] bool, it already did so on the clean value.
-      counted: [row] bool: rows with a label; all of an image batch.
+      counted: [row] bool: rows with a label, but for dropped points; all of an image batch.
       invalid: [row] bool: nothing can be said: logits that are not finite, and what only run time can see inside jit:
         pixels outside the box or not finite, labels that are no class, a victim that overflowed. Never a success.
       loss: [row], the objective on the victim at `adversarial`.
@@ -113,9 +113,10 @@ class Problem:
             return rows
         return ~self.domain.any_row(~rows & self.counted)
 
-    def losses(self, output: Output) -> jax.Array:
-        """The objective, [example]."""
-        return self.domain.mean(self.objective(output, self.labels, self.targets), self.counted)
+    def losses(self, output: Output, x: jax.Array | None = None) -> jax.Array:
+        """The objective, [example]; given x, of the rows that are there."""
+        counted = self.counted if x is None else self.domain.judged(x, self.counted)
+        return self.domain.mean(self.objective(output, self.labels, self.targets), counted)
 
     def judged(self, x: jax.Array, output: Output) -> Output:
         """The victim's output at x, given that of `forward`."""
@@ -129,8 +130,8 @@ class Problem:
           TypeError: the set is a box.
         """
         threat = self.domain.threat
-        if isinstance(threat, Box):
-            raise TypeError("threat: got a Box, expected a ball (Linf or L2)")
+        if isinstance(threat, (Box, Dropped)):
+            raise TypeError(f"threat: got {type(threat).__name__}, expected a ball (Linf or L2)")
         return threat
 
     def project(self, x: jax.Array) -> jax.Array:
@@ -166,7 +167,7 @@ class Problem:
 
         def total(x: jax.Array) -> tuple[jax.Array, tuple]:
             output = self.forward(x, self.reach if reach is None else reach)
-            losses = self.losses(output)
+            losses = self.losses(output, x)
             return jnp.sum(jnp.where(self.attacked, losses, 0)), (losses, output)
 
         gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
@@ -311,7 +312,7 @@ class Attack:
 
         x = problem.project(jnp.where(jnp.isfinite(found.x), found.x, domain.clean))
         x = jax.lax.stop_gradient(x if self.keep_start else problem.pick(left_alone, domain.clean, x))
-        adversarial = judge(x)
+        adversarial, counted = judge(x), domain.judged(x, counted)
         steps = problem.no_steps() if found.steps is None else found.steps
         steps, record = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), (steps, found.record))
         flags = [t.overflow for t in (clean.trace, adversarial.trace) if t.overflow is not None]
@@ -322,7 +323,7 @@ class Attack:
         return AttackResult(
             adversarial=x,
             success=is_adversarial(adversarial.logits, labels, targets) & counted & ~invalid,
-            clean_success=clean_success & ~invalid,
+            clean_success=clean_success & counted & ~invalid,
             counted=counted,
             invalid=invalid,
             loss=self.objective(adversarial, labels, targets),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.attacks.threat import Threat, norm
+from dyn_jax.attacks.threat import Dropped, Threat, norm
 from dyn_jax.types import PointCloud, Trace
 
 _INSIDE_TANH = 0.999999  # keeps arctanh finite at the bounds
@@ -96,6 +96,10 @@ class Domain(Protocol):
         """[judged row] bool, the rows of the logits that have a label."""
         ...
 
+    def judged(self, x: jax.Array, counted: jax.Array) -> jax.Array:
+        """[judged row] bool, the counted rows that are still there at x."""
+        ...
+
     def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
         """[example], the mean over an example's counted rows of the logits; [example] values as they are."""
         ...
@@ -175,6 +179,10 @@ class Pixels:
         del classes, ignore
         return jnp.ones_like(labels, bool)
 
+    def judged(self, x: jax.Array, counted: jax.Array) -> jax.Array:
+        del x
+        return counted
+
     def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
         del counted
         return values
@@ -210,13 +218,22 @@ class Coordinates:
     def values(self) -> jax.Array:
         return 3 * jnp.sum(self.own, axis=1, dtype=self.clean.dtype)
 
+    def there(self, x: jax.Array) -> jax.Array:
+        """[point] bool, the valid points that `Dropped` did not take away."""
+        return self.cloud.valid & self.threat.there(x) if isinstance(self.threat, Dropped) else self.cloud.valid
+
     def input(self, x: jax.Array) -> PointCloud:
-        return self.cloud.replace(xyz=x)
+        return self.cloud.replace(xyz=x, valid=self.there(x))
 
     def project(self, x: jax.Array) -> jax.Array:
         x = self.threat.project(jnp.where(jnp.isfinite(x), x, self.clean), self.clean)
         moves = self.cloud.valid[:, None] if self.free is None else self.cloud.valid[:, None] & (self.free > 0)
-        return jnp.where(moves, x, self.clean)
+        x = jnp.where(moves, x, self.clean)
+        if not isinstance(self.threat, Dropped):
+            return x
+        gone = self.own & jnp.any(x != self.clean, axis=1)[None]
+        kept = jnp.any(gone & (jnp.cumsum(gone, axis=1) > self.threat.points), axis=0)
+        return jnp.where(kept[:, None], self.clean, x)
 
     def split(self, x: jax.Array) -> jax.Array:
         return jnp.where(self.own[:, :, None], x[None], 0)
@@ -256,6 +273,9 @@ class Coordinates:
         """Rows labelled `ignore` do not count, nor what jit cannot refuse: labels that are no class."""
         counted = (labels != ignore) & (labels >= 0) & (labels < classes)
         return counted & self.cloud.valid if len(labels) == len(self.cloud.valid) else counted
+
+    def judged(self, x: jax.Array, counted: jax.Array) -> jax.Array:
+        return counted & self.there(x) if len(counted) == len(self.cloud.valid) else counted
 
     def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
         if len(values) == self.examples:

@@ -226,6 +226,44 @@ class Ray(flax.struct.PyTreeNode):
         return jnp.asarray(self.eps, like.dtype) * draw(keys)
 
 
+class Dropped(flax.struct.PyTreeNode):
+    """A cloud without some of its points, at most `points` of each cloud: a beam that gives no return.
+
+    A dropped point lies at the origin, the sensor; `Coordinates` hands the network a cloud in which it is not valid.
+    The others stay where they are. How many may go is counted by the domain, which knows the clouds.
+    """
+
+    points: int = flax.struct.field(pytree_node=False)
+    bounds: Bounds = flax.struct.field(pytree_node=False, default=(-float("inf"), float("inf")))
+
+    def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """The clean points, or the origin where x is nearer to it."""
+        if clean.ndim != 2:
+            raise ValueError(f"inputs: got images of shape {clean.shape}, expected a cloud: pixels cannot be dropped")
+        return jnp.where(norm(x) < norm(clean) / 2, 0, clean)
+
+    def there(self, x: jax.Array) -> jax.Array:
+        """[point] bool, what is not dropped."""
+        return jnp.any(x != 0, axis=1)
+
+    def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """1 for a dropped point, [point]."""
+        return (self.there(clean) & ~self.there(x)).astype(x.dtype)
+
+    def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """[point], true where the point is dropped or as it was."""
+        return ~self.there(x) | jnp.all(x == clean, axis=1)
+
+    def direction(self, gradient: jax.Array) -> jax.Array:
+        """The gradient: there are no small steps."""
+        return gradient
+
+    def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
+        """None: random points are dropped by `dyn_jax.attacks.point_drop` with the saliency ``random``."""
+        del keys
+        return jnp.zeros_like(like)
+
+
 class Box(flax.struct.PyTreeNode):
     """Any image inside `bounds`: for attacks that minimise the distance instead of bounding it."""
 
@@ -248,7 +286,7 @@ class Box(flax.struct.PyTreeNode):
 
 Ball = Linf | L2 | L1 | Ray
 BALLS: dict[str, type[Linf] | type[L2] | type[L1]] = {"linf": Linf, "l2": L2, "l1": L1}
-Threat = Ball | Box
+Threat = Ball | Box | Dropped
 
 
 def _in_box(x: jax.Array, bounds: Bounds) -> jax.Array:

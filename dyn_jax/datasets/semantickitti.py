@@ -75,7 +75,8 @@ def read_scan(path: str | os.PathLike, labels: str | os.PathLike | None = None, 
     Raises:
       OSError: no such file.
       ValueError: a file that is empty, too large, no whole number of rows (or of the other sensor's); points that are
-        not finite; as many labels as points are not there, or ids are unknown.
+        not finite, or so far away that float32 has rounded them by more than 1 mm (map coordinates); as many labels as
+        points are not there, or ids are unknown.
     """
     columns = COLUMNS[_validate.choice("sensor", sensor, COLUMNS)]
     path = pathlib.Path(path)
@@ -88,6 +89,7 @@ def read_scan(path: str | os.PathLike, labels: str | os.PathLike | None = None, 
     bad = int((~np.isfinite(rows)).any(axis=1).sum())
     if bad:
         raise ValueError(f"{path}: got {bad} of {len(rows)} points with NaN or infinite values, expected finite ones")
+    _validate.coordinates(f"{path}: xyz", rows[:, :3])
     ring = None
     if sensor == "nuscenes":
         ring = rows[:, 4].astype(np.int32)
@@ -114,7 +116,8 @@ def write_scan(path: str | os.PathLike, xyz: jax.typing.ArrayLike, intensity: ja
       intensity: [n] or [n, 1] float32.
 
     Raises:
-      TypeError, ValueError: other dtypes, which writing would round; shapes that do not fit, no points, NaN.
+      TypeError, ValueError: other dtypes, which writing would round; shapes that do not fit, no points, NaN; map
+        coordinates: the origin that `sparse3d.point_cloud` subtracted stays with whoever has it, in float64.
     """
     points, shine = np.asarray(xyz), np.asarray(intensity)
     if points.dtype != np.float32 or shine.dtype != np.float32:
@@ -125,6 +128,7 @@ def write_scan(path: str | os.PathLike, xyz: jax.typing.ArrayLike, intensity: ja
     rows = np.concatenate([points, shine.reshape(-1, 1)], axis=1)
     if not np.isfinite(rows).all():
         raise ValueError("xyz, intensity: got NaN or infinite values, expected finite ones")
+    _validate.coordinates(f"{path}: xyz", points)
     rows.astype("<f4").tofile(_files.target(path))
 
 
