@@ -106,13 +106,14 @@ def maximise(problem: Problem, start: jax.Array, steps: int) -> Found:
 
     def step(state: _State, schedule: tuple) -> tuple[_State, Steps]:
         number, check, period = schedule
+        first = number < 0  # the start is evaluated by the body of the loop, so that the network is compiled once
         size = problem.domain.spread(state.step_size)
         target = problem.project(state.x + size * threat.direction(state.gradient))
         alpha = jnp.where(number == 0, 1.0, MOMENTUM).astype(target.dtype)
         x = state.x + alpha * (target - state.x) + (1 - alpha) * (state.x - state.previous)
-        x = problem.project(x)
+        x = jnp.where(first, start, problem.project(x))
         gradient, record = problem.gradient(x)
-        better = record.loss > state.best_loss
+        better = first | (record.loss > state.best_loss)
         increases = state.increases + (record.loss > state.loss)
         best_x, best_gradient = (
             problem.pick(better, x, state.best_x),
@@ -133,26 +134,29 @@ def maximise(problem: Problem, start: jax.Array, steps: int) -> Found:
             best_gradient=best_gradient,
             best_loss=best_loss,
             increases=jnp.where(check, 0, increases),
-            checked_loss=jnp.where(check, best_loss, state.checked_loss),
+            checked_loss=jnp.where(check | first, best_loss, state.checked_loss),
             just_halved=jnp.where(check, halve, state.just_halved),
         ), record
 
-    gradient, first = problem.gradient(start)
-    loss = first.loss
+    loss = jnp.zeros_like(problem.losses(problem.clean))
     state = _State(
         x=start,
         previous=start,
-        gradient=gradient,
+        gradient=jnp.zeros_like(start),
         step_size=jnp.full_like(loss, 2 * jnp.asarray(threat.eps, start.dtype)),
-        loss=loss,
+        loss=loss + jnp.inf,
         best_x=start,
-        best_gradient=gradient,
+        best_gradient=jnp.zeros_like(start),
         best_loss=loss,
         increases=jnp.zeros_like(loss, jnp.int32),
         checked_loss=loss,
         just_halved=jnp.ones_like(loss, bool),
     )
-    schedule = (jnp.arange(steps), jnp.asarray(at_mark), jnp.asarray(periods, start.dtype))
+    before = lambda values, first: jnp.concatenate([jnp.full(1, first, values.dtype), values])
+    schedule = (
+        jnp.arange(-1, steps),
+        before(jnp.asarray(at_mark), False),
+        before(jnp.asarray(periods, start.dtype), 0),
+    )
     state, records = jax.lax.scan(step, state, schedule)
-    records = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, records)
     return Found(state.best_x, records)

@@ -50,7 +50,7 @@ def apgd_t(
             raise ValueError("targets: got targets, expected None: apgd_t chooses its own and is untargeted")
         if problem.clean.logits.shape[0] != problem.domain.examples:
             raise ValueError("inputs: got a segmented cloud, expected one row of logits for each example")
-        logits = problem.forward(problem.domain.clean).logits
+        logits = (problem.clean if problem.same else problem.forward(problem.domain.clean)).logits
         if target_classes >= logits.shape[1]:
             raise ValueError(f"target_classes: got {target_classes} of {logits.shape[1]} classes, expected fewer")
         wrong = jnp.where(jax.nn.one_hot(problem.labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
