@@ -88,17 +88,11 @@ class SkipNet(nn.Module):
         carry = control.zero_carry(x) if control else None
         units = []
         score = None
-        unrolled = (
-            self.scan_from is None
-            or train
-            or self.is_initializing()
-            or tap is not None
-            or control is None
-            or isinstance(occupancy, stochastic.Stochastic)
-        )
+        writes = train or self.is_initializing() or tap is not None or isinstance(occupancy, stochastic.Stochastic)
+        least = len(plan) if self.scan_from is None or writes else self.scan_from
         # the first block has no score before it, the last one none behind it
         for run in [plan[:1], *runs(plan[1:-1]), plan[1:][-1:]]:
-            if run and run[0] is not plan[-1] and not unrolled and len(run) >= self.scan_from:
+            if control is not None and len(run) >= least and run[0] is not plan[0] and run[0] is not plan[-1]:
                 (x, carry, score), more = self._scanned(run, (x, carry, score), occupancy)
                 units += more
                 static_macs += len(run) * control.macs(x.shape[-1])
@@ -134,14 +128,15 @@ class SkipNet(nn.Module):
             o = occupancy(score)
             weight = o.reshape(-1, 1, 1, 1)
             x = weight * out + (1 - weight) * x
-            carry, following = control.apply(shared, carry, embed.apply(v["gate"], window_mean(x, window)))
+            embedding = embed.apply(v["gate"], window_mean(x, window))
+            carry, following = control.apply(shared, carry, embedding)  # pyright: ignore[reportAssignmentType]
             return (x, carry, following), (score, o)
 
         at = lambda spec, what: f"group{spec.stage + 1}_{what}{spec.index}"
         layers = [{"branch": at(spec, "layer"), "gate": at(spec, "gate")} for spec in run]
         state, left = scanned(self, layers, step, begin)
         cost = branch_macs(branch, run[0].in_features, state[0].shape[1] * state[0].shape[2])
-        return state, [_unit(*pair, cost, names["branch"]) for pair, names in zip(left, layers)]
+        return state, [_unit(score, o, cost, names["branch"]) for (score, o), names in zip(left, layers)]
 
     def _block(
         self,
