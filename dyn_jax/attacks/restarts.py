@@ -14,22 +14,30 @@ def best_of(run: Search, problem: Problem, keys: jax.Array, start: jax.Array | N
     Per example a success on the victim beats none, then the larger loss wins; the steps are those of the kept run.
     Run 0 uses the keys as they are, so that one restart and the first of many are the same.
     """
-    first = run(problem, keys, start)
     if restarts == 1:
-        return first
+        return run(problem, keys, start)
+    # a given start is the first run's alone, so that one is traced by itself
+    fixed = 0 if start is None else 1
 
-    def rank(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        output = problem.victim(problem.project(x))
-        return problem.succeeds(output.logits), problem.losses(output)
+    def ranked(found: Found) -> tuple[Found, Score]:
+        output = problem.victim(problem.project(found.x))
+        return found, (problem.succeeds(output.logits), problem.losses(output))
 
-    def body(state: tuple, number: jax.Array) -> tuple[tuple, None]:
-        best, score = state
-        found = run(problem, jax.vmap(jax.random.fold_in, (0, None))(keys, number), None)
-        better, score = beats(rank(found.x), score)
-        steps = jax.tree.map(lambda a, b: jnp.where(better[None, :], a, b), found.steps, best.steps)
-        return (Found(problem.pick(better, found.x, best.x), steps), score), None
+    def body(_: None, number: jax.Array) -> tuple[None, tuple[Found, Score]]:
+        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        return None, ranked(run(problem, jnp.where(number == 0, keys, folded), None))
 
-    (best, _), _ = jax.lax.scan(body, (first, rank(first.x)), jnp.arange(1, restarts))
+    _, runs = jax.lax.scan(body, None, jnp.arange(fixed, restarts))
+    if fixed:
+        first = ranked(run(problem, keys, start))
+        runs = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, runs)
+
+    def keep(best: tuple[Found, Score], one: tuple[Found, Score]) -> tuple[tuple[Found, Score], None]:
+        better, score = beats(one[1], best[1])
+        steps = jax.tree.map(lambda a, b: jnp.where(better[None, :], a, b), one[0].steps, best[0].steps)
+        return (Found(problem.pick(better, one[0].x, best[0].x), steps), score), None
+
+    (best, _), _ = jax.lax.scan(keep, *(jax.tree.map(take, runs) for take in (lambda all: all[0], lambda all: all[1:])))
     return best
 
 

@@ -70,29 +70,33 @@ class Square:
             value = problem.losses(output)
             return value, self.criterion.holds(problem, output), problem.observed(output, value, ~jnp.isfinite(value))
 
+        if start is None:
+            start = kind.start(keys) if draws is None else kind.started(draws)
+        start = problem.project(start)
+
         def query(state: _State) -> _State:
             number = state.number
+            first = number == 0  # the start; here, so that the network is compiled once
             side = sides[number - 1]
             drawn = kind.draw(keys, number, side) if draws is None else kind.replayed(draws, number - 1)
-            x = problem.project(kind.proposal(state.x, side, kinds, drawn))
+            x = jnp.where(first, start, problem.project(kind.proposal(state.x, side, kinds, drawn)))
             value, held, steps = judged(x)
-            better = ~state.done & ((value > state.value) | held)
+            better = first | ~state.done & ((value > state.value) | held)
             # an example that is done keeps repeating what it last saw
             steps = jax.tree.map(lambda new, old: jnp.where(state.done, old[number - 1], new), steps, state.records)
             records = jax.tree.map(lambda all, one: all.at[number].set(one), state.records, steps)
+            # NaN: nothing is better than it, so that the first finite value may be
+            value = jnp.where(first & jnp.isnan(value), -jnp.inf, value)
             x, value = problem.pick(better, x, state.x), jnp.where(better, value, state.value)
-            return _State(number + 1, x, value, state.done | held, records)
+            done = state.done | held | first & ~problem.attacked
+            return _State(number + 1, x, value, done, records)
 
-        if start is None:
-            start = kind.start(keys) if draws is None else kind.started(draws)
-        x = problem.project(start)
-        value, held, steps = judged(x)
-        empty = lambda leaf: jnp.zeros_like(leaf, shape=(self.queries + 1, *leaf.shape)).at[0].set(leaf)
-        # NaN: nothing is better than it, so that the first finite value may be
-        value = jnp.where(jnp.isnan(value), -jnp.inf, value)
-        first = _State(jnp.int32(1), x, value, held | ~problem.attacked, jax.tree.map(empty, steps))
+        value = problem.losses(problem.clean)
+        steps = problem.observed(problem.clean, value, jnp.zeros_like(value, bool))
+        empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(self.queries + 1, *leaf.shape)), steps)
+        begin = _State(jnp.int32(0), start, jnp.zeros_like(value), jnp.zeros_like(value, bool), empty)
         going = lambda state: (state.number <= self.queries) & ~jnp.all(state.done)
-        state = jax.lax.while_loop(going, query, first)
+        state = jax.lax.while_loop(going, query, begin)
         rows = jnp.arange(self.queries + 1)[:, None] < state.number
         fill = lambda leaf: jnp.where(rows, leaf, leaf[state.number - 1][None])
         return Found(state.x, jax.tree.map(fill, state.records))

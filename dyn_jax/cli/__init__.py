@@ -16,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 when it worked; 2 with one plain line on standard error for bad input; 130 after Ctrl-C; 141 where what reads
       the output has gone (``dyn-jax list | head -1``), without a word.
     """
+    if argv is None:  # the process is the command's own; what calls `main` from Python sets JAX itself
+        keep_programs()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["convert"]:
         from weights_convert.__main__ import main as convert
@@ -36,6 +38,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dyn-jax: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def keep_programs() -> None:
+    """Compiled programs are kept for the next command, in ``$XDG_CACHE_HOME/dyn_jax/compiled`` (below ``~/.cache``).
+
+    JAX's own variables go first: ``JAX_COMPILATION_CACHE_DIR`` names another folder,
+    ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing. A folder that cannot be made: nothing is kept.
+    """
+    import jax
+
+    given, wanted = (
+        getattr(jax.config, f"jax_{name}") for name in ("compilation_cache_dir", "enable_compilation_cache")
+    )
+    if given is not None or not wanted:
+        return
+    above = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(above, "dyn_jax", "compiled")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 TRAIN = """\

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dyn_jax import _validate
@@ -40,6 +41,11 @@ def block_plan(depths: tuple[int, ...], widths: tuple[int, ...], block: str, ste
             stride = 2 if stage > 0 and index == 0 else 1
             yield BlockSpec(stage, index, width, stride, features, width * expansion)
             features = width * expansion
+
+
+def runs(plan: Iterable[BlockSpec]) -> list[list[BlockSpec]]:
+    """The blocks in execution order, those of one stage that have one shape together."""
+    return [list(group) for _, group in itertools.groupby(plan, lambda spec: spec._replace(index=0))]
 
 
 def blocks_per_stage(depth: int, outside: int) -> int:

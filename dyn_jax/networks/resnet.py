@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax
 
 from dyn_jax import _validate, macs
-from dyn_jax.networks.blocks import block_plan, blocks_per_stage, imagenet_form
+from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form, runs
 from dyn_jax.nn import IMAGENET_MEAN_STD, Dense, Projection, add_relu, global_mean, normalize, pad_shortcut, stem
 from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn.repeat import scanned
 from dyn_jax.nn.residual import BRANCHES, branch_macs
 from dyn_jax.types import Occupancy, Output, Trace
 
@@ -26,6 +27,7 @@ class ResNet(nn.Module):
       shortcut: ``A`` (zero-padded identity) or ``B`` (1x1 projection) where the shape changes.
       normalization: (mean, std) per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
+      scan_from: runs of at least so many equal blocks are one loop, compiled once (not in training); None: none is.
     """
 
     depths: tuple[int, ...] = (5, 5, 5)
@@ -36,6 +38,7 @@ class ResNet(nn.Module):
     num_classes: int = 10
     normalization: MeanStd | None = IMAGENET_MEAN_STD
     winograd: bool = False
+    scan_from: int | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
@@ -44,21 +47,35 @@ class ResNet(nn.Module):
         images = _validate.images("images", images, 3)
         _validate.choice("shortcut", self.shortcut, ("A", "B"))
         x, cost = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
-        for spec in block_plan(self.depths, self.widths, self.block, self.widths[0]):
-            name = f"layer{spec.stage + 1}_{spec.index}"
-            identity = x
-            if spec.changes_shape and self.shortcut == "A":
-                identity = pad_shortcut(x, spec.out_features, spec.stride)
-            elif spec.changes_shape:
-                identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
-            branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, name=name)
-            x = add_relu(identity, branch(x, train))
-            positions = x.shape[1] * x.shape[2]
-            cost += branch_macs(branch, spec.in_features, positions)
-            if spec.changes_shape and self.shortcut == "B":
-                cost += macs.conv2d(1, spec.in_features, spec.out_features, positions)
+        for run in runs(block_plan(self.depths, self.widths, self.block, self.widths[0])):
+            if self.scan_from is None or len(run) < self.scan_from or train or self.is_initializing():
+                for spec in run:
+                    x, work = self._block(x, spec, train)
+                    cost += work
+                continue
+            spec = run[0]
+            branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, parent=None)
+            step = lambda x, v, branch=branch: (add_relu(x, branch.apply(v["branch"], x)), None)
+            x, _ = scanned(self, [{"branch": f"layer{s.stage + 1}_{s.index}"} for s in run], step, x)
+            cost += len(run) * branch_macs(branch, spec.in_features, x.shape[1] * x.shape[2])
         logits = Dense(self.num_classes, name="fc")(global_mean(x))
         return Output(logits, Trace((), cost + macs.dense(x.shape[-1], self.num_classes)))
+
+    def _block(self, x: jax.Array, spec: BlockSpec, train: bool) -> tuple[jax.Array, int]:
+        """The block's output and its multiply-adds."""
+        name = f"layer{spec.stage + 1}_{spec.index}"
+        identity = x
+        if spec.changes_shape and self.shortcut == "A":
+            identity = pad_shortcut(x, spec.out_features, spec.stride)
+        elif spec.changes_shape:
+            identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
+        branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, name=name)
+        x = add_relu(identity, branch(x, train))
+        positions = x.shape[1] * x.shape[2]
+        cost = branch_macs(branch, spec.in_features, positions)
+        if spec.changes_shape and self.shortcut == "B":
+            cost += macs.conv2d(1, spec.in_features, spec.out_features, positions)
+        return x, cost
 
 
 def cifar(depth: int, **fields: Any) -> ResNet:

@@ -9,7 +9,7 @@ import jax
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import FeedForwardGate, RecurrentGate
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
+from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form, runs
 from dyn_jax.nn import (
     CIFAR10_MEAN_STD,
     DIGITS_MEAN_STD,
@@ -22,6 +22,7 @@ from dyn_jax.nn import (
     window_mean,
 )
 from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn.repeat import scanned
 from dyn_jax.nn.residual import BRANCHES, branch_macs
 from dyn_jax.occupancy import bernoulli, hard, stochastic, straight_through
 from dyn_jax.types import Occupancy, Output, Tap, Trace, UnitTrace
@@ -43,6 +44,8 @@ class SkipNet(nn.Module):
       image_size: height and width the gates' pooling windows are made for.
       normalization: (mean, std) per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
+      scan_from: runs of at least so many equal blocks are one loop, compiled once; None: none is. Blocks with
+        recurrent gates only, and not where something is written or drawn: in training, under a random occupancy.
     """
 
     depths: tuple[int, ...] = (6, 6, 6)
@@ -55,6 +58,7 @@ class SkipNet(nn.Module):
     image_size: int = 32
     normalization: MeanStd | None = CIFAR10_MEAN_STD
     winograd: bool = False
+    scan_from: int | None = None
 
     gate_layers = ("control", "group*_gate*")  # patterns of the names of the layers that score
 
@@ -84,22 +88,55 @@ class SkipNet(nn.Module):
         carry = control.zero_carry(x) if control else None
         units = []
         score = None
-        for spec in plan:
-            name = f"group{spec.stage + 1}_layer{spec.index}"
-            x, o, cost, shortcut_macs = self._block(x, score, spec, name, occupancy, train)
-            if score is None or o is None:
-                static_macs += cost
-            else:
-                units.append(UnitTrace(score, o, cost, name=name, extras={"probability": jax.nn.sigmoid(score)}))
-            static_macs += shortcut_macs
-            last = spec is plan[-1]
-            x, gate_input = (x, x) if tap is None or last else tap(x, len(units))
-            carry, score, gate_macs = self._gate(gate_input, control, carry, spec, last, train)
-            static_macs += 0 if last else gate_macs
+        writes = train or self.is_initializing() or tap is not None or isinstance(occupancy, stochastic.Stochastic)
+        least = len(plan) if self.scan_from is None or writes else self.scan_from
+        # the first block has no score before it, the last one none behind it
+        for run in [plan[:1], *runs(plan[1:-1]), plan[1:][-1:]]:
+            if control is not None and len(run) >= least and run[0] is not plan[0] and run[0] is not plan[-1]:
+                (x, carry, score), more = self._scanned(run, (x, carry, score), occupancy)
+                units += more
+                static_macs += len(run) * control.macs(x.shape[-1])
+                continue
+            for spec in run:
+                name = f"group{spec.stage + 1}_layer{spec.index}"
+                x, o, cost, shortcut_macs = self._block(x, score, spec, name, occupancy, train)
+                if score is None or o is None:
+                    static_macs += cost
+                else:
+                    units.append(_unit(score, o, cost, name))
+                static_macs += shortcut_macs
+                last = spec is plan[-1]
+                x, gate_input = (x, x) if tap is None or last else tap(x, len(units))
+                carry, score, gate_macs = self._gate(gate_input, control, carry, spec, last, train)
+                static_macs += 0 if last else gate_macs
         pooled = window_mean(x, self._window(len(self.depths) - 1))
         logits = Dense(self.num_classes, name="fc")(pooled)
         static_macs += macs.dense(pooled.shape[-1], self.num_classes)
         return Output(logits, Trace(tuple(units), static_macs))
+
+    def _scanned(self, run: list[BlockSpec], begin: tuple, occupancy: Occupancy) -> tuple[tuple, list[UnitTrace]]:
+        """Equal blocks with recurrent gates in one loop: (features, carry, score) behind them, and their units."""
+        branch = BRANCHES[self.block](run[0].width, run[0].stride, self.winograd, parent=None)
+        control = RecurrentGate(parent=None)
+        shared = {"params": self.variables["params"]["control"]}
+        embed = Dense(control.hidden, parent=None)
+        window = self._window(run[0].stage)
+
+        def step(state: tuple, v: Any) -> tuple[tuple, tuple]:
+            x, carry, score = state
+            out = add_relu(x, branch.apply(v["branch"], x))
+            o = occupancy(score)
+            weight = o.reshape(-1, 1, 1, 1)
+            x = weight * out + (1 - weight) * x
+            embedding = embed.apply(v["gate"], window_mean(x, window))
+            carry, following = control.apply(shared, carry, embedding)  # pyright: ignore[reportAssignmentType]
+            return (x, carry, following), (score, o)
+
+        at = lambda spec, what: f"group{spec.stage + 1}_{what}{spec.index}"
+        layers = [{"branch": at(spec, "layer"), "gate": at(spec, "gate")} for spec in run]
+        state, left = scanned(self, layers, step, begin)
+        cost = branch_macs(branch, run[0].in_features, state[0].shape[1] * state[0].shape[2])
+        return state, [_unit(score, o, cost, names["branch"]) for (score, o), names in zip(left, layers)]
 
     def _block(
         self,
@@ -154,6 +191,10 @@ class SkipNet(nn.Module):
 
     def _window(self, stage: int) -> int:
         return self.image_size // (2**stage if self.stem == "cifar" else 4 * 2**stage)
+
+
+def _unit(score: jax.Array, o: jax.Array, cost: int, name: str) -> UnitTrace:
+    return UnitTrace(score, o, cost, name=name, extras={"probability": jax.nn.sigmoid(score)})
 
 
 def _training_occupancy(policy: str) -> Occupancy:

@@ -54,6 +54,48 @@ def test_list_prints_every_name(capsys):
     assert "skipnet-rl-rnn-110-cifar10" in capsys.readouterr().out.split()
 
 
+KEEPING = """
+import sys
+from dyn_jax import cli
+sys.argv = ["dyn-jax", "list"]
+cli.main()
+import jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x + 1)(1.0).block_until_ready()
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize(
+    "variables, kept",
+    [
+        ({}, "home/dyn_jax/compiled"),
+        ({"JAX_COMPILATION_CACHE_DIR": "other"}, "other"),
+        ({"JAX_ENABLE_COMPILATION_CACHE": "false"}, None),
+        ({"XDG_CACHE_HOME": os.devnull}, None),
+    ],
+)
+def test_command_keeps_compiled_programs(tmp_path, variables, kept):
+    clean = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
+    environment = {**clean, "XDG_CACHE_HOME": "home", **variables}
+    environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(dyn_jax.__file__))
+    done = subprocess.run(
+        [sys.executable, "-c", KEEPING], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == str(kept)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert bool(files) == (kept is not None)
+    assert all(path.is_relative_to(tmp_path / str(kept)) for path in files)
+
+
+def test_main_called_from_python_leaves_jax_alone(capsys):
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    assert cli.main(["list"]) == 0
+    assert jax.config.jax_compilation_cache_dir == before
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["--version"])

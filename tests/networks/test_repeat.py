@@ -1,0 +1,80 @@
+"""Equal blocks in one loop: the same answers, traces and gradients as one after the other, and smaller programs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dyn_jax import networks, occupancy
+from dyn_jax.networks import resnet, skipnet
+
+SMALL = {"widths": (4, 8, 8), "num_classes": 3}
+NETWORKS = {
+    "resnet": lambda n, **f: resnet.ResNet(depths=(n, n, n), **SMALL, **f),
+    "resnet-b": lambda n, **f: resnet.ResNet(depths=(n, n, n), shortcut="B", block="bottleneck", **SMALL, **f),
+    "skipnet": lambda n, **f: skipnet.SkipNet(depths=(n, n, n), image_size=8, **SMALL, **f),
+}
+SIZE = {"resnet": 8, "resnet-b": 8, "skipnet": 8}
+
+
+def made(name, blocks):
+    images = np.random.default_rng(0).random((2, SIZE[name], SIZE[name], 3), np.float32)
+    plain, looped = (NETWORKS[name](blocks, scan_from=least) for least in (None, 2))
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), images)
+    rng = np.random.default_rng(1)
+    draw = lambda leaf: np.abs(0.5 + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
+    signed = lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
+    variables = {kind: jax.tree.map(draw if kind == "batch_stats" else signed, tree) for kind, tree in shapes.items()}
+    return plain, looped, variables, images
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("how", [occupancy.hard(), occupancy.sigmoid(3.0)])
+def test_looped_equals_unrolled(name, how):
+    plain, looped, variables, images = made(name, 4)
+
+    def of(net):
+        def total(x):
+            output = net.apply(variables, x, occupancy=how)
+            scores = sum((jnp.sum(unit.occupancy * unit.macs) for unit in output.trace.units), start=0.0)
+            return jnp.sum(output.logits[:, 0]) + 1e-4 * scores, output
+
+        return jax.jit(jax.grad(total, has_aux=True))(images)
+
+    (g, a), (h, b) = of(plain), of(looped)
+    assert jax.tree.structure(a) == jax.tree.structure(b)  # names, static multiply-adds, dense prices
+    for one, other in zip(jax.tree.leaves((g, a)), jax.tree.leaves((h, b))):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(one).max())))
+    assert float(np.abs(g).max()) > 0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_variables_know_nothing_of_the_loop(name):
+    plain, looped, _, images = made(name, 3)
+    shapes = [jax.eval_shape(net.init, jax.random.key(0), images) for net in (plain, looped)]
+    assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_programs_grow_with_different_blocks(name):
+    def convolutions(net, variables, images):
+        program = jax.jit(lambda v, x: net.apply(v, x).logits).lower(variables, images).as_text(debug_info=False)
+        return program.count("stablehlo.convolution") + program.count("call @grouped_pixels_conv")
+
+    few, many = made(name, 4), made(name, 8)
+    assert convolutions(few[1], *few[2:]) == convolutions(many[1], *many[2:])
+    assert convolutions(few[0], *few[2:]) < convolutions(many[0], *many[2:])
+
+
+def test_training_and_random_gates_stay_unrolled():
+    _, looped, variables, images = made("skipnet", 3)
+    output, moved = looped.apply(
+        variables, images, train=True, mutable=["batch_stats"], rngs={"gate": jax.random.key(0)}
+    )
+    assert np.isfinite(output.logits).all()
+    before, after = (tree["group1_layer1"]["bn1"]["mean"] for tree in (variables["batch_stats"], moved["batch_stats"]))
+    assert not np.array_equal(before, after)
+
+
+def test_registry_passes_the_choice_on():
+    assert networks.create("resnet-20-cifar10", scan_from=2).scan_from == 2
