@@ -125,10 +125,10 @@ def _works(objective: objectives.Objective, output: Output) -> str | None:
 Search = Callable[[Victim, argparse.Namespace], Any]
 
 
-def _of(attack: attacks.Attack) -> Callable[[Victim, jax.Array], jax.Array]:
+def _of(attack: attacks.Attack) -> Callable[[Victim, Any], jax.Array]:
     """Images after an attack on all of them, by what the network itself says."""
 
-    def run(victim: Victim, x: jax.Array) -> jax.Array:
+    def run(victim: Victim, x: Any) -> jax.Array:
         return jax.jit(lambda x: attack(victim.forward, x, key=jax.random.key(0)).adversarial)(x)
 
     return run
@@ -246,7 +246,7 @@ def victims(how: argparse.Namespace) -> dict[str, Callable[[], Victim]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--data", metavar="FOLDER", help="of cifar10_{lossless,jpeg}_{train,test}.npz")
     parser.add_argument("--checkpoints", metavar="FOLDER", help="of the published static ResNets and RDI-ResNet-38")
     parser.add_argument("--networks", nargs="*", default=None, help="default: all there are, of images and points")

@@ -238,18 +238,3 @@ def test_the_worst_exit(network, golden, norm):
     assert off(result.adversarial, nhwc(arrays[f"{norm}/PGD_max/step5"])) <= 0.03
     sums = arrays[f"{norm}/PGD_max/sum_loss"]
     np.testing.assert_allclose(result.loss, sums[np.arange(4), arrays[f"{norm}/PGD_max/chosen"]], rtol=1e-2)
-
-
-def test_all_visits_of_the_universal_deepfool(network, golden):
-    arrays, forward = golden("deepsloth_uap"), network("rdi")
-    passes, eps = int(arrays["max_uiter"]), float(arrays["max_norm"])
-    settings = {"passes": passes, "fooled": float(arrays["min_fool"]), "overshoot": float(arrays["overshoot"])}
-    run = quick_jit(
-        lambda x: attacks.released.deepsloth.uap(forward, x, eps=eps, steps=int(arrays["max_diter"]), **settings)
-    )
-    found = run(floats(arrays["x_uint8"]))
-    np.testing.assert_array_equal(found.visits, arrays["visits"])
-    accepted = np.asarray(found.visits)[:, 1] < int(arrays["max_diter"]) - 1
-    np.testing.assert_allclose(found.after[accepted], nhwc(arrays["uap_after"])[: accepted.sum()], atol=2e-3)
-    np.testing.assert_allclose(found.delta, nhwc(arrays["uap"]), atol=2e-3)
-    assert float(found.rate) == arrays["fool_rate"]
