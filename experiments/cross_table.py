@@ -141,7 +141,7 @@ def _noise(victim: Victim, eps: float) -> jax.Array:
 def _patched(method: str) -> Search:
     def search(victim: Victim, how: argparse.Namespace) -> jax.Array:
         patch = patch_of(victim.net, victim.forward, victim.held, PATCH, method, how.steps, 0)
-        return attacks.paste_at(victim.x, patch)
+        return attacks.paste_at(jnp.asarray(victim.x), patch)
 
     return search
 
