@@ -89,7 +89,7 @@ class Victim:
             return attack(forward, x, y, start=start).adversarial
 
         self.step = step
-        self.weights = {name: np.float32([name == other for other in names]) for name in names}
+        self.weights = {name: np.array([name == other for other in names], np.float32) for name in names}
 
     def ascended(
         self, objective: str, eps: float, size: float, steps: int, gate: Leaded = FGM, *, drawn: float = 0.0, held=False
