@@ -47,7 +47,7 @@ def patch_of(
     batch = min(BATCH, len(images))
     attack = attacks.slowformer((size, size), steps, batch_size=batch, objective=objective(), mean_std=mean_std)
     run = jax.jit(lambda x, key: attack(forward, x, key=key).adversarial[0, :size, :size])
-    return run(images, key)
+    return run(images[: len(images) // batch * batch], key)
 
 
 def row(before: Output, after: Output, labels: np.ndarray) -> dict:

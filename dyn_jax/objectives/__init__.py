@@ -25,6 +25,7 @@ from dyn_jax.objectives.exits import sum_of_exits as sum_of_exits
 from dyn_jax.objectives.exits import unsure_exits as unsure_exits
 from dyn_jax.objectives.experts import expert_load as expert_load
 from dyn_jax.objectives.experts import other_experts as other_experts
+from dyn_jax.objectives.experts import router_target as router_target
 from dyn_jax.objectives.lovasz import lovasz as lovasz
 from dyn_jax.objectives.lovasz import lovasz_softmax as lovasz_softmax
 from dyn_jax.objectives.sparsity import activation_density as activation_density

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.objectives.answers import Objective
+from dyn_jax.objectives.answers import Objective, cross_entropy
 from dyn_jax.types import Output, Trace
 
 
@@ -53,5 +53,40 @@ def other_experts() -> Objective:
             raise ValueError("targets: got some, expected None: an attack on the routes has no target class")
         sums = (jnp.sum(jnp.maximum(score, 0), axis=-1).reshape(len(score), -1) for score in _scores(output.trace))
         return -sum((jnp.mean(each, axis=1) for each in sums), start=jnp.zeros_like(output.logits[:, 0]))
+
+    return objective
+
+
+def router_target(experts: int | None = None) -> Objective:
+    """Cross-entropy of the router's logits against expert ``label mod experts``, of routers that choose once an image.
+
+    Robust-MoE-CNN trains its router on it; ascended, it misleads a router that was.
+
+    Args:
+      experts: E; default all that the router has.
+
+    Raises:
+      TypeError, ValueError: no integer in [2, experts]; when called, no units of experts, units that choose for every
+        token, or targets.
+
+    Source: Zhang et al. 2023, section 4, and its released code (there with weight 6 beside the cross-entropy).
+    """
+    if experts is not None:
+        _validate.positive_int("experts", experts, 2)
+
+    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+        if targets is not None:
+            raise ValueError("targets: got some, expected None: an attack on the router has its own target")
+        _scores(output.trace)
+        total = jnp.zeros_like(output.logits[:, 0])
+        for logits in (unit.extras["logits"] for unit in output.trace.units if "kept" in unit.extras):
+            if logits.ndim != 2:
+                raise ValueError(
+                    f"forward: got a router's logits {logits.shape}, expected [batch, expert]: one an image"
+                )
+            if experts is not None and experts > logits.shape[1]:
+                raise ValueError(f"experts: got {experts}, expected at most {logits.shape[1]}, the router's")
+            total += cross_entropy(Output(logits), labels % (experts or logits.shape[1]), None)
+        return total
 
     return objective

@@ -72,6 +72,29 @@ def usage_parts(trace: Trace, token_threshold: float = 0.6) -> Parts:
     return Parts(head, layer, Part(jnp.concatenate([first, token.on], axis=-1), token.logit + shift))
 
 
+class Terms(NamedTuple):
+    """The three parts of the loss, a scalar each."""
+
+    head: jax.Array
+    layer: jax.Array
+    token: jax.Array
+
+
+def usage_terms(trace: Trace, usage: Usage = Usage(), token_threshold: float = 0.6) -> Terms:
+    """``head``, ``layer`` and ``token`` of `usage_loss`, which also says what the arguments are."""
+    head, layer, token = usage_parts(trace, token_threshold)
+    t = usage.target
+    runs = jax.lax.stop_gradient((jnp.sum(layer.on, axis=-1, keepdims=True) > 0.5).astype(head.on.dtype))
+    runs = jnp.broadcast_to(runs, head.on.shape)
+    mean = lambda axis: jnp.sum(head.on * runs, axis) / (jnp.sum(runs, axis) + 1e-6)
+    own = _distance(mean(None), t) + usage.diverse * jnp.mean(_distance(mean(0), t))
+    heads = own + usage.entropy * jnp.mean(_entropy(head.logit))
+    own = _distance(jnp.mean(layer.on), t) + usage.diverse * jnp.mean(_distance(jnp.mean(layer.on, (0, 2)), t))
+    layers = own + usage.entropy * jnp.mean(_entropy(layer.logit))
+    few = jax.nn.relu(usage.minimal - jnp.mean(token.on, axis=-1))
+    return Terms(heads, layers, (jnp.mean(token.on) - t) ** 2 + jnp.sum(few))
+
+
 def usage_loss(output: Output, labels: jax.Array, usage: Usage = Usage(), token_threshold: float = 0.6) -> jax.Array:
     """``cross-entropy + weight (head + layer + token)``.
 
@@ -88,18 +111,8 @@ def usage_loss(output: Output, labels: jax.Array, usage: Usage = Usage(), token_
 
     Source: AdaViT section 3.3; the diverse, entropy and minimal terms are the released code's.
     """
-    head, layer, token = usage_parts(output.trace, token_threshold)
-    t = usage.target
-    runs = jax.lax.stop_gradient((jnp.sum(layer.on, axis=-1, keepdims=True) > 0.5).astype(head.on.dtype))
-    runs = jnp.broadcast_to(runs, head.on.shape)
-    mean = lambda axis: jnp.sum(head.on * runs, axis) / (jnp.sum(runs, axis) + 1e-6)
-    own = _distance(mean(None), t) + usage.diverse * jnp.mean(_distance(mean(0), t))
-    heads = own + usage.entropy * jnp.mean(_entropy(head.logit))
-    own = _distance(jnp.mean(layer.on), t) + usage.diverse * jnp.mean(_distance(jnp.mean(layer.on, (0, 2)), t))
-    layers = own + usage.entropy * jnp.mean(_entropy(layer.logit))
-    few = jax.nn.relu(usage.minimal - jnp.mean(token.on, axis=-1))
-    tokens = (jnp.mean(token.on) - t) ** 2 + jnp.sum(few)
-    return mean_cross_entropy(output, labels) + usage.weight * (heads + layers + tokens)
+    terms = usage_terms(output.trace, usage, token_threshold)
+    return mean_cross_entropy(output, labels) + usage.weight * (terms.head + terms.layer + terms.token)
 
 
 def _distance(mean: jax.Array, target: float) -> jax.Array:

@@ -55,14 +55,21 @@ def test_the_released_steps_in_double_precision(run, part, prior):
         np.testing.assert_allclose(used, arrays[f"{part}patch_used"], atol=1e-9)
         np.testing.assert_allclose(-record.objective, arrays[f"{part}loss"], rtol=1e-9)
         np.testing.assert_allclose(search.pasted(patch), arrays[f"{part}patch_final"], atol=1e-9)
+        if not part:
+            np.testing.assert_allclose(patch, arrays["patch_step"][-1], atol=1e-9)
+            np.testing.assert_allclose(
+                search.pasted(jnp.asarray(arrays["patch_raw"])), arrays["patch_init"], atol=1e-12
+            )
 
 
-def test_the_gradient_at_the_released_patch(run):
+@pytest.mark.parametrize("part", ["", "noprior/"])
+def test_the_gradient_at_the_released_patch(run, part):
     arrays, facts, net, variables, batches = run
-    search = search_of(facts, facts["alpha"], 1)
+    search = search_of(facts, 0.0 if part else facts["alpha"], 1)
     labels = jnp.zeros(len(batches[0]), jnp.int32)
     gradient = quick_jit(lambda x, p: search.gradient(lambda x: net.apply(variables, x), x, labels, p))
-    for batch, used, wanted, loss in zip(batches, arrays["patch_used"], arrays["grad"], arrays["loss"]):
+    expected = (arrays[f"{part}{key}"] for key in ("patch_used", "grad", "loss"))
+    for batch, used, wanted, loss in zip(batches, *expected):
         value, got = gradient(jnp.asarray(batch, jnp.float32), jnp.asarray(used, jnp.float32))
         assert np.linalg.norm(-got - wanted) / np.linalg.norm(wanted) < 1e-4
         np.testing.assert_allclose(-value, loss, rtol=1e-5)
@@ -70,13 +77,25 @@ def test_the_gradient_at_the_released_patch(run):
 
 def test_counters_and_the_drift_of_the_release(run):
     arrays, facts, net, variables, batches = run
-    count = lambda x: gates.ponder_of_trace(net.apply(variables, x).trace)
-    final = jnp.asarray(arrays["patch_final"], jnp.float32)
-    search = search_of(facts, 0.0, 1)
-    layers = quick_jit(lambda x: next(iter(count(x).values())).units)
+    final, without = (jnp.asarray(arrays[f"{part}patch_final"], jnp.float32) for part in ("", "noprior/"))
+    search, target = search_of(facts, 0.0, 1), gates.prior_target(facts["depth"], facts["target_depth"])
+
+    @quick_jit
+    def measured(x):
+        trace = net.apply(variables, x).trace
+        (cost,) = gates.ponder_of_trace(trace).values()
+        return cost, gates.halting_prior(jnp.mean(gates.halting_of_trace(trace)[1:], (0, 2)), target)
+
     for number, batch in enumerate(jnp.asarray(batches, jnp.float32)):
-        np.testing.assert_array_equal(layers(batch), arrays["counter_clean"][number])
-        np.testing.assert_array_equal(layers(paste_at(batch, search.pixels(final))), arrays["counter_final"][number])
+        np.testing.assert_array_equal(measured(batch)[0].units, arrays["counter_clean"][number])
+        for patch, part in ((final, ""), (without, "noprior/")):
+            layers = measured(paste_at(batch, search.pixels(patch)))[0].units
+            np.testing.assert_array_equal(layers, arrays[f"{part}counter_final"][number])
+        used = jnp.asarray(arrays["patch_used"][number], jnp.float32)
+        cost, prior = measured(paste_at(batch, search.pixels(used)))
+        np.testing.assert_array_equal(cost.units, arrays["counter"][number])
+        np.testing.assert_allclose(cost.cost, arrays["rho"][number], atol=1e-5)
+        np.testing.assert_allclose(prior, arrays["kl"][number], rtol=1e-5)
     with jax.enable_x64(True):
         patch, changed = jnp.asarray(arrays["patch_final"]), []
         for _ in range(5):

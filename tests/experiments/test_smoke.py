@@ -31,7 +31,7 @@ from dyn_jax.networks.sdn import SDN
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import voxel
 from dyn_jax.training import embedded, loop
-from experiments import _record, early_exit_rq4_early_attack, energy_other_networks, gradauto_table2
+from experiments import _record, cross_table, early_exit_rq4_early_attack, energy_other_networks, gradauto_table2
 from experiments.cifar_fgm_lgm import Setting
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # means over the none that a tiny attack fools
@@ -97,6 +97,19 @@ CASES = {
             "small": lambda data: data,
             "SIZES": {},
             "JUDGE_STEPS": 1,
+        },
+    ),
+    "experiments.cross_table": Case(
+        "--networks sact-digits minkfcnn-objects --images 2 --steps 1",
+        constants={
+            "ANSWERS": {"FGSM": (1, 0.0)},
+            "BASELINES": {},
+            "ENERGY": {name: cross_table.ENERGY[name] for name in ("slowdown 8/255", "DeepSloth 8/255")},
+            "CANDIDATES": cross_table.CANDIDATES[:1],
+            "experiments._cross_points.OBJECT_POINTS": 32,
+            "experiments._cross_points.OBJECTS": 2,
+            "experiments._cross_points.STEPS": 1,
+            "experiments._cross_points.ENERGY": {},
         },
     ),
     "experiments.deepsloth_efficacy": Case("--data {} --examples 2 --steps 1"),
@@ -212,7 +225,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("experiments._early_exit.fit", fit)
     made = lambda name, state: variables_of(tiny(name) if isinstance(name, str) else name)
     monkeypatch.setattr(weights_convert, "convert", made)
-    for name in ("autoattack_reference", "lgm_table1_static", "rdi_defended"):
+    for name in ("autoattack_reference", "cross_table", "lgm_table1_static", "rdi_defended"):
         monkeypatch.setattr(f"experiments.{name}.read_state_dict", lambda path: {})
     monkeypatch.setattr(_record, "RESULTS", None)  # nothing may be written beside the committed records
     with jax.debug_nans(False):

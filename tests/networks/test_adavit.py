@@ -11,7 +11,7 @@ import weights_convert
 from dyn_jax import metrics, occupancy
 from dyn_jax.networks import adavit
 from dyn_jax.networks.adavit import AdaViT
-from dyn_jax.training.adavit import USE, usage_loss, usage_parts
+from dyn_jax.training.adavit import USE, Usage, usage_loss, usage_parts, usage_terms
 
 FILES = ("adavit_w48_d4",)
 TINY = AdaViT(image_size=8, patch=4, width=8, depth=2, heads=2, num_classes=3)
@@ -106,6 +106,13 @@ def test_losses_and_their_gradients(run, name):
         np.testing.assert_allclose(values[name], arrays[key.format("loss")], rtol=1e-5)
     expected = nhwc(arrays[key.format("grad")]) / np.asarray(facts["std"], np.float32).reshape(1, 1, 1, -1)
     assert relative(gradients[name], expected) < 1e-4
+
+
+@pytest.mark.parametrize("prefix, usage", [("", Usage()), ("slow_", USE)])
+def test_the_parts_of_the_loss(run, prefix, usage):
+    tag, arrays, _, output, *_ = run
+    for name, value in usage_terms(output.trace, usage)._asdict().items():
+        np.testing.assert_allclose(value, arrays[f"{prefix}{tag}/{name}_loss"], rtol=1e-5)
 
 
 def test_multiply_adds_by_hand(run):

@@ -77,6 +77,27 @@ def test_logits_masks_and_halting(run):
     np.testing.assert_allclose(cost.cost, arrays["rho_token"], atol=1e-5)
 
 
+def test_the_share_of_halting_by_layer(run):
+    """As the released prior has it: without the first image, all tokens."""
+    arrays, _, _, output, *_ = run
+    mean = np.asarray(gates.halting_of_trace(output.trace))[1:].mean((0, 2))
+    np.testing.assert_allclose(mean, arrays["halting_score_layer"], atol=1e-6)
+    np.testing.assert_allclose(mean / mean.sum(), arrays["distr"], atol=1e-6)
+    margin = min(float(jnp.min(jnp.where(jnp.isfinite(u.score), jnp.abs(u.score), 1))) for u in output.trace.units)
+    np.testing.assert_allclose(margin, arrays["min_margin"], rtol=1e-2)
+
+
+def test_what_every_block_gives(run):
+    """Of image 0, halted tokens too: nobody reads them."""
+    arrays, _, net, *_ = run
+    variables = weights_convert.convert(net, {k[3:]: v for k, v in arrays.items() if k.startswith("sd/")})
+    seen = lambda module, _: isinstance(module, avit.Block)
+    apply = lambda x: net.apply(variables, x, capture_intermediates=seen, mutable=["intermediates"])[1]
+    kept = quick_jit(apply)(nhwc(arrays["xn"]))["intermediates"]
+    for layer, expected in enumerate(arrays["layer_out0"]):
+        np.testing.assert_allclose(kept[f"blocks_{layer}"]["__call__"][0][0], expected, atol=2e-5)
+
+
 def test_losses_and_their_gradients(run):
     arrays, _, _, _, values, gradients, _ = run
     for name, value in values.items():

@@ -105,6 +105,10 @@ def test_vmoe_logits_routes_and_gradient(vmoe, float64, routing, prefix):
         output = net.clone(routing=routing).apply(variables, x)
         return entropy(output, labels), output
 
+    if not prefix:
+        limit = experts.capacity(meta["n"] * output_tokens(meta) // meta["groups"], meta["K"], meta["E"], meta["cf"])
+        assert [limit] * len(meta["moe"]) == [arrays[f"capacity/{layer}"] for layer in meta["moe"]]
+
     gradient, output = run(images_of(arrays))
     np.testing.assert_allclose(output.logits, arrays[f"{prefix}logits"], atol=1e-12)
     expected = arrays[f"{prefix}grad_ce"]  # by images in [-1, 1]
@@ -115,12 +119,48 @@ def test_vmoe_logits_routes_and_gradient(vmoe, float64, routing, prefix):
         np.testing.assert_allclose(weight.reshape(combine.shape), combine, atol=1e-12)
         if prefix:
             continue
-        np.testing.assert_array_equal((unit.occupancy * unit.extras["kept"]).reshape(combine.shape) > 0, combine > 0)
+        dispatched = (unit.occupancy * unit.extras["kept"]).reshape(combine.shape) > 0
+        np.testing.assert_array_equal(dispatched, arrays[f"dispatch/{layer}"])
+        np.testing.assert_allclose(
+            unit.extras["logits"].reshape(combine.shape), arrays[f"router_logits/{layer}"], atol=1e-12
+        )
         dropped = jnp.sum(unit.occupancy * (1 - unit.extras["kept"]))
         assert int(dropped) == arrays[f"dropped/{layer}"] and unit.name == f"encoderblock_{layer}"
         balance = experts.balance_losses(unit.extras["weight"].reshape(meta["groups"], -1, meta["E"]))
         np.testing.assert_allclose(balance.importance, arrays[f"importance_loss/{layer}"], rtol=1e-12)
         np.testing.assert_allclose(balance.gshard, arrays[f"gshard_loss/{layer}"], rtol=1e-6)
+
+
+def output_tokens(meta):
+    return (meta["size"] // meta["patch"]) ** 2 + 1
+
+
+def test_vmoe_auxiliary_losses_and_what_the_mixtures_give(vmoe, float64):
+    """The released loss has 0.005 of the importance; a group's losses are averaged."""
+    arrays, meta, net, variables = vmoe
+    variables, labels = double(variables), jnp.asarray(arrays["labels"], jnp.int32)
+    mixture = lambda module, _: type(module).__name__ == "Moe"
+
+    def losses(x):
+        output, kept = net.apply(variables, x, capture_intermediates=mixture, mutable=["intermediates"])
+        groups = [unit.extras["weight"].reshape(meta["groups"], -1, meta["E"]) for unit in output.trace.units]
+        balance = [experts.balance_losses(p) for p in groups]
+        aux = 0.005 * jnp.stack([b.importance for b in balance])
+        values = {"aux": jnp.mean(jnp.sum(aux, axis=0)), "gshard": jnp.mean(sum(b.gshard for b in balance))}
+        values["ce_aux"] = entropy(output, labels) + values["aux"]
+        return values, (aux, kept["intermediates"])
+
+    values, pull, (aux, kept) = quick_jit(lambda x: jax.vjp(losses, x, has_aux=True))(images_of(arrays))
+    for each, layer in zip(aux, meta["moe"]):
+        np.testing.assert_allclose(each, arrays[f"auxiliary_loss/{layer}"], rtol=1e-6)
+        ((out, _),) = kept["Encoder"][f"encoderblock_{layer}"]["Moe"]["__call__"]
+        np.testing.assert_allclose(out[:1], arrays[f"moe_out/{layer}"], atol=1e-12)
+    np.testing.assert_allclose(aux.sum(0), arrays["auxiliary_loss"], rtol=1e-6)
+    np.testing.assert_allclose(values["ce_aux"], arrays["loss_ce_aux"], rtol=1e-9)
+    for name in values:
+        gradient = pull({other: jnp.float64(name == other) for other in values})[0]
+        expected = arrays[f"grad_{name}"]  # by images in [-1, 1]
+        assert np.linalg.norm(gradient / 2 - expected) <= 1e-6 * np.linalg.norm(expected), name
 
 
 def test_vmoe_in_single_precision(vmoe):
@@ -149,6 +189,24 @@ def test_vmoe_attack_and_its_routes(vmoe, float64):
     iou = metrics.expert_iou(result.trace_clean, result.trace_adversarial, dropped="none")
     expected = [arrays[f"state/sum_iou/{layer}"] / meta["n"] for layer in meta["moe"]]
     np.testing.assert_allclose(iou, expected, rtol=1e-6)
+    logits = (result.logits_clean, result.logits_adversarial)
+    said = np.stack([jnp.argmax(z, axis=1) for z in logits])
+    losses = np.stack([-jnp.take_along_axis(jax.nn.log_softmax(z), labels[:, None], 1)[:, 0] for z in logits])
+    np.testing.assert_array_equal(said, arrays["pred"])
+    np.testing.assert_allclose(losses, arrays["loss_each"], rtol=1e-9)
+    np.testing.assert_allclose(losses.sum(1), arrays["state/sum_loss"], rtol=1e-9)
+    assert (said[0] != said[1]).sum() == arrays["state/num_changes"]
+    np.testing.assert_array_equal((said == np.asarray(labels)).sum(1), arrays["state/num_correct"])
+    every = []  # with the 'indices' dispatcher what found no room counts as chosen
+    for trace in (result.trace_clean, result.trace_adversarial):
+        units = [u.replace(extras={**u.extras, "kept": jnp.ones_like(u.score)}) for u in trace.units]
+        every.append(trace.replace(units=tuple(units)))
+    expected = [arrays[f"indices/sum_iou/{layer}"] / meta["n"] for layer in meta["moe"]]
+    np.testing.assert_allclose(metrics.expert_iou(*every), expected, rtol=1e-6)
+    np.testing.assert_allclose(result.logits_clean, arrays["logits_indices"], atol=1e-12)
+    for unit, layer in zip(result.trace_adversarial.units, meta["moe"]):
+        weight = unit.extras["weight"] * unit.occupancy * unit.extras["kept"]
+        np.testing.assert_allclose(weight, arrays[f"combine_adv/{layer}"].reshape(weight.shape), atol=1e-9)
     unchanged = metrics.expert_iou(result.trace_clean, result.trace_clean, dropped="none")
     assert (unchanged < 1).all()  # the released rule: dropped tokens count 0
     np.testing.assert_array_equal(metrics.expert_iou(result.trace_clean, result.trace_clean), 1)
@@ -157,31 +215,71 @@ def test_vmoe_attack_and_its_routes(vmoe, float64):
 # --- Robust-MoE-CNN against the authors' code
 
 
-@pytest.mark.parametrize("kind", ["grad_ce", "grad_ce_fixed"])
-def test_moe_resnet(golden, float64, kind):
+@pytest.fixture(scope="module")
+def moe_resnet(golden):
     arrays = golden("advmoe_resnet_e2")
     meta = json.loads(str(arrays["meta"]))
     sizes = {"depths": tuple(meta["blocks"]), "experts": meta["E"], "router": (tuple(meta["rb"]), (16, 32, 64))}
     net = moe.cifar(ratio=meta["ratio"], bar="fixed", **sizes)
     state = {key[3:]: value for key, value in arrays.items() if key.startswith("sd/")}
     repeated = {f"layer1.0.conv1.{key}": value for key, value in state.items() if key.startswith("router.")}
-    variables = double(weights_convert.convert(net, state | repeated))
-    labels = jnp.asarray(arrays["labels"], jnp.int32)
-    how = occupancy.hard() if kind == "grad_ce_fixed" else moe.released_choice
+    return arrays, meta, net, weights_convert.convert(net, state | repeated)
+
+
+def test_moe_resnet(moe_resnet, float64):
+    """Cross-entropy with the released choice and with a fixed one, the router's own loss, what the last layer reads."""
+    arrays, meta, net, variables = moe_resnet
+    variables, labels = double(variables), jnp.asarray(arrays["labels"], jnp.int32)
+    target = objectives.router_target()
 
     @quick_jit
-    @partial(jax.grad, has_aux=True)
     def run(x):
-        output = net.apply(variables, x, occupancy=how)
-        return entropy(output, labels), output
+        def losses(x, how, scores):
+            bent = lambda score: how(score) + scores * (score >= 0)  # its derivative is that of a chosen score
+            output = net.apply(variables, x, occupancy=bent)
+            return {"ce": entropy(output, labels), "router": jnp.mean(target(output, labels))}, output
 
-    gradient, output = run(images_of(arrays))
+        zero = jnp.zeros((len(labels), meta["E"]))
+        values, pull, output = jax.vjp(lambda x, s: losses(x, moe.released_choice, s), x, zero, has_aux=True)
+        fixed = jax.grad(lambda x: losses(x, occupancy.hard(), zero)[0]["ce"])(x)
+        one = lambda name: pull({key: jnp.float64(key == name) for key in values})
+        return (
+            values,
+            output,
+            {"grad_ce_fixed": fixed, "grad_ce": one("ce")[0], "grad_router": one("router")[0]},
+            one("ce")[1],
+        )
+
+    values, output, gradients, by_scores = run(images_of(arrays))
     unit = output.trace.units[0]
     np.testing.assert_allclose(output.logits, arrays["logits"], atol=1e-12)
+    np.testing.assert_array_equal(jnp.argmax(output.logits, axis=1), arrays["pred"])
+    head = variables["params"]["linear"]
+    np.testing.assert_allclose(arrays["feat"] @ head["kernel"] + head["bias"][None], output.logits, atol=1e-12)
     np.testing.assert_allclose(unit.extras["logits"], arrays["scores"], atol=1e-12)
     np.testing.assert_array_equal(jnp.argmax(unit.occupancy, axis=1), arrays["expert"])
-    expected = np.moveaxis(arrays[kind], 1, -1)
-    assert np.linalg.norm(gradient - expected) <= 1e-11 * np.linalg.norm(expected)
+    np.testing.assert_allclose(by_scores, arrays["grad_scores"], atol=1e-12)
+    np.testing.assert_allclose([values["ce"], values["router"]], [arrays["loss_ce"], arrays["loss_router"]], rtol=1e-12)
+    for name, gradient in gradients.items():
+        expected = np.moveaxis(arrays[name], 1, -1)
+        assert np.linalg.norm(gradient - expected) <= 1e-11 * np.linalg.norm(expected), name
+
+
+def test_moe_resnet_under_attack(moe_resnet, float64):
+    arrays, meta, net, variables = moe_resnet
+    images, labels = images_of(arrays), jnp.asarray(arrays["labels"], jnp.int32)
+    forward = partial(net.apply, double(variables), occupancy=moe.released_choice)
+    start = images + meta["eps"] * jnp.asarray(np.moveaxis(arrays["pgd_noise"], 1, -1), jnp.float64)
+    states = [np.moveaxis(step, 1, -1) for step in arrays["pgd"]]
+    attack = attacks.bim(meta["eps"], meta["step"], 1, attack_all=True)
+    run = quick_jit(lambda x, s: attack(forward, x, labels, start=s))
+    for expected in states:
+        found = run(images, start)
+        start = found.adversarial
+        np.testing.assert_allclose(start, expected, atol=1e-6)
+    np.testing.assert_allclose(found.logits_adversarial, arrays["adv_logits"], atol=1e-9)
+    got = found.trace_adversarial.units[0].extras["logits"]
+    np.testing.assert_allclose(got, arrays["adv_scores"], atol=1e-9)
 
 
 # --- the words: constant cost, another architecture
@@ -269,6 +367,13 @@ BAD = {
         "group_size: got 7, expected a divisor of the batch's 34 tokens",
     ),
     "no experts": (lambda: metrics.expert_load(tiny_forward(some_images(4, 1)).trace), "no units of experts"),
+    "router, tokens": (
+        lambda: objectives.router_target()(
+            small("vmoe")[0].apply(variables_of("vmoe"), some_images(16, 1)), jnp.zeros(1, jnp.int32)
+        ),
+        "got a router's logits",
+    ),
+    "router, experts": (lambda: objectives.router_target(1), "experts: got 1, expected at least 2"),
     "expert": (
         lambda: objectives.expert_load(9)(small("moe")[0].apply(variables_of("moe"), some_images(16, 1)), None),
         "expert: got 9, expected one of 4",
