@@ -14,7 +14,7 @@ from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import gumbel_sigmoid
 from dyn_jax.training.manidp import manidp_loss, threshold_hook
 from dyn_jax.training.ponder import ponder_loss
-from dyn_jax.training.recipe import SGD, Images, Progress, Recipe
+from dyn_jax.training.recipe import SGD, Images, Progress, Recipe, two_stages
 from dyn_jax.training.sdn import sdn_recipe
 from dyn_jax.training.sparsity import with_budget
 from dyn_jax.types import Output, Trace, Variables
@@ -122,7 +122,7 @@ def sact_recipe(*epochs: int, tau: float = 0.1, readiness: float = 2.0) -> Recip
       tau: price of a unit in the second stage.
       readiness: what is added between the stages to the logit of every halting score.
     """
-    first, second = epochs if len(epochs) == 2 else (*epochs, *epochs) or (22, 12)
+    first, second = two_stages(epochs, 22, 12)
     priced = lambda tau: lambda output, labels, progress: ponder_loss(output, labels, tau)
     before = Recipe(first, 128, SGD(0.03, 2e-4), priced(0.01), source=IMAGES)
     return Recipe(
@@ -159,7 +159,7 @@ def manidp_recipe(*epochs: int, target: float = 0.65, lasso: float = 5e-3, graph
       target: share of channels at the end.
       lasso, graph: see `manidp_loss`.
     """
-    first, second = epochs if len(epochs) == 2 else (*epochs, *epochs) or (5, 2)
+    first, second = two_stages(epochs, 5, 2)
     common = {"batch_size": 128, "loss": manidp_loss(lasso, graph), "source": IMAGES, "decay_gates": False}
     hook = threshold_hook(first, target)
     before = Recipe(first, optimizer=SGD(0.03), after_epoch=hook, measured=True, **common)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax.gates.halting import halting_prior, mean_halting, ponder_of_trace, prior_target
-from dyn_jax.training.recipe import SGD, AdamW, Images, Progress, Recipe, mean_cross_entropy
+from dyn_jax.training.recipe import SGD, AdamW, Images, Progress, Recipe, mean_cross_entropy, two_stages
 from dyn_jax.types import Output
 
 DEPTH = 6
@@ -69,10 +69,10 @@ def avit_recipe(*epochs: int, tau: float = 4e-3, alpha: float = 1e-3) -> Recipe:
     price of a layer, which shows in so short a run (at twenty times, all tokens halt at once and never come back).
 
     Args:
-      epochs: instead of 60 and 40.
+      epochs: of the two stages instead of 60 and 40; one number is for both.
       tau, alpha: see `avit_loss`.
     """
-    first, second = (*epochs, *epochs) or (60, 40)
+    first, second = two_stages(epochs, 60, 40)
     source = Images(shift=2)
     before = Recipe(first, 64, AdamW(2e-3, 0.05), source=source)
     loss = avit_loss(tau, alpha, prior_target(DEPTH, DEPTH // 2))

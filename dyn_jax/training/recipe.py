@@ -160,6 +160,17 @@ class Images:
             yield to_float(batch.images), np.where(batch.valid, batch.labels, -1)
 
 
+def two_stages(given: tuple[int, ...], first: int, second: int) -> tuple[int, ...]:
+    """Epochs of two stages: none given: the recipe's own; one: for both; two.
+
+    Raises:
+      ValueError: more than two.
+    """
+    if len(given) > 2:
+        raise ValueError(f"epochs: got {given}, expected at most two numbers, one for each stage")
+    return (first, second) if not given else (given[0], given[-1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a network is trained.

@@ -80,3 +80,10 @@ def test_readier_gates_halt_earlier():
     h, after = (0.99 - score(v) for v in (variables, cifar.readier(variables, 2.0)))
     logit = lambda h: jnp.log(h / (1 - h))
     np.testing.assert_allclose(logit(after), logit(h) + 2, atol=1e-3)
+
+
+def test_epochs_of_two_stages():
+    of = lambda *epochs: [stage.epochs for stage in cifar.sact_recipe(*epochs).stages]
+    assert of() == [22, 12] and of(3) == [3, 3] and of(4, 2) == [4, 2]
+    with pytest.raises(ValueError, match=r"epochs: got \(1, 2, 3\), expected at most two"):
+        of(1, 2, 3)
