@@ -189,7 +189,9 @@ class SDN(nn.Module):
                     if skip:
                         return self._unless_fired(classified, x, (*passed, logits), thresholds)
             if tuple(self.exit_after) != tuple(i for i in range(number + 1) if i in self.exit_after):
-                raise ValueError(f"exit_after: got {self.exit_after}, expected ascending layer numbers in [0, {number}]")
+                raise ValueError(
+                    f"exit_after: got {self.exit_after}, expected ascending layer numbers in [0, {number}]"
+                )
             logits, work = self.trunk.head(x, self.num_classes, init, train)
             stage_macs.append(cost + work)
             return early_exit.columns([*exits, logits])

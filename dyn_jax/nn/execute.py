@@ -33,9 +33,7 @@ def skips(network: Any, occupancy: Occupancy, train: bool) -> bool:
     return wanted and isinstance(occupancy, Hard) and not train and not network.is_initializing()
 
 
-def unit(
-    skip: bool, network: nn.Module, on: jax.Array, fun: Callable[..., Any], off: Any, *inputs: jax.Array
-) -> Any:
+def unit(skip: bool, network: nn.Module, on: jax.Array, fun: Callable[..., Any], off: Any, *inputs: jax.Array) -> Any:
     """``fun(*inputs)``; with `skip` that is ``lax.cond``: where no element of `on` is true, `off` stands instead.
 
     Args:
