@@ -41,16 +41,17 @@ def inputs(net: nn.Module, variables: Variables, images: np.ndarray, steps: int)
     clean: Any = hard(variables, images)
     made = {"none": images}
     for name, method in METHODS.items():
-        if name == "Early Attack" and clean.trace.exits is None:
+        if method is METHODS["Early Attack"] and clean.trace.exits is None:
             continue
         # Gradients pass through closed gates; what is kept is judged on the network as it is deployed.
-        how = occupancy.hard() if name == "Early Attack" else occupancy.straight_through(1.0)
+        how = occupancy.hard() if method is METHODS["Early Attack"] else occupancy.straight_through(1.0)
         says = clean.logits if clean.trace.exits is None else clean.trace.exits[:, -1]
 
-        def run(variables: Variables, x: jax.Array, y: jax.Array, attack=method(steps), how=how) -> jax.Array:
+        def run(variables: Variables, x: jax.Array, y: jax.Array, method=method, how=how) -> jax.Array:
             victim = partial(net.apply, variables, occupancy=occupancy.hard())
             forward = partial(net.apply, variables, occupancy=how)
-            return attack(forward, x, y, victim=victim, start=x, key=jax.random.key(0)).adversarial
+            start = x if method is METHODS["Early Attack"] else None  # GradAuto starts there by itself
+            return method(steps)(forward, x, y, victim=victim, start=start, key=jax.random.key(0)).adversarial
 
         compiled = _turns.compiled(name, run, variables, images, jnp.argmax(says, 1))
         made[name] = np.asarray(compiled(variables, images, jnp.argmax(says, 1)))
@@ -134,7 +135,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    parser = _turns.parser(__doc__, steps=60)
+    parser = _turns.parser(__doc__ or "", steps=60)
     parser.add_argument("--data", required=True, help="folder of cifar10_jpeg_test.npz")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--figure", default=None, help="PNG file")

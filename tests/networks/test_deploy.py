@@ -141,14 +141,15 @@ def test_other_occupancies_and_training_evaluate_everything(small):
     ],
 )
 def test_images_that_do_not_fit(small, image, error, message):
-    deployed = Deployed(*small, (16, 16, 3), None)
+    deployed = Deployed(small[0], small[1], (16, 16, 3), None)
     with pytest.raises(error, match=message):
         deployed(image)
 
 
 def test_networks_that_cannot_be_deployed(small):
     net, variables = small
-    for wrong, name in ((ALL_NETWORKS["manidp"], "ManiDP"), (nn.Dense(3), "Dense"), (dict, "dict")):
+    unsupported: Any = ((ALL_NETWORKS["manidp"], "ManiDP"), (nn.Dense(3), "Dense"), (dict, "dict"))
+    for wrong, name in unsupported:
         with pytest.raises(ValueError, match=f"net: got {name}, expected a SkipNet, SDN, DynConv or SACT"):
             dyn_jax.deploy(wrong, {})
     with pytest.raises(ValueError, match="image_size: got 32, expected the network's own, 16"):
