@@ -13,7 +13,7 @@ from flax import traverse_util
 
 import dyn_jax
 from dyn_jax import metrics, occupancy
-from dyn_jax.deploy import Deployed
+from dyn_jax.deployed import Deployed
 from dyn_jax.types import Output
 
 IMAGES = 6
