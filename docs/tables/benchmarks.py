@@ -120,32 +120,3 @@ def training_step() -> str:
         f"Batch {s['batch']}, medians of {s['rounds']} rounds, contenders in turns; wanted: at least as fast as "
         "PyTorch's eager step of the static network.",
     )
-
-
-@named("bench-deployed")
-def deployed() -> str:
-    """Deployed networks: time against executed multiply-adds, before and after an attack."""
-    kept = record("deployed_cpu")
-    body = [
-        (
-            *(r["network"], r["execution"], r["attack"], f"{r['million multiply-adds']:.1f}"),
-            *(f"{r['ms']:.2f}", f"{r['CPU ms']:.2f}"),
-            *(f"{r[key]:.2f}" for key in ("times the multiply-adds", "times the ms", "times the CPU ms")),
-        )
-        for r in kept["rows"]
-    ]
-    header = ("network", "execution", "attack", "million multiply-adds", "ms", "CPU ms")
-    lines = (
-        f"{name}: {fit['ms at none']:.2f} ms and {fit['ms per million']:.3f} ms a million multiply-adds "
-        f"(correlation {fit['correlation']:.2f})"
-        for name, fit in kept["lines"].items()
-    )
-    s = kept["settings"]
-    return block(
-        markdown((*header, "slowdown counted", "by the clock", "in CPU time"), body),
-        source("deployed_cpu"),
-        f"Means over {s['images']} images, one at a time, of each image's median over {s['rounds']} rounds of "
-        f"{s['calls']} calls; attacks of {s['steps']} steps. Slowdowns are against the first row of a network; "
-        f"`everything` evaluates all units. Lines through the images: {'; '.join(lines)}.",
-        *([f"Note: {kept['note']}."] if "note" in kept else []),
-    )

@@ -166,7 +166,6 @@ CASES = {
         constants={"SIZES": (4,), "METHODS": {"random patch": None, "SlowFormer, energy": objectives.energy}},
     ),
     "benchmarks.bim_resnet32": Case("--data {} --batch 2 --steps 1 --rounds 1 --no-peers", "bim_resnet32_cpu"),
-    "benchmarks.deployed": Case("--data {} --images 2 --steps 2 --rounds 1", "deployed_cpu"),
     "benchmarks.early_attack": Case("--images 2 --loop-images 1 --steps 1 --rounds 1", "early_attack_cpu"),
     "benchmarks.grad_auto": Case("--batch 2 --steps 1 --rounds 1", "grad_auto_cpu"),
     "benchmarks.training_step": Case("--batch 2 --rounds 1 --no-peers", "training_step_cpu", {"LAYERS": ((4, 4),)}),

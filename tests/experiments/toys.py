@@ -29,7 +29,6 @@ class Gated(nn.Module):
     family: str = "skipnet"
     winograd: bool = False
     normalization: tuple = ((0.5,) * 3, (0.25,) * 3)
-    execution: str = "dense"
 
     @nn.compact
     def __call__(
