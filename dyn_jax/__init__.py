@@ -8,5 +8,6 @@ from dyn_jax import objectives as objectives
 from dyn_jax import occupancy as occupancy
 from dyn_jax import sparse3d as sparse3d
 from dyn_jax import types as types
+from dyn_jax.deployed import deploy as deploy
 
 __version__ = "0.2.0"

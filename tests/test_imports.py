@@ -26,7 +26,7 @@ ROOMS = (
         "metrics",
         "attacks",
     ),
-    *("networks", "datasets", "testing", "plotting", "evaluation", "deploy", "training", "dyn_jax"),
+    *("networks", "datasets", "testing", "plotting", "evaluation", "deployed", "training", "dyn_jax"),
     *("weights_convert", "cli", "__main__", "experiments", "benchmarks", "examples", "docs", "tests"),
 )
 OUTSIDE = ("weights_convert", *ROOMS[ROOMS.index("experiments") :])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import SpatialGate, dilation
@@ -17,6 +19,7 @@ from dyn_jax.nn import (
     Dense,
     Projection,
     add_relu,
+    execute,
     global_mean,
     normalize,
     stem,
@@ -39,6 +42,7 @@ class DynConv(nn.Module):
       temperature: of the Gumbel-sigmoid that training uses when no `occupancy` is given.
       normalization: (mean, std) per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
+      execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
     """
 
     depths: tuple[int, ...] = (5, 5, 5)
@@ -49,6 +53,7 @@ class DynConv(nn.Module):
     temperature: float = 1.0
     normalization: MeanStd | None = CIFAR10_MEAN_STD
     winograd: bool = False
+    execution: str = "dense"
 
     gate_layers = ("*_masker",)  # patterns of the names of the layers that score
 
@@ -84,7 +89,7 @@ class DynConv(nn.Module):
         """Returns the block's output, its trace, and the multiply-adds of mask unit and projection."""
         name = f"layer{spec.stage + 1}_{spec.index}"
         gate = SpatialGate(spec.stride, name=f"{name}_masker")
-        branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, name=name)
+        make = partial(BRANCHES[self.block], spec.width, spec.stride, self.winograd)
         score = gate(x)
         positions = score.shape[1] * score.shape[2]
         static_macs = gate.macs(spec.in_features, positions)
@@ -93,9 +98,13 @@ class DynConv(nn.Module):
             identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
             static_macs += macs.conv2d(1, spec.in_features, spec.out_features, positions)
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
+        branch = make(parent=None)
         first, rest, stride = branch.macs_first(spec.in_features), branch.macs_rest(), branch.first_stride()
         dilated, cost = dilation(o, occupancy, first, rest, stride)
-        x = add_relu(identity, o[..., None] * branch(x, train))
+        run = lambda x: make(name=name)(x, train)
+        skip = execute.skips(self, occupancy, train)
+        out = execute.unit(skip, self, o > 0, run, jnp.zeros_like(identity), x)
+        x = add_relu(identity, o[..., None] * out)
         extras = {"probability": jax.nn.sigmoid(score), "dilated": dilated}
         return x, UnitTrace(score, o, cost, rest + first * stride**2, name, extras), static_macs
 

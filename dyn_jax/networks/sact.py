@@ -23,7 +23,7 @@ from dyn_jax.gates.halting import (
     with_ponder,
 )
 from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import BatchNorm, Conv, Dense, global_mean, normalize, pad_shortcut, relu, stem
+from dyn_jax.nn import BatchNorm, Conv, Dense, execute, global_mean, normalize, pad_shortcut, relu, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
@@ -53,6 +53,7 @@ class SACT(nn.Module):
       normalization: ``per_image`` (zero mean, unit variance over all pixels and channels of an image), a (mean, std)
         pair per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
+      execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
     """
 
     depths: tuple[int, ...] = (5, 5, 5)
@@ -62,6 +63,7 @@ class SACT(nn.Module):
     num_classes: int = 10
     normalization: MeanStd | str | None = PER_IMAGE
     winograd: bool = False
+    execution: str = "dense"
 
     gate_layers = ("*_halting",)  # patterns of the names of the layers that score
 
@@ -102,18 +104,25 @@ class SACT(nn.Module):
         halting, units, static_macs = [], [], 0
         for spec in specs:
             name = f"block{spec.stage + 1}_unit{spec.index + 1}"
-            unit = form.unit(spec, form, self.winograd, name=name)
-            shortcut, branch = unit(state, train)
+            make = functools.partial(form.unit, spec, form, self.winograd)
+            unit, run = make(parent=None), lambda x, make=make, name=name: make(name=name)(x, train)
+            score = o = None
+            if not halting:
+                shortcut, branch = run(state)
+            else:
+                score = halting_score(functools.reduce(operator.add, halting))
+                o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
+                off = (state, jnp.zeros_like(state))
+                skip = execute.skips(self, occupancy, train)
+                shortcut, branch = execute.unit(skip, self, o > 0, run, off, state)
             before, positions = (x.shape[1] * x.shape[2] for x in (state, branch))
             last = spec is specs[-1] or self.mode == "none"
             gate, local, shared = (None, 0, 0) if last else self._halting(form, spec.out_features, f"{name}_halting")
             first, rest = unit.macs_first(), unit.macs_rest() + local
-            if not halting:
+            if score is None or o is None:
                 static_macs += first * unit.first_positions(before, positions) + shared
                 static_macs += (rest + unit.macs_shortcut()) * positions
             else:
-                score = halting_score(functools.reduce(operator.add, halting))
-                o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
                 if self.mode == "act":
                     units.append(UnitTrace(score, o, (first + rest) * positions + shared, name=name))
                 else:

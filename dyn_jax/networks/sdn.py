@@ -7,7 +7,7 @@ stages is another `Trunk`: its layers, and where they differ its exits and its h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import early_exit
-from dyn_jax.nn import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, flatten, global_mean, mixed_pool, normalize
+from dyn_jax.nn import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, execute, flatten, global_mean, mixed_pool, normalize
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
@@ -103,7 +103,9 @@ class SDN(nn.Module):
     """A trunk with exits; stage i, up to exit i, is a unit that runs while no exit before has fired.
 
     ``logits = sum_i e_i answer_i`` (see `dyn_jax.gates.early_exit.exit_weights`); with hard occupancy that is the
-    deployed network. Every stage is evaluated; what the exits save is `dyn_jax.metrics.executed_macs`.
+    deployed network. Every stage is evaluated, unless `execution` is ``conditional``: then a stage that no example
+    reaches is not, and its logits and scores in the trace are those of zeros. What the exits save is
+    `dyn_jax.metrics.executed_macs`.
 
     Attributes:
       trunk: what the stages are made of, e.g. ``sdn_vgg.VggTrunk()``.
@@ -115,6 +117,7 @@ class SDN(nn.Module):
       linear_init: ``torch`` or ``small``, see LINEAR_INITS.
       image_size: height and width of the images: the exits' weights fit one size only.
       normalization: (mean, std) per channel, or None where the images come normalised.
+      execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
     """
 
     trunk: Trunk
@@ -126,6 +129,7 @@ class SDN(nn.Module):
     num_classes: int = 10
     image_size: int = 32
     normalization: MeanStd | None = IMAGENET_MEAN_STD
+    execution: str = "dense"
 
     @nn.nowrap
     def clone(self, **fields: Any) -> SDN:
@@ -162,33 +166,58 @@ class SDN(nn.Module):
             size = self.image_size
             raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {size}x{size}")
         init = LINEAR_INITS[_validate.choice("linear_init", self.linear_init, LINEAR_INITS)]
-        exits, stage_macs, cost, number = [], [], 0, 0
+        occupancy = hard() if occupancy is None else occupancy
+        thresholds = jnp.zeros(0)
+        if self.exit_after:
+            threshold = self.threshold if threshold is None else threshold
+            thresholds = early_exit.check_thresholds(threshold, self.rule, len(self.exit_after))
+        skip = execute.skips(self, occupancy, train)
         x = normalize(images, self.normalization)
-        for number, layer in enumerate(self.trunk.layers(x, train)):
-            x, cost = layer.features, cost + layer.macs
-            if number in self.exit_after:
-                logits, work = self.trunk.exit(layer.seen, number, self.num_classes, init, train)
-                exits.append(logits)
-                stage_macs.append(cost + work)
-                cost = 0
-        if tuple(self.exit_after) != tuple(i for i in range(number + 1) if i in self.exit_after):
-            raise ValueError(f"exit_after: got {self.exit_after}, expected ascending layer numbers in [0, {number}]")
-        logits, work = self.trunk.head(x, self.num_classes, init, train)
-        stage_macs.append(cost + work)
-        if not exits:
-            return Output(logits, Trace((), stage_macs[0]))
+        layers, stage_macs, number = enumerate(self.trunk.layers(x, train)), [], 0
 
-        every = early_exit.columns([*exits, logits])
-        threshold = self.threshold if threshold is None else threshold
-        thresholds = early_exit.check_thresholds(threshold, self.rule, len(exits))
+        def classified(x: jax.Array, *passed: jax.Array) -> jax.Array:
+            """[batch, exit, class]: all exits that `passed` lacks, by the layers that are left."""
+            nonlocal number
+            exits, cost = [], 0
+            for number, layer in layers:
+                x, cost = layer.features, cost + layer.macs
+                if number in self.exit_after:
+                    logits, work = self.trunk.exit(layer.seen, number, self.num_classes, init, train)
+                    exits.append(logits)
+                    stage_macs.append(cost + work)
+                    cost = 0
+                    if skip:
+                        return self._unless_fired(classified, x, (*passed, logits), thresholds)
+            if tuple(self.exit_after) != tuple(i for i in range(number + 1) if i in self.exit_after):
+                raise ValueError(
+                    f"exit_after: got {self.exit_after}, expected ascending layer numbers in [0, {number}]"
+                )
+            logits, work = self.trunk.head(x, self.num_classes, init, train)
+            stage_macs.append(cost + work)
+            return early_exit.columns([*exits, logits])
+
+        every = classified(x)
+        if not self.exit_after:
+            return Output(every[:, 0], Trace((), stage_macs[0]))
         scores = early_exit.exit_scores(every[:, :-1], thresholds, self.rule)
         units = []
         for i, score in enumerate(scores.T, start=1):
-            o = stochastic.apply(hard() if occupancy is None else occupancy, score, lambda: self.make_rng("gate"))
+            o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
             units.append(UnitTrace(score, o, stage_macs[i], name=f"stage{i}"))
         weights = early_exit.exit_weights(early_exit.columns(unit.occupancy for unit in units))
         answers = early_exit.answers(every, thresholds, self.answer)
         return Output(jnp.sum(weights[:, :, None] * answers, axis=1), Trace(tuple(units), stage_macs[0], every))
+
+    def _unless_fired(
+        self, classified: Callable[..., jax.Array], x: jax.Array, passed: tuple[jax.Array, ...], thresholds: jax.Array
+    ) -> jax.Array:
+        """[batch, exit, class]: the last of `passed`, then what is behind it; zeros where every example has left."""
+        behind = len(thresholds) + 1 - len(passed)
+        zeros = jnp.zeros((len(x), behind, self.num_classes), passed[-1].dtype)
+        known = jnp.concatenate([early_exit.columns(passed), zeros], axis=1)[:, :-1]
+        runs = early_exit.exit_scores(known, thresholds, self.rule)[:, len(passed) - 1] >= 0
+        rest = execute.unit(True, self, runs, lambda x: classified(x, *passed), zeros, x)
+        return jnp.concatenate([passed[-1][:, None], rest], axis=1)
 
 
 def build(dataset: str, trunk: Trunk, **fields: Any) -> SDN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from dyn_jax.nn import (
     Dense,
     Projection,
     add_relu,
+    execute,
     normalize,
     stem,
     window_mean,
@@ -45,7 +47,9 @@ class SkipNet(nn.Module):
       normalization: (mean, std) per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
       scan_from: runs of at least so many equal blocks are one loop, compiled once; None: none is. Blocks with
-        recurrent gates only, and not where something is written or drawn: in training, under a random occupancy.
+        recurrent gates only, and not where something is written, drawn or left out: in training, under a random
+        occupancy, under ``conditional``.
+      execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
     """
 
     depths: tuple[int, ...] = (6, 6, 6)
@@ -59,6 +63,7 @@ class SkipNet(nn.Module):
     normalization: MeanStd | None = CIFAR10_MEAN_STD
     winograd: bool = False
     scan_from: int | None = None
+    execution: str = "dense"
 
     gate_layers = ("control", "group*_gate*")  # patterns of the names of the layers that score
 
@@ -88,8 +93,9 @@ class SkipNet(nn.Module):
         carry = control.zero_carry(x) if control else None
         units = []
         score = None
-        writes = train or self.is_initializing() or tap is not None or isinstance(occupancy, stochastic.Stochastic)
-        least = len(plan) if self.scan_from is None or writes else self.scan_from
+        alone = train or self.is_initializing() or tap is not None or isinstance(occupancy, stochastic.Stochastic)
+        alone = alone or self.scan_from is None or execute.skips(self, occupancy, train)
+        least = len(plan) if alone else _validate.positive_int("scan_from", self.scan_from)
         # the first block has no score before it, the last one none behind it
         for run in [plan[:1], *runs(plan[1:-1]), plan[1:][-1:]]:
             if control is not None and len(run) >= least and run[0] is not plan[0] and run[0] is not plan[-1]:
@@ -148,7 +154,7 @@ class SkipNet(nn.Module):
         train: bool,
     ) -> tuple[jax.Array, jax.Array | None, int, int]:
         """Returns the mixed features, the occupancy, and the multiply-adds of the block and of its projection."""
-        branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, name=name)
+        branch = partial(BRANCHES[self.block], spec.width, spec.stride, self.winograd)
         skipped = residual = x
         if spec.changes_shape:
             # One projection serves the block and the skip. In training the released code runs it twice for a
@@ -156,13 +162,15 @@ class SkipNet(nn.Module):
             shortcut = Projection(spec.out_features, spec.stride, name=name.replace("layer", "ds"))
             residual = shortcut(x, train)
             skipped = shortcut(x, train) if train and score is not None else residual
-        out = add_relu(residual, branch(x, train))
-        positions = out.shape[1] * out.shape[2]
-        cost = branch_macs(branch, spec.in_features, positions)
+        block = lambda x, residual: add_relu(residual, branch(name=name)(x, train))
+        positions = residual.shape[1] * residual.shape[2]
+        cost = branch_macs(branch(parent=None), spec.in_features, positions)
         projection_macs = macs.conv2d(1, spec.in_features, spec.out_features, positions) if spec.changes_shape else 0
         if score is None:
-            return out, None, cost, projection_macs
+            return block(x, residual), None, cost, projection_macs
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
+        skip = execute.skips(self, occupancy, train)
+        out = execute.unit(skip, self, o > 0, block, skipped, x, residual)
         weight = o.reshape(-1, 1, 1, 1)
         return weight * out + (1 - weight) * skipped, o, cost, projection_macs
 
