@@ -13,6 +13,7 @@ from dyn_jax.metrics.experts import expert_iou as expert_iou
 from dyn_jax.metrics.experts import expert_load as expert_load
 from dyn_jax.metrics.experts import load_imbalance as load_imbalance
 from dyn_jax.metrics.images import psnr as psnr
+from dyn_jax.metrics.minimal import local_optimality as local_optimality
 from dyn_jax.metrics.points import confusion as confusion
 from dyn_jax.metrics.points import iou as iou
 from dyn_jax.metrics.points import mean_iou as mean_iou

@@ -341,3 +341,18 @@ def test_norms_of_many_images(golden, shared_dir):
     np.testing.assert_array_equal(found == 0, ~arrays["clean_correct"][:12])
     np.testing.assert_allclose(found, stored, rtol=0.05)
     np.testing.assert_allclose(np.median(found[stored > 0]), np.median(stored[stored > 0]), rtol=0.03)
+
+
+@pytest.mark.slow
+def test_ddn_norms_of_many_images(golden, shared_dir):
+    """DDN's norms lie on a grid of factors 0.95 and 1.05, and rounding decides which of two points an image gets: a
+    median may jump by a whole step where few images lie, so the images themselves and their mean are compared."""
+    arrays, forward = golden("eval_minimal_norm_resnet20"), resnet20(shared_dir)
+    with np.load(shared_dir / "data" / "cifar10_lossless_test.npz") as data:
+        images = jnp.asarray(data["image"][arrays["index"][:12]], jnp.float32) / 255
+    found = jax.jit(lambda x, y: attacks.ddn(100)(forward, x, y).record.smallest)(images, arrays["label"][:12])
+    stored, right = arrays["ddn/norm"][:12], arrays["clean_correct"][:12]
+    np.testing.assert_array_equal(found == 0, ~right)
+    ratio = np.asarray(found)[right] / stored[right]
+    assert np.mean(np.abs(ratio - 1) < 0.01) > 0.8
+    np.testing.assert_allclose(np.exp(np.mean(np.log(ratio))), 1, atol=0.015)

@@ -19,6 +19,15 @@ def net(variables, x, *, occupancy=None):
 
 def make():
     return net
+
+def static(variables, x):
+    return toy.static(variables["params"], x)
+
+def one(variables, x):
+    return static(variables, x)[:, :1]
+
+def few(variables, x):
+    return static(variables, x)[:, :3]
 """
 FAST = ["--steps", "3", "--lambdas", "1,8", "--batch-size", "7"]
 
@@ -93,6 +102,11 @@ MISTAKES = {
     "no data at all": (["mine:net", "--weights", "mine.msgpack", "--data", "photos"], "expected an npz file, a folder"),
     "too many examples": (["mine:net", "--weights", "mine.msgpack", "--examples", "22"], "at most 21"),
     "unknown attack": (["mine:net", "--weights", "mine.msgpack", "--attacks", "apgd-cee"], "did you mean apgd-ce"),
+    "one output": (["mine:one", "--weights", "mine.msgpack"], "got one output"),
+    "too few classes": (["mine:few", "--weights", "mine.msgpack", "--data", "two.npz"], "expected at least 4"),
+    "labels beyond the outputs": (["mine:few", "--weights", "mine.msgpack"], "labels: got labels in [0, 4]"),
+    "bright images": (["mine:net", "--weights", "mine.msgpack", "--data", "bright.npz"], "[0.0, 1.0]"),
+    "energy without units": (["mine:static", "--weights", "mine.msgpack", "--attacks", "energy"], "adaptive units"),
     "lambdas": (["mine:net", "--weights", "mine.msgpack", "--lambdas", "1;2"], "--lambdas"),
 }
 
@@ -100,9 +114,21 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes(case, own, tmp_path, capsys):
     given, words = MISTAKES[case]
+    images, labels = toy.data()
+    np.savez(tmp_path / "two.npz", image=images, label=labels % 2)
+    np.savez(tmp_path / "bright.npz", image=images * 255, label=labels)
     data = [] if "--data" in given else ["--data", "test.npz"]
     assert words in complaint(capsys, ["evaluate", *given, *data, "--output", "run"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_left_alone(own, tmp_path, capsys):
+    command = ["evaluate", *own, "--attacks", "fgsm", "--output", "run", *FAST]
+    assert cli.main(command) == 0
+    before = toy.files("run")
+    capsys.readouterr()
+    assert "eps" in complaint(capsys, [*command, "--eps", "4/255"])
+    assert toy.files("run") == before
 
 
 def test_npz_files_that_are_no_images(own, tmp_path, capsys):

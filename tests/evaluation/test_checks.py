@@ -262,3 +262,15 @@ def test_published_network_and_what_was_made_of_it(model, golden, published):
         right = stored[f"{model}/pgd_loss"][0] > 0
         failed = (stored[f"{model}/unconstrained_attack_failure"] == 1) & right
         np.testing.assert_array_equal(survivors, np.flatnonzero(failed))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_square_flag_of_stored_accuracies(model, golden):
+    """From the cascade's accuracies alone: how many images each attack broke first."""
+    stored = golden("eval_failure_checks")
+    left = np.round(np.nan_to_num(stored[f"{model}/aa_accuracy"], nan=-1) * len(stored["index"])).astype(int)
+    ran = left[left >= 0]  # what was not run had nothing left to run on
+    row, names = np.arange(len(stored["index"])), ("apgd_ce", "apgd_t", "square")
+    first = {name: (row >= after) & (row < before) for name, before, after in zip(names, ran, ran[1:])}
+    found = codes(checks.from_ensemble(first).findings)
+    assert ("black_box_better" in found) == bool(stored[f"{model}/aa_square"])
