@@ -89,7 +89,7 @@ def pictures_of(job: Any, examples: dict[str, np.ndarray], images: np.ndarray) -
 def packed(arrays: dict[str, np.ndarray]) -> bytes:
     """The bytes of an npz file, the same for the same arrays."""
     file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+    np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     return file.getvalue()
 
 

@@ -204,7 +204,7 @@ class _Opener:
         if name in CALLS and (inner := params.get("jaxpr", params.get("call_jaxpr"))) is not None:
             self.link(self.inline(inner, inputs, **flags), outputs, **flags)
         elif name == "scan":
-            fixed, carried = params["num_consts"], params["num_carry"]
+            fixed, carried = _of_scan(params)
             body = params["jaxpr"].jaxpr.invars
             into = [self.new(var.aval) for var in body[fixed:]]
             self.link(inputs[fixed:], into, **flags)
@@ -231,6 +231,14 @@ class _Opener:
             inner = params.get("call_jaxpr", params.get("fun_jaxpr")) if name in CUSTOM else None
             if inner is not None:  # its derivative is its own; what it computes is looked at all the same
                 self.link(self.inline(inner, inputs, **{**flags, "custom": True}), outputs, **{**flags, "custom": True})
+
+
+def _of_scan(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's inputs are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()  # from jax 0.12 on
+    return len(constants), len(carried)
 
 
 def _is_flat(source: Any) -> bool:

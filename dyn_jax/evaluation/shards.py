@@ -130,8 +130,11 @@ def shard(arrays: Arrays, run: str) -> bytes:
     """The bytes of an npz file of these arrays, the same whenever they are the same."""
     file = io.BytesIO()
     content = {name: np.asarray(array) for name, array in sorted(arrays.items())}
+    if objects := [name for name, array in content.items() if array.dtype.hasobject]:
+        raise ValueError(f"{objects[0]}: got an array of Python objects, expected numbers or text")
     signed = {**content, _OF: np.array(run), _DIGEST: np.array(_digest(content))}
-    np.savez(file, allow_pickle=False, **signed)
+    # not allow_pickle=False: numpy 2.0 and 2.1 take it for one more array
+    np.savez(file, **signed)  # pyright: ignore[reportArgumentType]
     return file.getvalue()
 
 
@@ -168,7 +171,9 @@ def check_folder(path: str | os.PathLike, manifest: Mapping[str, Any], *, resume
     if not there.exists():
         if resume:
             raise FileNotFoundError(f"output: got {given!r} to resume, but it holds no run ({MANIFEST} is missing)")
-        strangers = [entry.name for entry in folder.iterdir() if entry.name != "shards"] if folder.exists() else []
+        # another process of the same run may be writing the manifest just now
+        own = lambda name: name == "shards" or (name.startswith(f".{MANIFEST}.") and name.endswith(".tmp"))
+        strangers = [entry.name for entry in folder.iterdir() if not own(entry.name)] if folder.exists() else []
         if strangers:
             raise ValueError(
                 f"output: got {given!r}, which holds other files ({_files.listed(sorted(strangers), most=3)}), "

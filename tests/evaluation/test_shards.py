@@ -120,6 +120,23 @@ def test_another_run_is_refused_and_says_what_differs(whole, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_manifest_that_another_process_is_writing_is_no_stranger(tmp_path):
+    """Of two processes that begin together one may look while the other has its manifest half written."""
+    (tmp_path / f".{shards.MANIFEST}.0123456789abcdef.tmp").touch()
+    shards.check_folder(tmp_path, {"a": 1})
+    (tmp_path / ".other.tmp").touch()
+    with pytest.raises(ValueError, match=r"other files \(\.other\.tmp\)"):
+        shards.check_folder(tmp_path, {"a": 1})
+
+
+def test_a_shard_holds_what_it_was_given_and_no_objects(tmp_path):
+    """numpy 2.0 stored the option `allow_pickle` as an array of that name."""
+    (tmp_path / "shard.npz").write_bytes(shards.shard({"a": np.arange(3)}, "run"))
+    assert list(shards.read_shard(tmp_path / "shard.npz", "run")) == ["a"]
+    with pytest.raises(ValueError, match="a: got an array of Python objects"):
+        shards.shard({"a": np.array([{}])}, "run")
+
+
 def test_two_processes_on_one_folder_do_not_mix(whole):
     manifest = json.loads((whole / "manifest.json").read_text())
     held = shards.Folder(whole, manifest)
