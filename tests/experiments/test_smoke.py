@@ -244,7 +244,7 @@ def test_every_script_has_a_case():
         f"{folder}.{path.stem}"
         for folder in ("experiments", "benchmarks")
         for path in (ROOT / folder).glob("[a-z]*.py")
-    } - {"benchmarks.all"}  # it runs the others
+    }
     assert scripts == set(CASES)
 
 
