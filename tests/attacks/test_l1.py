@@ -179,6 +179,21 @@ def test_an_error_on_the_way_is_kept():
         assert loss.success.all() == wanted and error.success.all()
 
 
+def test_apgd_t_keeps_any_error():
+    """The loss aims at class 1, which is never reached; on the way class 2 wins."""
+
+    def shell(x):
+        far = jnp.max(jnp.abs(x - 0.5), axis=(1, 2, 3))
+        return Output(jnp.stack([1 + 0 * far, far, jnp.where((far > 0.02) & (far < 0.06), 3.0, -1.0), far - 9], 1))
+
+    aim = lambda output, labels, targets: jnp.take_along_axis(output.logits, targets[:, None], 1)[:, 0]
+    x, y = jnp.full((2, 4, 4, 3), 0.5), np.zeros(2, int)
+    for keep, wanted in (("loss", False), ("error", True)):
+        attack = attacks.apgd_t(0.2, 5, target_classes=1, objective=aim, keep=keep)
+        result = attack(shell, x, y, key=KEY, start=x + 0.05)
+        assert result.success.all() == wanted and result.success.any() == wanted
+
+
 def test_bumps_by_hand():
     """Side 3: weights 1, and 1/16 more where the two squares of side 1 and 3 overlap; absolute values add up to 1."""
     upper = np.array([[1, 17, 1]]) / 19
