@@ -5,6 +5,7 @@ One attack a file; what a released code does differently from its paper is in `r
 
 from dyn_jax.attacks import criteria as criteria
 from dyn_jax.attacks import released as released
+from dyn_jax.attacks.apgd import Course as Course
 from dyn_jax.attacks.apgd import apgd as apgd
 from dyn_jax.attacks.apgd_t import apgd_t as apgd_t
 from dyn_jax.attacks.base import Attack as Attack

@@ -53,6 +53,22 @@ class _State(NamedTuple):
     just_halved: jax.Array  # at the last checkpoint
 
 
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How a run goes.
+
+    Attributes:
+      radii: multiples of eps, the last one 1: searches in balls of these radii one after the other, each from where the
+        one before ended, all but the last with 30 % of the steps. AutoAttack's in L1 is (3, 2, 1).
+      keep: ``loss``: per example the iterate with the largest objective is returned, as in the paper; ``error``: the
+        last iterate on which the network errs, where there is one, as in AutoAttack's code (only where the network
+        that is differentiated is the one that is judged).
+    """
+
+    radii: Sequence[float] = (1.0,)
+    keep: str = "loss"
+
+
 def apgd(
     eps: jax.typing.ArrayLike | str,
     steps: int = 100,
@@ -60,8 +76,7 @@ def apgd(
     restarts: int = 1,
     norm: str = "linf",
     objective: str | Objective = "ce",
-    radii: Sequence[float] = (1.0,),
-    keep: str = "loss",
+    course: Course = Course(),
     bounds: Bounds = (0.0, 1.0),
     attack_all: bool = False,
 ) -> Attack:
@@ -74,11 +89,7 @@ def apgd(
       steps: gradient steps; one more gradient is taken at the start.
       restarts: random starts, see `dyn_jax.attacks.pgd`.
       objective: ``ce``, ``dlr``, ``margin`` or a callable.
-      radii: multiples of eps, the last one 1: searches in balls of these radii one after the other, each from where the
-        one before ended, all but the last with 30 % of the steps. AutoAttack's in L1 is (3, 2, 1).
-      keep: ``loss``: per example the iterate with the largest objective is returned, as in the paper; ``error``: the
-        last iterate on which the network errs, where there is one, as in AutoAttack's code (only where the network
-        that is differentiated is the one that is judged).
+      course: radii, and which iterate is kept, see `Course`.
 
     Returns:
       An `Attack` that needs a ``key``.
@@ -92,7 +103,7 @@ def apgd(
     """
     threat = ball(norm, eps, bounds)
     _validate.positive_int("restarts", restarts)
-    run = runs(steps, radii, keep)
+    run = runs(steps, course)
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         return best_of(run, problem, keys, start, restarts)
@@ -100,9 +111,10 @@ def apgd(
     return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all, reach=threat.eps)
 
 
-def runs(steps: int, radii: Sequence[float], keep: str) -> Search:
+def runs(steps: int, course: Course) -> Search:
     """The search of one run, from a given or a random start; arguments as of `apgd`."""
     _validate.positive_int("steps", steps)
+    radii = course.radii
     for radius in radii:
         _validate.positive("radii", radius)
     if not len(radii) or radii[-1] != 1:
@@ -111,7 +123,7 @@ def runs(steps: int, radii: Sequence[float], keep: str) -> Search:
     parts.append(steps - sum(parts))
     if parts[-1] < 1:
         raise ValueError(f"radii: got {len(radii)} of them for {steps} steps, expected at least one step for each")
-    errors = errors_of(keep)
+    errors = errors_of(course.keep)
 
     def run(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         x, drawn, records = start, start is None and len(radii) == 1, []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.attacks.apgd import runs
+from dyn_jax.attacks.apgd import Course, runs
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.restarts import better_of
 from dyn_jax.attacks.threat import Bounds, ball
@@ -23,8 +22,7 @@ def apgd_t(
     target_classes: int = 9,
     norm: str = "linf",
     objective: str | Objective = "dlr",
-    radii: Sequence[float] = (1.0,),
-    keep: str = "loss",
+    course: Course = Course(),  # noqa: B008
     bounds: Bounds = (0.0, 1.0),
     attack_all: bool = False,
 ) -> Attack:
@@ -33,7 +31,7 @@ def apgd_t(
     Per example the first result that the victim misclassifies is kept, else the one with the largest margin.
 
     Args:
-      eps, steps, norm, radii, keep, bounds, attack_all: see `dyn_jax.attacks.apgd`.
+      eps, steps, norm, course, bounds, attack_all: see `dyn_jax.attacks.apgd`.
       target_classes: number of classes tried, at most classes - 1.
       objective: used with ``targets`` set; ``dlr`` is the paper's.
 
@@ -44,7 +42,7 @@ def apgd_t(
     Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps; in L1 AutoAttack takes 5).
     """
     threat = ball(norm, eps, bounds)
-    run = runs(steps, radii, keep)
+    run = runs(steps, course)
     _validate.positive_int("target_classes", target_classes)
     loss = resolve(objective)
 

@@ -77,10 +77,14 @@ L1_RESTARTS, L1_TARGETS, L1_RADII = 5, 5, (3.0, 2.0, 1.0)
 """What AutoAttack changes in the L1 ball."""
 
 
+def _course(t: Threat) -> attacks.Course:
+    return attacks.Course(L1_RADII if t.norm == "l1" else (1.0,), keep="error")
+
+
 def _apgd(objective: str) -> Maker:
     def make(t: Threat, b: Budget, n: int) -> Attack:
-        more = {"restarts": L1_RESTARTS, "radii": L1_RADII} if t.norm == "l1" else {}
-        return attacks.apgd(t.eps, b.steps, norm=t.norm, objective=objective, keep="error", **more)
+        restarts = L1_RESTARTS if t.norm == "l1" else 1
+        return attacks.apgd(t.eps, b.steps, restarts=restarts, norm=t.norm, objective=objective, course=_course(t))
 
     return make
 
@@ -88,10 +92,8 @@ def _apgd(objective: str) -> Maker:
 def _apgd_t(t: Threat, b: Budget, n: int) -> Attack:
     count = min(b.targets, n - 1)
     if t.norm == "l1":
-        count, radii = min(count, L1_TARGETS), L1_RADII
-    else:
-        radii = (1.0,)
-    return attacks.apgd_t(t.eps, b.steps, norm=t.norm, target_classes=count, radii=radii, keep="error")
+        count = min(count, L1_TARGETS)
+    return attacks.apgd_t(t.eps, b.steps, norm=t.norm, target_classes=count, course=_course(t))
 
 
 ATTACKS: dict[str, tuple[str, Maker]] = {

@@ -7,6 +7,7 @@ import pytest
 from compiled import quick_jit
 
 from dyn_jax import attacks
+from dyn_jax.attacks import Course
 from dyn_jax.attacks.square import bump
 from dyn_jax.attacks.squares import L1Moves, SquareDraws
 from dyn_jax.attacks.threat import L1, into_l1
@@ -154,7 +155,7 @@ def best_linear(eps):
 
 @pytest.mark.parametrize("radii", [(1.0,), (3.0, 2.0, 1.0)])
 def test_apgd_reaches_the_best_of_a_linear_network(radii):
-    attack = attacks.apgd(2.0, 60, norm="l1", objective="margin", radii=radii, attack_all=True, restarts=2)
+    attack = attacks.apgd(2.0, 60, norm="l1", objective="margin", course=Course(radii), attack_all=True, restarts=2)
     result = quick_jit(lambda x: attack(linear, x, LABELS, key=KEY))(IMAGES)
     most = best_linear(2.0)
     assert np.all(np.asarray(result.loss) <= most + 1e-4) and np.all(np.asarray(result.loss) >= most - 0.05)
@@ -175,7 +176,9 @@ def test_an_error_on_the_way_is_kept():
     start = x + 0.05
     for objective, wanted in ((climb, True), (uphill, False)):
         loss = attacks.apgd(0.2, 5, objective=objective)(shell, x, y, key=KEY, start=start)
-        error = attacks.apgd(0.2, 5, objective=objective, keep="error")(shell, x, y, key=KEY, start=start)
+        error = attacks.apgd(0.2, 5, objective=objective, course=Course(keep="error"))(
+            shell, x, y, key=KEY, start=start
+        )
         assert loss.success.all() == wanted and error.success.all()
 
 
@@ -189,7 +192,7 @@ def test_apgd_t_keeps_any_error():
     aim = lambda output, labels, targets: jnp.take_along_axis(output.logits, targets[:, None], 1)[:, 0]
     x, y = jnp.full((2, 4, 4, 3), 0.5), np.zeros(2, int)
     for keep, wanted in (("loss", False), ("error", True)):
-        attack = attacks.apgd_t(0.2, 5, target_classes=1, objective=aim, keep=keep)
+        attack = attacks.apgd_t(0.2, 5, target_classes=1, objective=aim, course=Course(keep=keep))
         result = attack(shell, x, y, key=KEY, start=x + 0.05)
         assert result.success.all() == wanted and result.success.any() == wanted
 
@@ -247,10 +250,13 @@ def test_square_replays_in_l1():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: attacks.apgd(1.0, 10, radii=(3.0, 2.0)), "radii: got .*end with 1"),
-        (lambda: attacks.apgd(1.0, 2, radii=(3.0, 2.0, 1.0)), "radii: got 3 of them for 2 steps"),
-        (lambda: attacks.apgd(1.0, 10, radii=(-1.0, 1.0)), "radii: got -1.0"),
-        (lambda: attacks.apgd_t(1.0, 10, keep="best"), "keep: got 'best', expected one of error, loss"),
+        (lambda: attacks.apgd(1.0, 10, course=Course((3.0, 2.0))), "radii: got .*end with 1"),
+        (lambda: attacks.apgd(1.0, 2, course=Course((3.0, 2.0, 1.0))), "radii: got 3 of them for 2 steps"),
+        (lambda: attacks.apgd(1.0, 10, course=Course((-1.0, 1.0))), "radii: got -1.0"),
+        (
+            lambda: attacks.apgd_t(1.0, 10, course=Course(keep="best")),
+            "keep: got 'best', expected one of error, loss",
+        ),
         (lambda: attacks.ddn(10, bounds=(1.0, 0.0)), "bounds: got"),
     ],
 )

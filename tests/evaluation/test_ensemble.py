@@ -48,7 +48,7 @@ def test_an_entry_is_the_attack_itself():
     alone = toy.run(attacks="apgd-ce")
     forward = lambda x: toy.gated(toy.weights(), x)
     key = Job(None, (), None, None, 0, 5, (1, 1), None).key("apgd-ce")
-    result = attacks.apgd("16/255", 4, keep="error")(forward, images, labels, key=key)
+    result = attacks.apgd("16/255", 4, course=attacks.Course(keep="error"))(forward, images, labels, key=key)
     np.testing.assert_array_equal(alone.examples["broken"], np.asarray(result.success & ~result.clean_success))
     rows = alone.examples["broken"]
     np.testing.assert_allclose(alone.examples["adversarial"][rows], np.asarray(result.adversarial)[rows], atol=1e-6)
