@@ -217,7 +217,9 @@ ALL_ATTACKS = {
     "apgd l2": AttackCase(lambda eps: attacks.apgd(eps, 6, norm="l2"), eps=1.0),
     "apgd_t": AttackCase(lambda eps: attacks.apgd_t(eps, 4, target_classes=2), targeted=False),
     "apgd_t l2": AttackCase(lambda eps: attacks.apgd_t(eps, 4, target_classes=2, norm="l2"), eps=1.0, targeted=False),
-    "apgd l1": AttackCase(lambda eps: attacks.apgd(eps, 10, norm="l1", radii=(3.0, 2.0, 1.0)), eps=4.0, clouds=False),
+    "apgd l1": AttackCase(
+        lambda eps: attacks.apgd(eps, 10, norm="l1", course=attacks.Course((3.0, 2.0, 1.0))), eps=4.0, clouds=False
+    ),
     "carlini_wagner": AttackCase(
         lambda eps: attacks.carlini_wagner(steps=8, search_steps=2, initial_constant=10.0, learning_rate=0.05),
         bounded=False,
