@@ -57,8 +57,10 @@ def cifar_fgm_lgm() -> str:
     body = []
     for name, label in CIFAR.items():
         rows = [row for row in kept["rows"] if row["network"] == name]
-        for attack, eps in dict.fromkeys((row["attack"], row["eps"]) for row in rows):
-            fgm, *leaded = (row for row in rows if (row["attack"], row["eps"]) == (attack, eps))
+        key = lambda row: (row["seed"], row["attack"], row["eps"])
+        for seed, attack, eps in dict.fromkeys(map(key, rows)):
+            who = f"{label}, seed {seed}" if seed else label
+            fgm, *leaded = (row for row in rows if key(row) == (seed, attack, eps))
             cells = [f"{fgm['after %']:.1f} ± {fgm['se']:.1f}", f"{fgm['units switched %']:.1f}"]
             for row in leaded:
                 sure = "**" if row["p"] < 0.01 else ""
@@ -67,7 +69,16 @@ def cifar_fgm_lgm() -> str:
             claimed = CLAIMED.get(name, {}).get(eps / 2) if attack == "FGSM" else None
             if eps == 16:
                 claimed = CLAIMED_ON_FEW.get(name, {}).get(attack, claimed)
-            body.append((label, attack, f"{eps:g}/255", claimed, *cells, *[None] * (2 - len(leaded))))
+            body.append(
+                (
+                    who,
+                    attack,
+                    f"{eps:g}/255",
+                    claimed,
+                    *cells,
+                    *[None] * (2 - len(leaded)),
+                )
+            )
     header = (
         "network",
         "attack",

@@ -14,14 +14,19 @@ PERIOD = 0.04  # of the steps, between two looks at the sparsity
 FIRST_SHARE = 0.2  # of the numbers that the first steps change, from a random start
 SPARSER = 1.5  # how much sparser a step is than the best perturbation, and what the step size is divided by
 SHORTEST = 10.0  # the step size is eps over this at least
-CHANGED = 0.95  # a perturbation this much sparser than before is begun from anew
+CHANGED = (19, 20)  # a perturbation of fewer numbers than this share of before is begun from anew
+
+
+def whole(numbers: jax.Array) -> jax.Array:
+    """Rounded up; a third or fifth that should be whole is, whatever XLA makes of the division."""
+    return jnp.ceil(numbers - 0.1)
 
 
 class _State(NamedTuple):
     x: jax.Array
     gradient: jax.Array
     step_size: jax.Array  # [example]
-    share: jax.Array  # [example], of its numbers that a step changes
+    move: jax.Array  # [example], how many of its numbers a step changes
     count: jax.Array  # [example], numbers that the best perturbation changed at the last look
     best_gradient: jax.Array
     kept: Kept
@@ -40,12 +45,12 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, err
     count_of = lambda x: jnp.sum(domain.split(x - domain.clean) != 0, axis=axes).astype(x.dtype)
     every = max(int(PERIOD * steps), 1)
 
-    def sparse_sign(gradient: jax.Array, share: jax.Array) -> jax.Array:
-        """Signs of the `share` largest numbers of every example, over their count in each row."""
+    def sparse_sign(gradient: jax.Array, most: jax.Array) -> jax.Array:
+        """Signs of the `most` largest numbers of every example, over their count in each row."""
         parts = domain.split(gradient)
         ranked = jnp.sort(jnp.abs(parts).reshape(parts.shape[0], -1), axis=1)
         total = ranked.shape[1]  # of which those of other examples are 0, and come first
-        place = jnp.clip(total - values + jnp.floor((1 - share) * values), 0, total - 1).astype(jnp.int32)
+        place = jnp.clip(total - most, 0, total - 1).astype(jnp.int32)
         least = jnp.take_along_axis(ranked, place[:, None], axis=1).reshape(-1, *(1,) * len(axes))
         signs = domain.join(jnp.where(jnp.abs(parts) >= least, jnp.sign(parts), 0))
         count = jnp.sum(jnp.abs(signs), axis=tuple(range(1, signs.ndim)), keepdims=True)
@@ -53,8 +58,8 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, err
 
     def step(state: _State, number: jax.Array) -> tuple[_State, Steps]:
         first = number < 0  # the start is evaluated by the body of the loop, so that the network is compiled once
-        move = sparse_sign(state.gradient, state.share)
-        x = problem.project(state.x + domain.spread(state.step_size) * move)
+        signs = sparse_sign(state.gradient, state.move)
+        x = problem.project(state.x + domain.spread(state.step_size) * signs)
         x = jnp.where(first, start, x)
         gradient, output, record = problem.evaluate(x)
         kept, better = state.kept.after(problem, x, output, record.loss, first)
@@ -62,7 +67,7 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, err
 
         look = ~first & (number % every == every - 1)
         count = count_of(kept.best)
-        sparser = count < CHANGED * state.count
+        sparser = CHANGED[1] * count < CHANGED[0] * state.count
         least = eps / SHORTEST
         size = jnp.clip(jnp.where(sparser, eps, state.step_size / SPARSER), least, eps)
         back = look & sparser
@@ -70,7 +75,7 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, err
             x=problem.pick(back, kept.best, x),
             gradient=problem.pick(back, best_gradient, gradient),
             step_size=jnp.where(look, size, state.step_size),
-            share=jnp.where(look, count / values / SPARSER, state.share),
+            move=jnp.where(look, whole(count / SPARSER), state.move),
             count=jnp.where(look, count, state.count),
             best_gradient=best_gradient,
             kept=kept,
@@ -78,9 +83,9 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, err
 
     eps = jnp.asarray(problem.ball.eps, start.dtype)
     count = values if drawn else count_of(start)
-    share = jnp.full_like(values, FIRST_SHARE) if drawn else count / values / SPARSER
+    move = whole(values * FIRST_SHARE if drawn else count / SPARSER)
     still = jnp.zeros_like(start)
     kept = Kept.nothing(problem, start, errors)
-    state = _State(start, still, jnp.broadcast_to(eps, values.shape), share, count, still, kept)
+    state = _State(start, still, jnp.broadcast_to(eps, values.shape), move, count, still, kept)
     state, records = jax.lax.scan(step, state, jnp.arange(-1, steps))
     return Found(state.kept.x(problem), records)

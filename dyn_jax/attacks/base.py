@@ -131,7 +131,7 @@ class Problem:
         """
         threat = self.domain.threat
         if isinstance(threat, (Box, Dropped)):
-            raise TypeError(f"threat: got {type(threat).__name__}, expected a ball (Linf or L2)")
+            raise TypeError(f"threat: got {type(threat).__name__}, expected a ball (Linf, L2, L1 or Ray)")
         return threat
 
     def project(self, x: jax.Array) -> jax.Array:

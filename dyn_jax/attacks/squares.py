@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -149,7 +150,7 @@ class LinfMoves(Moves):
         return x + jnp.where(self.inside(row, col, side), move, 0)
 
 
-class BumpMoves(Moves):
+class BumpMoves(Moves, abc.ABC):
     """A grid of bumps to start with; then one square's norm goes to a bump in another square."""
 
     norm: str
@@ -196,13 +197,13 @@ class BumpMoves(Moves):
         below, right = self.size[0] - rows * side - top, self.size[1] - cols * side - left
         return clean + self.to_eps(jnp.pad(grid, ((0, 0), (top, below), (left, right), (0, 0))))
 
+    @abc.abstractmethod
     def to_eps(self, delta: jax.Array) -> jax.Array:
         """A perturbation with what it is short of eps, or too long (the runner projects it)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def refilled(self, placed: jax.Array, delta: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
         """What the new square holds: the bump added to the direction that was there, with the norm of both squares."""
-        raise NotImplementedError
 
     def draw(self, keys: jax.Array, number: jax.Array, side: jax.Array) -> tuple:
         def of(key: jax.Array) -> tuple:

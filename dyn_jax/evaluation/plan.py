@@ -77,14 +77,15 @@ L1_RESTARTS, L1_TARGETS, L1_RADII = 5, 5, (3.0, 2.0, 1.0)
 """What AutoAttack changes in the L1 ball."""
 
 
-def _course(t: Threat) -> attacks.Course:
-    return attacks.Course(L1_RADII if t.norm == "l1" else (1.0,), keep="error")
+def _course(t: Threat, b: Budget) -> attacks.Course:
+    """So few steps that a radius would have none: the last radius alone."""
+    return attacks.Course(L1_RADII if t.norm == "l1" and b.steps > 4 else (1.0,), keep="error")
 
 
 def _apgd(objective: str) -> Maker:
     def make(t: Threat, b: Budget, n: int) -> Attack:
         restarts = L1_RESTARTS if t.norm == "l1" else 1
-        return attacks.apgd(t.eps, b.steps, restarts=restarts, norm=t.norm, objective=objective, course=_course(t))
+        return attacks.apgd(t.eps, b.steps, restarts=restarts, norm=t.norm, objective=objective, course=_course(t, b))
 
     return make
 
@@ -93,7 +94,7 @@ def _apgd_t(t: Threat, b: Budget, n: int) -> Attack:
     count = min(b.targets, n - 1)
     if t.norm == "l1":
         count = min(count, L1_TARGETS)
-    return attacks.apgd_t(t.eps, b.steps, norm=t.norm, target_classes=count, course=_course(t))
+    return attacks.apgd_t(t.eps, b.steps, norm=t.norm, target_classes=count, course=_course(t, b))
 
 
 ATTACKS: dict[str, tuple[str, Maker]] = {

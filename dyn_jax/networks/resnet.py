@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +28,8 @@ class ResNet(nn.Module):
       shortcut: ``A`` (zero-padded identity) or ``B`` (1x1 projection) where the shape changes.
       normalization: (mean, std) per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
-      scan_from: runs of at least so many equal blocks are one loop, compiled once (not in training); None: none is.
+      scan_from: runs of at least so many equal blocks, 2 or more, are one loop, compiled once (not in training); None:
+        none is.
     """
 
     depths: tuple[int, ...] = (5, 5, 5)
@@ -47,8 +49,10 @@ class ResNet(nn.Module):
         images = _validate.images("images", images, 3)
         _validate.choice("shortcut", self.shortcut, ("A", "B"))
         x, cost = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
+        alone = self.scan_from is None or train or self.is_initializing()
+        least = math.inf if alone else _validate.positive_int("scan_from", self.scan_from, 2)
         for run in runs(block_plan(self.depths, self.widths, self.block, self.widths[0])):
-            if self.scan_from is None or len(run) < self.scan_from or train or self.is_initializing():
+            if len(run) < least:
                 for spec in run:
                     x, work = self._block(x, spec, train)
                     cost += work

@@ -46,8 +46,8 @@ class SkipNet(nn.Module):
       image_size: height and width the gates' pooling windows are made for.
       normalization: (mean, std) per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
-      scan_from: runs of at least so many equal blocks are one loop, compiled once; None: none is. Blocks with
-        recurrent gates only, and not where something is written, drawn or left out: in training, under a random
+      scan_from: runs of at least so many equal blocks, 2 or more, are one loop, compiled once; None: none is. Blocks
+        with recurrent gates only, and not where something is written, drawn or left out: in training, under a random
         occupancy, under ``conditional``.
       execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
     """
@@ -95,7 +95,7 @@ class SkipNet(nn.Module):
         score = None
         alone = train or self.is_initializing() or tap is not None or isinstance(occupancy, stochastic.Stochastic)
         alone = alone or self.scan_from is None or execute.skips(self, occupancy, train)
-        least = len(plan) if alone else _validate.positive_int("scan_from", self.scan_from)
+        least = len(plan) if alone else _validate.positive_int("scan_from", self.scan_from, 2)
         # the first block has no score before it, the last one none behind it
         for run in [plan[:1], *runs(plan[1:-1]), plan[1:][-1:]]:
             if control is not None and len(run) >= least and run[0] is not plan[0] and run[0] is not plan[-1]:

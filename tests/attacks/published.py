@@ -1,9 +1,11 @@
-"""The published networks that stored attack arrays were made with."""
+"""The networks that stored attack arrays were made with, and the arrays' layout."""
 
 from __future__ import annotations
 
 import functools
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import weights_convert
@@ -18,3 +20,22 @@ def resnet20(shared_dir, **fields):
     path = shared_dir / "data" / "checkpoints" / "resnet20-12fca82f.th"
     net = networks.create("resnet-20-cifar10", **fields)
     return functools.partial(net.apply, weights_convert.convert("resnet-20-cifar10", read_state_dict(path)))
+
+
+def nhwc(array):
+    """PyTorch's layout to ours."""
+    return jnp.asarray(np.moveaxis(array, -3, -1))
+
+
+def early_exits(name, golden, shared_dir):
+    """``(images, **how)`` -> `Output` of the stored SDN, or of the published RDI-ResNet-38."""
+    if name == "sdn":
+        arrays, net = golden("resnet56_sdn_cifar10"), networks.create("sdn-resnet56-cifar10", normalize=False)
+        state = {key[3:]: value for key, value in arrays.items() if key.startswith("sd/")}
+    else:
+        pytest.importorskip("torch")
+        from weights_convert.torch_io import read_state_dict
+
+        net = networks.create("rdi-resnet38-cifar10")
+        state = read_state_dict(shared_dir / "data" / "checkpoints" / "rdi_resnet38_checkpoint_60000.pth.tar")
+    return functools.partial(net.apply, weights_convert.convert(net, state))

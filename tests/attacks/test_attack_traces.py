@@ -37,6 +37,9 @@ CHAOTIC = {
     ("skipnet", "fgm", "pgd"): 0.007,
     ("skipnet", "fgm", "cw_adam_mask5"): 0.001,  # Adam divides gradients near 0 by themselves
 }
+# Where float32's rounding decides a few pixels, each release of XLA decides them its own way: these run in float64,
+# in which jax 0.10 and 0.12 give the same pixels. What they are compared with, and how closely, is the same.
+DOUBLE = {("skipnet", "fgm", "mom"), ("skipnet", "gg10", "auto")}
 
 
 def nhwc(array):
@@ -51,20 +54,29 @@ def case(request, golden):
     net = dyn_jax.networks.create(name)
     variables = weights_convert.convert(name, {k[3:]: v for k, v in state.items() if k.startswith("sd/")})
     images, labels = nhwc(arrays["x"]), jnp.asarray(arrays["y"], jnp.int32)
-    victim = partial(net.apply, variables, occupancy=occupancy.hard())
 
     @partial(jax.jit, static_argnames=("attack",))
-    def compiled(gate, attack, mask, start):
+    def compiled(variables, images, gate, attack, mask, start):
+        victim = partial(net.apply, variables, occupancy=occupancy.hard())
         forward = partial(net.apply, variables, occupancy=gate)
         return attack(forward, images, labels, victim=victim, mask=mask, start=start, key=jax.random.key(0))
 
     def run(mode, attack, start, variant):
         mask = arrays["pixel_mask5"] if variant.endswith("_mask5") else np.ones_like(arrays["pixel_mask5"])
-        result = compiled(OCCUPANCIES[mode], attack, jnp.asarray(mask), images if start is None else start)
+        given = variables, images, OCCUPANCIES[mode], attack, jnp.asarray(mask), images if start is None else start
+        if (request.param, mode, variant) in DOUBLE:
+            with jax.enable_x64(True):
+                result = _cast(compiled(*_cast(given, jnp.float32, jnp.float64)), jnp.float64, jnp.float32)
+        else:
+            result = compiled(*given)
         np.testing.assert_array_equal(np.flatnonzero(~result.clean_success), arrays["attacked_idx"])
         return result
 
     return request.param, arrays, run
+
+
+def _cast(tree, old, new):
+    return jax.tree.map(lambda leaf: leaf.astype(new) if getattr(leaf, "dtype", None) == old else leaf, tree)
 
 
 @cache  # one object, one compilation

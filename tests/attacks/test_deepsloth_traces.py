@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import functools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled import quick_jit
+from published import early_exits, nhwc
 
-import weights_convert
-from dyn_jax import attacks, metrics, networks
+from dyn_jax import attacks, metrics
 
 KEY = jax.random.key(0)
 NORMS = ("linf", "l2", "l1")
 LAST = {"linf": 30, "l2": 550, "l1": 249}
-
-
-def nhwc(array):
-    return jnp.asarray(np.moveaxis(array, -3, -1))
 
 
 def floats(array):
@@ -34,22 +29,7 @@ def off(got, expected, by=1e-4):
 
 @pytest.fixture(scope="module")
 def network(golden, shared_dir):
-    """name -> ``(images, threshold) -> Output``."""
-
-    @functools.cache
-    def made(name):
-        if name == "sdn":
-            arrays, net = golden("resnet56_sdn_cifar10"), networks.create("sdn-resnet56-cifar10", normalize=False)
-            state = {key[3:]: value for key, value in arrays.items() if key.startswith("sd/")}
-        else:
-            pytest.importorskip("torch")
-            from weights_convert.torch_io import read_state_dict
-
-            net = networks.create("rdi-resnet38-cifar10")
-            state = read_state_dict(shared_dir / "data" / "checkpoints" / "rdi_resnet38_checkpoint_60000.pth.tar")
-        return partial(net.apply, weights_convert.convert(net, state))
-
-    return made
+    return functools.cache(lambda name: early_exits(name, golden, shared_dir))
 
 
 @pytest.fixture(scope="module")

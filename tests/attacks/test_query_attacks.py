@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled import quick_jit
+from linear import WEIGHTS, images, linear
 from published import resnet20
 
 from dyn_jax import attacks, metrics, occupancy
@@ -14,16 +15,8 @@ from dyn_jax.attacks import criteria
 from dyn_jax.attacks.square import bump, schedule, windows
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
-rng = np.random.default_rng(0)
-WEIGHTS = jnp.asarray(rng.normal(size=(48, 3)), jnp.float32)
-IMAGES = jnp.asarray(rng.uniform(0.4, 0.6, size=(5, 4, 4, 3)), jnp.float32)
+IMAGES = images(0.4, 0.6)
 KEY = jax.random.key(0)
-
-
-def linear(x):
-    return Output((x.reshape(-1, 48) - 0.5) @ WEIGHTS)
-
-
 LABELS = jnp.argmax(linear(IMAGES).logits, 1)
 
 

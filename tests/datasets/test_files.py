@@ -8,13 +8,12 @@ import os
 import pickle
 import struct
 import tarfile
-import time
-import tracemalloc
 
 import numpy as np
 import pytest
+from spoilt import fails, written
 
-from dyn_jax import _files, datasets
+from dyn_jax import _files
 from dyn_jax.datasets import array_pickle, modelnet40, read_off_object, read_points_bin, read_s3dis_room
 from dyn_jax.datasets.cifar import cifar10
 from dyn_jax.datasets.points_files import map_labels, read_ply_vertices
@@ -44,11 +43,6 @@ NAMES = {
     **{"cifar_tar": "cifar-10-binary.tar.gz", "scannet": "s_vh_clean_2.ply", "npy": "room.npy", "txt": "room.txt"},
 }
 OPTIONAL = {"modelnet40": "h5py", "off": "trimesh", "ply": "trimesh", "scannet": "trimesh"}
-
-
-def written(path, content):
-    path.write_bytes(content)
-    return path
 
 
 @pytest.fixture(params=READERS)
@@ -96,20 +90,6 @@ def good(name):
         "txt": b"1 2 3 4 5 6\n",
         "json": b'{"a": 1}',
     }[name]
-
-
-def fails(read, path, errors=(ValueError, FileNotFoundError)):
-    """The message of the error, which must name the file and be short; and come soon, with little memory."""
-    began = time.process_time()
-    tracemalloc.start()
-    with pytest.raises(errors) as caught:
-        read(path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    message = str(caught.value)
-    assert os.path.basename(path) in message and len(message) < 2000
-    assert peak < 2**26 and time.process_time() - began < 30
-    return message
 
 
 def test_good_files_are_read(reader):
@@ -257,157 +237,6 @@ def test_off_bombs(tmp_path, counts):
     fails(
         read_off_object, written(tmp_path / "a.off", f"OFF\n{counts}\n0 0 0\n4 0 0\n0 4 0\n3 0 1 2\n".encode("latin1"))
     )
-
-
-# --- HDF5 --------------------------------------------------------------------------------------------------
-
-
-def group(file, key):
-    file.create_group(key)
-
-
-def soft(file, key):
-    import h5py
-
-    file["other"] = np.zeros((1, 5, 3), np.float32)
-    file[key] = h5py.SoftLink("/other")
-
-
-def external(file, key):
-    import h5py
-
-    file[key] = h5py.ExternalLink("/etc/passwd", "/data")
-
-
-def other_file(file, key):
-    shape = (1, 5, 3) if key == "data" else (1,)
-    file.create_dataset(key, shape, "f4", external=[("/etc/passwd", 0, 60)])
-
-
-def virtual(file, key):
-    import h5py
-
-    shape = (1, 5, 3) if key == "data" else (1,)
-    layout = h5py.VirtualLayout(shape, "f4")
-    layout[:] = h5py.VirtualSource("elsewhere.h5", "data", shape)
-    file.create_virtual_dataset(key, layout)
-
-
-def unwritten(file, key):
-    file.create_dataset(key, (10**6, 2000, 3) if key == "data" else (10**10,), "f4", chunks=True)
-
-
-def wide_chunks(file, key):
-    shape, chunks = ((1, 5, 3), (10**6, 5, 3)) if key == "data" else ((1,), (10**8,))
-    unlimited = (None,) * len(shape)
-    file.create_dataset(key, shape, "f4", chunks=chunks, maxshape=unlimited, compression="gzip")
-
-
-def texts(file, key):
-    file[key] = [b"a"]
-
-
-def compound(file, key):
-    file[key] = np.zeros(1, [("a", "f4")])
-
-
-def nothing(file, key):
-    import h5py
-
-    file[key] = h5py.Empty("f4")
-
-
-@pytest.mark.parametrize("key", ["data", "label"])
-@pytest.mark.parametrize(
-    "make", [group, soft, external, other_file, virtual, unwritten, wide_chunks, texts, compound, nothing]
-)
-def test_hdf5_that_holds_something_else(tmp_path, make, key):
-    h5py = pytest.importorskip("h5py")
-    path = tmp_path / "ply_data_test0.h5"
-    rest = {"data": np.zeros((1, 5, 3), np.float32), "label": np.zeros((1, 1), np.uint8)}
-    with h5py.File(path, "w") as file:
-        file.update({name: value for name, value in rest.items() if name != key})
-        make(file, key)
-    assert f"for {key}" in (message := fails(READERS["modelnet40"], path)) or f"got {key}" in message
-    assert "/etc/passwd" not in message
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [np.array([np.nan, 0]), np.array([0.5, 0]), np.array([np.inf, 0]), np.array([40, 0]), np.array([-1, 0]),
-     np.array([2**40, 0]), np.array([[0, 0]])],
-)  # fmt: skip
-def test_hdf5_labels(tmp_path, labels):
-    h5py = pytest.importorskip("h5py")
-    path = tmp_path / "ply_data_test0.h5"
-    with h5py.File(path, "w") as file:
-        file["data"], file["label"] = np.zeros((2, 5, 3), np.float32), labels
-    assert "label" in fails(READERS["modelnet40"], path)
-
-
-# --- TFDS --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def prepared(tmp_path):
-    pytest.importorskip("array_record")
-    scenes = [scene._replace(name=f"s{i}") for i, scene in enumerate(datasets.rooms("test", 3, points=40))]
-    return tmp_path, datasets.prepare_scenes_tfds({"test": scenes}, "made_up", tmp_path)
-
-
-def changed(folder, name, change):
-    path = os.path.join(folder, name)
-    with open(path, "rb") as file:
-        content = file.read()
-    with open(path, "wb") as file:
-        file.write(change(content))
-
-
-TFDS = {
-    "broken record": ("dataset_info.json", lambda c: c[:-30], "dataset_info.json: not a readable JSON file"),
-    "record that is a list": ("dataset_info.json", lambda c: b"[]", "dataset_info.json: got a JSON list"),
-    "empty record": ("dataset_info.json", lambda c: b"", "dataset_info.json: not a readable JSON"),
-    "record of more": ("dataset_info.json", lambda c: c.replace(b'"3"', b'"5"'), "made_up/1.0.0: "),
-    "record of fewer": ("dataset_info.json", lambda c: c.replace(b'"3"', b'"2"'), "made_up/1.0.0: "),
-    "renamed feature": (
-        "features.json",
-        lambda c: c.replace(b'"xyz"', b'"zyx"'),
-        "1.0.0: got features colours, labels",
-    ),
-    "broken features": ("features.json", lambda c: c[:100], "features.json: not a readable JSON file"),
-    "deep features": ("features.json", lambda c: b'{"a":' * 50_000, "features.json: not a readable JSON file"),
-    "foreign class": (
-        "features.json",
-        lambda c: c.replace(b"tensorflow_datasets.core.features.text_feature.Text", b"antigravity.Text"),
-        "features.json: got the class antigravity.Text, expected one of TFDS's own",
-    ),
-    "truncated shard": ("made_up-test.array_record-00000-of-00001", lambda c: c[: len(c) // 2], "made_up/1.0.0: "),
-    "shard cut at its end": ("made_up-test.array_record-00000-of-00001", lambda c: c[:-5], "made_up/1.0.0: "),
-    "empty shard": ("made_up-test.array_record-00000-of-00001", lambda c: b"", "made_up/1.0.0: "),
-    "shard of zeros": ("made_up-test.array_record-00000-of-00001", lambda c: bytes(len(c)), "made_up/1.0.0: "),
-}
-
-
-@pytest.mark.parametrize("case", TFDS)
-def test_damaged_tfds(prepared, case):
-    data_dir, folder = prepared
-    name, change, message = TFDS[case]
-    assert len(datasets.scenes_from_tfds("made_up", "test", data_dir)) == 3
-    changed(folder, name, change)
-    with pytest.raises(ValueError, match=message):
-        datasets.scenes_from_tfds("made_up", "test", data_dir)
-
-
-@pytest.mark.parametrize("missing", ["features.json", "made_up-test.array_record-00000-of-00001"])
-def test_tfds_without_a_file(prepared, missing):
-    data_dir, folder = prepared
-    path = os.path.join(folder, missing)
-    os.unlink(path)
-    with pytest.raises((FileNotFoundError, ValueError), match=missing):
-        datasets.scenes_from_tfds("made_up", "test", data_dir)
-    os.mkfifo(path)
-    with pytest.raises(ValueError, match=f"{missing}: is a pipe"):
-        datasets.scenes_from_tfds("made_up", "test", data_dir)
 
 
 # --- labels and lists --------------------------------------------------------------------------------------

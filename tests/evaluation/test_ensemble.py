@@ -202,3 +202,10 @@ def test_nothing_runs_before_bad_input_is_refused():
     with pytest.raises(ValueError, match="without adaptive units"):
         evaluate(watched, toy.weights(), images, labels, eps="8/255", attacks="energy")
     assert ran and all(ran)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t"])
+def test_few_steps_in_l1(name, steps):
+    """Three radii need a step each; with fewer the last one is searched alone."""
+    assert plan.ATTACKS[name][1](plan.Threat("l1", 2.0), Budget(steps=steps), 4).threat.eps == 2.0

@@ -270,3 +270,16 @@ def test_runs(name, data, monkeypatch, tmp_path):
     assert set(kept["settings"]) <= set(made["settings"])
     made_keys, kept_keys = ({key for row in record["rows"] for key in row} for record in (made, kept))
     assert made_keys <= kept_keys if folder == "benchmarks" else made_keys == kept_keys
+
+
+def test_parts_make_one_record(tmp_path):
+    common = {"seed": 0, "images": 3}
+    for seed, name in enumerate(("a", "b")):
+        _record.save(name, [{"who": name}], folder=tmp_path, facts={name: seed}, networks=[name], **common)
+    parts = [str(tmp_path / f"{name}.json") for name in "ab"]
+    whole = json.loads(_record.join("c", parts, folder=tmp_path).read_text())
+    assert whole["rows"] == [{"who": "a"}, {"who": "b"}] and whole["facts"] == {"a": 0, "b": 1}
+    assert whole["settings"] == {"images": 3, "networks": ["a", "b"]} and not _record.faults(whole)
+    _record.save("b", [{"who": "b"}], folder=tmp_path, **common | {"images": 4}, networks=["b"])
+    with pytest.raises(ValueError, match="b.json: got images 4, expected 3"):
+        _record.join("c", parts, folder=tmp_path)

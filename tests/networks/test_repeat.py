@@ -78,3 +78,12 @@ def test_training_and_random_gates_stay_unrolled():
 
 def test_registry_passes_the_choice_on():
     assert networks.create("resnet-20-cifar10", scan_from=2).scan_from == 2
+
+
+@pytest.mark.parametrize("name", ["resnet-20-cifar10", "skipnet-sp-rnn-38-cifar10"])
+def test_one_block_is_no_loop(name):
+    """A block alone may change its shape, which no loop could carry."""
+    net = networks.create(name, scan_from=1)
+    with pytest.raises(ValueError, match="scan_from: got 1, expected"):
+        variables = jax.eval_shape(networks.create(name).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        jax.eval_shape(net.apply, variables, jnp.zeros((1, 32, 32, 3)))
