@@ -6,8 +6,6 @@ from typing import Any
 
 from docs.tables import block, markdown, named, record, source
 
-UNFIT = "batch_size: "
-"""How the record says that SlowFormer did not run: its batches did not divide the images."""
 POINTS = ("minkunet-rooms", "minkfcnn-objects", "cylinder3d-streets")
 
 
@@ -46,8 +44,6 @@ def answers() -> str:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    if str(row.get("refused")).startswith(UNFIT):
-        return "not run"
     return "-" if row.get("recovery %") is None else f"{row['recovery %']:.0f}"
 
 
@@ -76,7 +72,7 @@ def refused() -> str:
     reasons: dict[tuple[str, str], list[str]] = {}
     for rows in _rows().values():
         for row in rows:
-            if row.get("refused") and not row["refused"].startswith(UNFIT):
+            if row.get("refused"):
                 reasons.setdefault((row["attack"], row["refused"]), []).append(row["network"])
     body = [(attack, ", ".join(networks), reason) for (attack, reason), networks in reasons.items()]
     return block(markdown(("attack", "networks", "why it is refused"), body), source("cross_table"))
