@@ -61,12 +61,7 @@ def test_loads_in_single_precision_and_is_what_its_name_says(name):
     assert net == networks.untrained(name)
 
 
-SHORT = pytest.mark.xfail(reason="trained too shortly: inaccurate, and few gates decide by the input", strict=True)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SHORT) if name.startswith("manidp") else name for name in CIFAR]
-)
+@pytest.mark.parametrize("name", CIFAR)
 def test_answers_original_images_and_saves_by_the_input(name, shared_dir):
     """At least half of the units decide by the input, 15 to 60 % of the multiply-adds are saved."""
     data = cifar10_lossless(shared_dir / "data", "test")

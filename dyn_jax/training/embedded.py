@@ -11,6 +11,7 @@ import flax.linen as nn
 from dyn_jax import _validate, networks
 from dyn_jax.datasets import ImageData, cifar10, cifar10_packed, digits, objects, rooms, streets, to_float
 from dyn_jax.networks.checkpoint import load_variables
+from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.training import cifar, runs
 from dyn_jax.training.experts import moe_recipe, vmoe_recipe
@@ -111,7 +112,9 @@ def start_of(name: str, trunk: str | os.PathLike, data: ImageData, seed: int = 0
     """
     net, images = network_of(name), to_float(data.images[:CALIBRATION])
     variables = networks.embed(net, load_variables(trunk, TRUNKS[name]), images=images, seed=seed)
-    return cifar.spread_gates(net, variables, images) if isinstance(net, SkipNet) else variables
+    if isinstance(net, SkipNet):
+        return cifar.spread_gates(net, variables, images)
+    return cifar.spread_saliencies(net, variables, images, seed=seed) if isinstance(net, ManiDP) else variables
 
 
 def train(

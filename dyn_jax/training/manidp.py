@@ -19,9 +19,9 @@ _LEAST_NORM = 1e-12
 def remain_rate(epoch: int, epochs: int, target: float) -> float:
     """Share of channels to keep after `epoch` (from 0): ``(1 - t)/2 cos(pi (epoch + 1) / epochs) + (1 + t)/2``.
 
-    From about 1 down to the target t after the last epoch. Source: released code.
+    From about 1 down to the target t after the last epoch, and t from there on. Source: released code.
     """
-    return (1 - target) / 2 * math.cos(math.pi * (epoch + 1) / epochs) + (1 + target) / 2
+    return (1 - target) / 2 * math.cos(math.pi * min((epoch + 1) / epochs, 1)) + (1 + target) / 2
 
 
 def thresholds(mask_sum: jax.typing.ArrayLike, count: int, rate: float) -> np.ndarray:
@@ -49,8 +49,12 @@ def thresholds(mask_sum: jax.typing.ArrayLike, count: int, rate: float) -> np.nd
     return np.sort(means)[::-1][kept - 1 : kept].astype(means.dtype)
 
 
-def threshold_hook(epochs: int, target: float) -> Callable[[Any, int, int], Any]:
-    """`Recipe.after_epoch` that sets every gate's threshold, from the second epoch on, and empties its sum.
+def threshold_hook(epochs: int, target: float, first: int = 1) -> Callable[[Any, int, int], Any]:
+    """`Recipe.after_epoch` that sets every gate's threshold, from the epoch `first` on, and empties its sum.
+
+    Args:
+      epochs, target: see `remain_rate`.
+      first: the epoch, counted from 0, after which thresholds are set for the first time.
 
     Source: released code (its first update comes after the second epoch).
     """
@@ -61,7 +65,7 @@ def threshold_hook(epochs: int, target: float) -> Callable[[Any, int, int], Any]
         if "mask_sum" not in batch_stats:
             return {name: after_epoch(node, epoch, count) for name, node in batch_stats.items()}
         thre, total = batch_stats["thre"], np.asarray(batch_stats["mask_sum"])
-        if epoch >= 1:
+        if epoch >= first:
             thre = jnp.asarray(thresholds(total, count, remain_rate(epoch, epochs, target)))
         return {**batch_stats, "thre": thre, "mask_sum": jnp.zeros_like(total)}
 

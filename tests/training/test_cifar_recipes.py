@@ -7,8 +7,10 @@ import pytest
 
 from dyn_jax import networks
 from dyn_jax.datasets import ImageData
+from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.training import cifar
+from dyn_jax.training.manidp import threshold_hook
 from dyn_jax.training.recipe import Images
 from dyn_jax.types import Trace, UnitTrace
 
@@ -54,6 +56,33 @@ def test_gates_are_spread_over_the_images():
     np.testing.assert_allclose(after.mean(), 0, atol=1e-3)
     same = lambda v: {k: leaf for k, leaf in v["params"].items() if k.startswith(("conv", "fc")) or "layer" in k}
     jax.tree.map(np.testing.assert_array_equal, same(spread), same(variables))
+
+
+def test_saliencies_are_spread_over_the_images():
+    net = ManiDP(depths=(1, 1), widths=(4, 8))
+    x = np.random.default_rng(0).random((24, 16, 16, 3), np.float32)
+    variables = net.init(jax.random.key(0), x)
+    spread = cifar.spread_saliencies(net, variables, x, 0.2)
+    for unit in net.apply(spread, x).trace.units:
+        saliency = np.asarray(unit.extras["value"])
+        np.testing.assert_allclose(saliency.mean(0), 1, atol=1e-3)  # none is cut at 0
+        np.testing.assert_allclose(saliency.std(0), 0.2, rtol=1e-3)
+    layers = [name for name in variables["params"] if not name.startswith("stage_")]
+    for name in layers:
+        jax.tree.map(np.testing.assert_array_equal, spread["params"][name], variables["params"][name])
+    block, was = spread["params"]["stage_1_0"], variables["params"]["stage_1_0"]
+    jax.tree.map(np.testing.assert_array_equal, block["conv_a"], was["conv_a"])
+
+
+def test_thresholds_go_on_at_the_share_that_they_have_come_to():
+    saliencies = np.arange(1.0, 11.0)
+    state = {"gate": {"thre": np.array([-1.0]), "mask_sum": saliencies * 3}}
+    stays = threshold_hook(1, 0.7, first=0)
+    for epoch in (0, 1, 5):
+        np.testing.assert_array_equal(stays(state, epoch, 3)["gate"]["thre"], [4.0])  # seven of ten reach it
+    falls = threshold_hook(4, 0.7)
+    np.testing.assert_array_equal(falls(state, 0, 3)["gate"]["thre"], [-1.0])
+    np.testing.assert_array_equal([falls(state, epoch, 3)["gate"]["thre"][0] for epoch in (1, 3)], [2.0, 4.0])
 
 
 def test_an_epoch_of_a_part_is_drawn_anew():
