@@ -90,6 +90,7 @@ CASES = {
         "--data {} --networks sact-32-cifar10 --attacks FGSM --images 2 --held-back 2",
         constants={"LAMBDAS": (1.0, 10.0), "ATTACKS": {"FGSM": Setting(attacks.fgsm, (8,))}, "AT_ONCE": 2},
     ),
+    "experiments.cifar_networks": Case("--data {} --networks skipnet-32-cifar10 --images 2"),
     "experiments.adversarial_training": Case(
         "--seeds 1 --epochs 1 --examples 3",
         constants={
