@@ -50,6 +50,33 @@ CLAIMED_ON_FEW = {  # table II, 100 minus the success rate of BIM and of its "Au
 }
 
 
+@named("cifar-networks")
+def cifar_networks() -> str:
+    """Accuracy, savings and variation of the CIFAR-10 networks beside the static ones that they started from."""
+    kept = record("cifar_networks")
+    labels = CIFAR | {"resnet-56-cifar10": "ResNet-56 (static)"}
+    body = []
+    for r in kept["rows"]:
+        label = labels[r["network"]] + (f", seed {r['seed']}" if r["seed"] else "")
+        accuracies = (f"{r[name]:.1f}" for name in ("held back %", "JPEG test %", "lossless test %"))
+        if "saved %" not in r:
+            body.append((label, *accuracies, None, None, None, None))
+            continue
+        shares = (f"{r[name]:.0f}" for name in ("saved %", "units that vary %", "elements that vary %"))
+        body.append((label, *accuracies, f"{r['held back, all on %']:.1f}", *shares))
+    tests = ("held back, %", "JPEG test, %", "lossless test, %", "held back, all units on, %")
+    header = ("network", *tests, "saved, %", "units that vary, %", "elements that vary, %")
+    s = kept["settings"]
+    return block(
+        markdown(header, body),
+        source("cifar_networks"),
+        f"Accuracy; {s['images']:,} JPEG test images (lossy) and the 500 lossless ones. On the held-back training "
+        "images: multiply-adds saved; share of the units whose share of elements that are on has a standard deviation "
+        f"between images above {100 * s['varies']:.0f} %; mean share of elements that are on for "
+        f"{100 * s['between'][0]:.0f} to {100 * s['between'][1]:.0f} % of the images. Other seeds do not ship.",
+    )
+
+
 @named("cifar-fgm-lgm")
 def cifar_fgm_lgm() -> str:
     """FGM against LGM on the CIFAR-10 networks: one line an attack, lambda chosen on held-back images."""
