@@ -112,7 +112,7 @@ CASES = {
             "experiments._cross_points.ENERGY": {},
         },
     ),
-    "experiments.deepsloth_efficacy": Case("--data {} --examples 2 --steps 1"),
+    "experiments.deepsloth_efficacy": Case("--data {} --examples 2 --crafted 10 --steps 1 --norms l2"),
     "experiments.digits_fgm_lgm": Case(
         "--weights {} --seeds 0 --examples 2",
         constants=DEMO
