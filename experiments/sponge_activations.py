@@ -3,8 +3,7 @@
     python -m experiments.sponge_activations --data FOLDER --checkpoints FOLDER [--images 32] [--steps 50]
 
 Every ReLU is an occupancy (``sparse-resnet-*``); the metric is the sponge paper's energy model, beside multiply-adds
-and the share of activations that are not zero. Claimed (Shumailov et al. 2021, table 3, ImageNet networks whose images
-are not bounded in size): some percent more than natural images.
+and the share of activations that are not zero. Source: Shumailov et al. 2021.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ CASES = {
             "experiments._cross_points.ENERGY": {},
         },
     ),
-    "experiments.deepsloth_efficacy": Case("--data {} --examples 2 --crafted 3 --steps 1 --norms linf"),
+    "experiments.deepsloth_efficacy": Case("--data {} --examples 2 --steps 1"),
+    "experiments.deepsloth_norms": Case("--data {} --examples 2 --crafted 3 --steps 1 --norms linf"),
     "experiments.experts_routes": Case(
         "--networks moe-digits --images 2 --steps 1", constants={"GRADIENTS": {"FGM": occupancy.hard()}}
     ),
