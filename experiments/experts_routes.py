@@ -34,7 +34,7 @@ OBJECTIVES = {"routes": objectives.other_experts(), "load": objectives.expert_lo
 def row(before: Output, after: Output, labels: np.ndarray) -> dict[str, float]:
     """Numbers of one batch; of several units the mean."""
     mean = lambda values: float(np.mean(np.asarray(values)))
-    accuracy = [100 * float(metrics.accuracy(out.logits, labels)) for out in (before, after)]
+    accuracy = [100 * float(metrics.accuracy(out.logits, jnp.asarray(labels))) for out in (before, after)]
     imbalance = [mean(metrics.load_imbalance(out.trace)) for out in (before, after)]
     first = [100 * mean([load[0] for load in metrics.expert_load(out.trace)]) for out in (before, after)]
     work = [mean(metrics.executed_macs(out.trace)) / metrics.dense_macs(before.trace) for out in (before, after)]

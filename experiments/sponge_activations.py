@@ -40,7 +40,7 @@ def density(trace: Trace) -> float:
     return on / sum(unit.on.size for unit in trace.units)
 
 
-def row(before: Output, after: Output, labels: np.ndarray, parameters: int) -> dict[str, float]:
+def row(before: Output, after: Output, labels: np.ndarray, parameters: int) -> dict[str, float | None]:
     """Numbers of one batch; the ratio of energies is taken image by image."""
     energy = [np.asarray(metrics.accelerator_energy(out.trace, parameters)) for out in (before, after)]
     more = 100 * (energy[1] / energy[0] - 1)
@@ -51,7 +51,7 @@ def row(before: Output, after: Output, labels: np.ndarray, parameters: int) -> d
         "standard error": float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None,
         "more multiply-adds %": 100 * (macs[1] / macs[0] - 1),
         "not zero %": 100 * density(after.trace),
-        "accuracy %": 100 * float(metrics.accuracy(after.logits, labels)),
+        "accuracy %": 100 * float(metrics.accuracy(after.logits, jnp.asarray(labels))),
     }
 
 

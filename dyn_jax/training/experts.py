@@ -47,7 +47,7 @@ def routed(weight: float) -> Loss:
     target = objectives.router_target()
 
     def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
-        return mean_cross_entropy(output, labels) + weight * jnp.mean(target(output, labels))
+        return mean_cross_entropy(output, labels) + weight * jnp.mean(target(output, labels, None))
 
     return loss
 
