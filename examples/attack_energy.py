@@ -1,4 +1,4 @@
-"""An attack on the energy: GradAuto switches units of SACT on again. No labels are needed.
+"""An attack on the energy: GradAuto keeps the tokens of an A-ViT from halting. No labels are needed.
 
 python examples/attack_energy.py [IMAGES] [STEPS]
 """
@@ -14,7 +14,7 @@ from dyn_jax.datasets import digits
 
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 100
-net, variables = dyn_jax.networks.pretrained("sact-digits")
+net, variables = dyn_jax.networks.pretrained("avit-digits")
 forward = partial(net.apply, variables, occupancy=occupancy.hard())
 images = digits("test").images[:count]
 attack = attacks.grad_auto(steps=steps)

@@ -51,6 +51,15 @@ def test_uses_all_experts_by_the_input():
     assert (metrics.expert_iou(output.trace, moved) < 0.7).all()
 
 
+def test_one_expert_an_image_and_every_expert_has_work():
+    net, variables = networks.pretrained("moe-digits")
+    data = digits("test")
+    output = jax.jit(net.apply, compiler_options=QUICK)(variables, data.images[:200])
+    assert float(metrics.accuracy(output.logits, data.labels[:200])) > 0.95
+    (load,) = metrics.expert_load(output.trace)
+    assert (load > 0.15).all() and len(load) == 4
+
+
 CIFAR = [name for name in networks.PRETRAINED if name.endswith("cifar10")]
 
 

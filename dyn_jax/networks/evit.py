@@ -38,7 +38,7 @@ class EViT(nn.Module):
 
     Attributes:
       image_size, patch, width, heads, mlp_ratio: as in `AViT`.
-      keep: share of the tokens that each block keeps, 1: all, no unit.
+      keep: share of the tokens that each block keeps, or how many (an integer above 1); 1: all, no unit.
       fuse: a block that drops appends one token, the sum of the dropped ones with weights s; it competes as others do.
       normalization: (mean, std) per channel, or None where the images come normalised.
     """
@@ -48,7 +48,7 @@ class EViT(nn.Module):
     width: int = 192
     heads: int = 3
     mlp_ratio: int = 4
-    keep: tuple[float, ...] = (1, 1, 1, 0.7, 1, 1, 0.7, 1, 1, 0.7, 1, 1)
+    keep: tuple[float | int, ...] = (1, 1, 1, 0.7, 1, 1, 0.7, 1, 1, 0.7, 1, 1)
     fuse: bool = False
     num_classes: int = 1000
     normalization: MeanStd | None = IMAGENET_MEAN_STD
@@ -69,12 +69,13 @@ class EViT(nn.Module):
 
         Raises:
           ValueError, TypeError: wrong rank, size, channels or dtype of the images; an occupancy that changes shape;
-            shares outside (0, 1], heads that do not divide the width, a patch that does not divide the image.
+            shares outside (0, 1], more tokens than there are; heads that do not divide the width, a patch that does
+            not divide the image.
         """
         del train
         check_heads(self.width, self.heads)
-        if not self.keep or not all(0 < share <= 1 for share in self.keep):
-            raise ValueError(f"keep: got {self.keep}, expected a share in (0, 1] for each block")
+        if not self.keep or not all(0 < share <= 1 or (isinstance(share, int) and share > 1) for share in self.keep):
+            raise ValueError(f"keep: got {self.keep}, expected a share in (0, 1] or a number of tokens for each block")
         occupancy = hard() if occupancy is None else occupancy
         stem = Tokens(self.width, self.patch, self.image_size, name="tokens")
         x = embedded(images, stem, self.normalization)
@@ -85,7 +86,7 @@ class EViT(nn.Module):
         for number, share in enumerate(self.keep):
             block = Block(self.heads, hidden, name=f"blocks_{number}")
             x, weights = block.attend(x, present)
-            if share < 1:
+            if share != 1:
                 k, cost, dense = fixed[len(units)]
                 s = jnp.mean(weights[:, :, 0, 1:], axis=1)
                 score = top_k_score(s, k)
@@ -128,7 +129,7 @@ class Block(nn.Module):
 
 
 def costs(
-    keep: tuple[float, ...], tokens: int, fuse: bool, width: int, hidden: int
+    keep: tuple[float | int, ...], tokens: int, fuse: bool, width: int, hidden: int
 ) -> tuple[int, list[tuple[int, int, int]]]:
     """Multiply-adds of the blocks: what always runs, and (k, an element that is on, one of the dense network) a unit.
 
@@ -146,8 +147,11 @@ def costs(
 
     for share in keep:
         static += book(4 * macs.dense(width, width), 2 * width)
-        if share < 1:
-            k = math.ceil(share * (k + others - 1))
+        if share != 1:
+            there = k + others - 1
+            k = int(share) if share > 1 else math.ceil(share * there)
+            if k > there:
+                raise ValueError(f"keep: got {k} tokens in {keep}, expected at most {there}, that are there")
             elements, others = elements + others - 1, 1 + fuse
             units.append([k, 0, 0])
         static += book(2 * macs.dense(width, hidden), 0)

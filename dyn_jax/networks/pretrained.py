@@ -22,6 +22,7 @@ PRETRAINED: dict[str, dict[str, Any]] = {
     "manidp-digits": {},
     "minkfcnn-objects": {},
     "minkunet-rooms": {},
+    "moe-digits": {},
     "sact-32-cifar10": {"stem": "resnet", "normalization": IMAGENET_MEAN_STD},
     "sact-digits": {},
     "sdn-resnet56-cifar10": {},
@@ -40,7 +41,7 @@ def pretrained(name: str) -> tuple[nn.Module, Variables]:
       name: ``skipnet-32-cifar10``, ``dynconv-32-cifar10``, ``manidp-32-cifar10``, ``sact-32-cifar10`` or
         ``sdn-resnet56-cifar10``, from published static networks, trained on CIFAR-10 most of which was JPEG, so lossy;
         ``skipnet-digits``, ``skipnet-rl-digits``, ``dynconv-digits``, ``sact-digits``, ``manidp-digits``,
-        ``avit-digits`` or ``vmoe-digits``, trained on the train split of `dyn_jax.datasets.digits`;
+        ``avit-digits``, ``moe-digits`` or ``vmoe-digits``, trained on the train split of `dyn_jax.datasets.digits`;
         ``minkunet-rooms`` on that of `dyn_jax.datasets.rooms`, ``minkfcnn-objects`` on that of
         `dyn_jax.datasets.objects`, ``cylinder3d-streets`` on that of `dyn_jax.datasets.streets`.
 

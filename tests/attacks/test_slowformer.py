@@ -120,6 +120,11 @@ def test_the_released_patches_in_single_precision(run):
     difference = np.abs(levels - (arrays["f32/patch_used"] * std + mean) * 255)
     assert difference[0].max() < 1e-3 and difference.max() < 1.001
     np.testing.assert_allclose(-np.asarray(record.objective), arrays["f32/loss"], rtol=2e-2)
+    patch, changed = jnp.asarray(arrays["f32/patch_final"]), []
+    for _ in range(5):
+        patch, before = search.pasted(patch), patch
+        changed.append(int((patch != before).sum()))
+    np.testing.assert_array_equal(changed, arrays["f32/projection_drift"])
 
 
 # --- by hand

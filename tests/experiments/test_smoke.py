@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from toys import Gated, Points, Stages
+from toys import Gated, Points, Routed, Stages
 
 import weights_convert
 from dyn_jax import attacks, networks, objectives, occupancy
@@ -49,6 +49,8 @@ def tiny(name: str, *, normalize: object = None, **fields: Any) -> nn.Module:
         return SDN(Stages(), exit_after=() if family == "cnn" else (0, 1)).clone(**fields)
     if family == "cylinder3d":
         return Points(classes=11)
+    if family == "moe":
+        return Routed(**fields)
     return Points(family == "minkfcnn") if family.startswith("mink") else Gated(family, **fields)
 
 
@@ -114,6 +116,13 @@ CASES = {
         },
     ),
     "experiments.deepsloth_efficacy": Case("--data {} --examples 2 --steps 1"),
+    "experiments.deepsloth_norms": Case("--data {} --examples 2 --crafted 3 --steps 1 --norms linf"),
+    "experiments.experts_routes": Case(
+        "--networks moe-digits --images 2 --steps 1", constants={"GRADIENTS": {"FGM": occupancy.hard()}}
+    ),
+    "experiments.sponge_activations": Case(
+        "--data {} --checkpoints {} --networks sparse-resnet-20-cifar10 --images 2 --steps 1"
+    ),
     "experiments.digits_fgm_lgm": Case(
         "--weights {} --seeds 0 --examples 2",
         constants=DEMO
@@ -226,7 +235,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("experiments._early_exit.fit", fit)
     made = lambda name, state: variables_of(tiny(name) if isinstance(name, str) else name)
     monkeypatch.setattr(weights_convert, "convert", made)
-    for name in ("autoattack_reference", "cross_table", "lgm_table1_static", "rdi_defended"):
+    for name in ("autoattack_reference", "cross_table", "lgm_table1_static", "rdi_defended", "sponge_activations"):
         monkeypatch.setattr(f"experiments.{name}.read_state_dict", lambda path: {})
     monkeypatch.setattr(_record, "RESULTS", None)  # nothing may be written beside the committed records
     with jax.debug_nans(False):

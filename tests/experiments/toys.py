@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn_jax.gates.experts import expert_scores
 from dyn_jax.networks.sdn import Layer, Trunk
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.sparse3d import PAPER, Form, SparseTensor
@@ -47,6 +48,19 @@ class Gated(nn.Module):
                 del extras["probability"]
             units.append(UnitTrace(score, o, COST, name=f"block1_unit{number + 2}", extras=extras))
         return Output(nn.Dense(10)(h), Trace(tuple(units), COST))
+
+
+class Routed(nn.Module):
+    """One choice among three experts, linear layers of a coarse image."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
+        h = coarse(images).reshape(len(images), -1)
+        score = expert_scores(nn.Dense(3)(h))
+        o = (occupancy or hard())(score)
+        h = jnp.einsum("be,bef->bf", o, jnp.tanh(nn.DenseGeneral((3, WIDTH))(h)))
+        unit = UnitTrace(score, o, COST, name="experts", extras={"kept": jnp.ones_like(score)}, constant=True)
+        return Output(nn.Dense(10)(h), Trace((unit,), COST))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,6 +115,14 @@ def test_costs_by_hand():
     assert static + 4 * dense == 2 * (5 * 16 + 4 * 25 + 5 * 32)
 
 
+def test_numbers_of_tokens_are_shares(tiny):
+    images, forward = tiny
+    counted = TINY.clone(keep=(8, 1, 5)).apply(variables_of(TINY), images)
+    shares = forward(images)
+    np.testing.assert_array_equal(counted.logits, shares.logits)
+    assert metrics.dense_macs(counted.trace) == metrics.dense_macs(shares.trace)
+
+
 def test_gradients_of_the_three_occupancies(tiny):
     """FGM has no derivative of the choice; both forms of LGM have, straight-through at the values of the hard one."""
     images, forward = tiny
@@ -149,6 +157,8 @@ def test_a_constant_cost_cannot_be_attacked(tiny, attack):
         ({"keep": (0.5, 0)}, r"keep: got \(0.5, 0\), expected a share"),
         ({"keep": ()}, "keep"),
         ({"keep": (1.2,)}, "keep"),
+        ({"keep": (17,)}, r"keep: got 17 tokens in \(17,\), expected at most 16"),
+        ({"keep": (0.5, 9)}, "keep: got 9 tokens in .*, expected at most 8"),
         ({"heads": 3}, "heads: got 3, expected a divisor of width 8"),
         ({"patch": 3}, "patch: got 3, expected a divisor of image_size 8"),
     ],

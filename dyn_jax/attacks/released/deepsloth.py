@@ -169,7 +169,7 @@ def uap(
     _validate.positive_int("passes", passes)
     logits = lambda x: network(x).trace.exits[:, -1]  # type: ignore[index]
     clean = jnp.argmax(logits(images), axis=1)
-    rate_of = lambda d: jnp.mean(jnp.argmax(logits(images + d[None]), axis=1) != clean)
+    rate_of = lambda d: jnp.mean(jnp.argmax(logits(images + d[None]), axis=1) != clean, dtype=images.dtype)
 
     def visit(state: tuple, number: jax.Array) -> tuple[tuple, tuple]:
         d, rate = state

@@ -1,0 +1,92 @@
+"""Networks of experts under attack: the cost is constant, so what can change is which experts run.
+
+    python -m experiments.experts_routes [--images 200] [--steps 20]
+
+Attacks on the answer through fixed routes (FGM) and through leaded ones (LGM), on the routes and on the load (all
+tokens to expert 0), and random signs of the same size, on the shipped networks of experts and test digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax import attacks, metrics, networks, objectives, occupancy
+from dyn_jax.datasets import digits
+from dyn_jax.types import Output
+from experiments import _record
+
+NETWORKS = ("moe-digits", "vmoe-digits")
+EPS = 8 / 255
+GRADIENTS = {
+    "FGM": occupancy.hard(),
+    "LGM, soft 1": occupancy.sigmoid(1.0),
+    "LGM, straight-through 1": occupancy.straight_through(1.0),
+    "LGM, straight-through 10": occupancy.straight_through(10.0),
+}
+OBJECTIVES = {"routes": objectives.other_experts(), "load": objectives.expert_load(0)}
+
+
+def row(before: Output, after: Output, labels: np.ndarray) -> dict[str, float]:
+    """Numbers of one batch; of several units the mean."""
+    mean = lambda values: float(np.mean(np.asarray(values)))
+    accuracy = [100 * float(metrics.accuracy(out.logits, jnp.asarray(labels))) for out in (before, after)]
+    imbalance = [mean(metrics.load_imbalance(out.trace)) for out in (before, after)]
+    first = [100 * mean([load[0] for load in metrics.expert_load(out.trace)]) for out in (before, after)]
+    work = [mean(metrics.executed_macs(out.trace)) / metrics.dense_macs(before.trace) for out in (before, after)]
+    return {
+        "accuracy before %": accuracy[0],
+        "accuracy after %": accuracy[1],
+        "intersection over union": mean(metrics.expert_iou(before.trace, after.trace)),
+        "imbalance before": imbalance[0],
+        "imbalance after": imbalance[1],
+        "share of expert 0 before %": first[0],
+        "share of expert 0 after %": first[1],
+        "work before %": 100 * work[0],
+        "work after %": 100 * work[1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
+    how = parser.parse_args()
+    data = digits("test")
+    x, y = jnp.asarray(data.images[: how.images]), jnp.asarray(data.labels[: how.images], jnp.int32)
+    noise = EPS * jnp.sign(jax.random.normal(jax.random.key(0), x.shape))
+    rows: list[dict] = []
+    for name in how.networks:
+        net, variables = networks.pretrained(name)
+        victim = partial(net.apply, variables)
+        run = jax.jit(victim)
+        before, moved = run(x), {("noise", ""): jnp.clip(x + noise, 0, 1)}
+        chosen = {("answer", gradient): ("ce", gate) for gradient, gate in GRADIENTS.items()}
+        chosen |= {(kind, ""): (objective, occupancy.hard()) for kind, objective in OBJECTIVES.items()}
+        for key, (objective, gate) in chosen.items():
+            attack = attacks.bim(EPS, EPS / 4, how.steps, objective=objective, attack_all=True)
+            forward = partial(net.apply, variables, occupancy=gate)
+            moved[key] = jax.jit(lambda x, a=attack, f=forward, v=victim: a(f, x, y, victim=v).adversarial)(x)
+        for (kind, gradient), images in moved.items():
+            rows.append(
+                {
+                    "network": name,
+                    "attack": kind,
+                    "gradient": gradient,
+                    **row(before, run(images), data.labels[: len(x)]),
+                }
+            )
+            print(rows[-1], flush=True)
+    facts = {"data": "test digits", "eps": EPS}
+    print(_record.save("experts_routes", rows, folder=how.results, arguments=how, seed=0, **facts))
+    print(_record.table(rows, list(rows[0])))
+
+
+if __name__ == "__main__":
+    main()
