@@ -74,8 +74,8 @@ def cifar_networks() -> str:
         "images: multiply-adds saved; share of the units whose share of elements that are on has a standard deviation "
         f"between images above {100 * s['varies']:.0f} %; mean share of elements that are on for "
         f"{100 * s['between'][0]:.0f} to {100 * s['between'][1]:.0f} % of the images. The "
-        "published static networks have seen the held-back images in training, so what starts from them is better there "
-        "than on new originals. Other seeds do not ship.",
+        "published static networks have seen the held-back images in training, so what starts from them is better "
+        "there than on new originals. Other seeds do not ship.",
     )
 
 
