@@ -70,7 +70,8 @@ class Fab:
             return (x, best), (steps, MinimalNorm(norm, held))
 
         def towards(best: tuple, targets: jax.Array) -> tuple[tuple, tuple]:
-            aimed = dataclasses.replace(problem, targets=targets, objective=class_difference)
+            of_target = lambda output, labels, _=None: class_difference(output, labels, targets)
+            aimed = dataclasses.replace(problem, objective=of_target)
             (_, best), records = jax.lax.scan(
                 lambda state, _: step(state, aimed), (first, best), None, length=self.steps
             )

@@ -18,7 +18,7 @@ from dyn_jax.types import Output, Trace
 
 Call = Callable[..., dict[str, jax.Array]]
 PATH = 101
-"""At most so many points of a search's loss are kept."""
+"""At most so many points along a search are kept: the best loss, an error, the most multiply-adds so far."""
 
 
 def judge(subject: Subject, variables: Any, key: jax.Array, draws: int) -> Callable[[jax.Array], Output]:
@@ -154,9 +154,14 @@ def _energy(trace: Trace, rows: int) -> dict[str, jax.Array]:
 
 def _kept(result: AttackResult, x: jax.Array, y: jax.Array, threat: Threat) -> dict[str, jax.Array]:
     """What is kept of an attack, arrays [row, ...]."""
-    path = jax.lax.cummax(_ordered(result.steps.loss), axis=1)
-    if path.shape[1] > PATH:
-        path = path[:, jnp.round(jnp.linspace(0, path.shape[1] - 1, PATH)).astype(int)]
+    so_far = {"path": _ordered(result.steps.loss), "path_error": result.steps.error.astype(jnp.int32)}
+    if "macs" in result.steps.work:
+        so_far["path_macs"] = _ordered(result.steps.work["macs"])
+    if (length := result.steps.loss.shape[1]) > PATH:
+        shown = jnp.round(jnp.linspace(0, length - 1, PATH)).astype(int)
+    else:
+        shown = jnp.arange(length)
+    so_far = {name: jax.lax.cummax(values, axis=1)[:, shown] for name, values in so_far.items()}
     answers = _answers(Output(result.logits_adversarial, result.trace_adversarial), y)
     del answers["correct"], answers["invalid"]
     return answers | {
@@ -168,7 +173,7 @@ def _kept(result: AttackResult, x: jax.Array, y: jax.Array, threat: Threat) -> d
         "psnr": metrics.psnr(result.adversarial, x),
         "changed": _changed(result.trace_clean, result.trace_adversarial, len(y)),
         "nonfinite": jnp.any(result.steps.nonfinite, axis=1),
-        "path": path,
+        **so_far,
     }
 
 
