@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dyn_jax import metrics, objectives
 from dyn_jax.attacks import AttackResult, to_8bit
+from dyn_jax.attacks.minimal import MinimalNorm
 from dyn_jax.attacks.threat import ball
 from dyn_jax.evaluation import stochastic
 from dyn_jax.evaluation.plan import ENERGY, NORM, Entry, Threat
@@ -154,7 +155,10 @@ def _energy(trace: Trace, rows: int) -> dict[str, jax.Array]:
 
 def _kept(result: AttackResult, x: jax.Array, y: jax.Array, threat: Threat) -> dict[str, jax.Array]:
     """What is kept of an attack, arrays [row, ...]."""
-    so_far = {"path": _ordered(result.steps.loss), "path_error": result.steps.error.astype(jnp.int32)}
+    error = result.steps.error
+    if isinstance(result.record, MinimalNorm):  # its steps leave the ball
+        error = result.record.held & (result.record.norm <= threat.eps)
+    so_far = {"path": _ordered(result.steps.loss), "path_error": error.astype(jnp.int32)}
     if "macs" in result.steps.work:
         so_far["path_macs"] = _ordered(result.steps.work["macs"])
     if (length := result.steps.loss.shape[1]) > PATH:

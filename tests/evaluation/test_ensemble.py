@@ -161,6 +161,15 @@ def test_curves_along_the_steps_by_hand():
     assert back[-1] >= got.summary["energy"]["recovery"]["energy-apgd@straight-through"] - 1e-6 and back[-1] > 0
 
 
+def test_steps_outside_the_ball_are_no_errors_inside_it():
+    """FAB walks wherever the boundary is: what its curve ends with is what it broke within eps."""
+    got = toy.run(attacks="fab-t", eps="6/255", batch_size=21)
+    curve = got.summary["curves"]["steps"]["fab-t"]["accuracy"]
+    assert f"{curve[-1]:.2f}" == got.summary["attacks"][0]["accuracy_after"]
+    errs = got.attacks["fab-t"]["path_error"][:, -1] > 0
+    assert errs.any() and not errs.all()
+
+
 def test_an_iterate_that_fooled_but_was_not_returned_is_said():
     """Between 2 and 6 levels from the clean image this network errs, and BIM walks on."""
 
