@@ -73,7 +73,10 @@ def attacked(
         if lambdas is None:
             return once(None)
         each = jax.vmap(once)(lambdas)
-        value = each["macs"] if entry.kind == ENERGY else each["success"] * 1e30 + _ordered(each["margin"])
+        if entry.kind == NORM:
+            value = -_ordered(each["distance"])
+        else:
+            value = each["macs"] if entry.kind == ENERGY else each["success"] * 1e30 + _ordered(each["margin"])
         best = jnp.argmax(value, axis=0)
         pick = lambda leaf: jax.vmap(lambda column, k: column[k], (1, 0))(leaf, best)
         return jax.tree.map(pick, each) | {"lambda": lambdas[best]}

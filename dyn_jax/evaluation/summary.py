@@ -14,7 +14,7 @@ import numpy as np
 from dyn_jax import metrics
 from dyn_jax.evaluation import reading
 from dyn_jax.evaluation.findings import ERROR, Finding
-from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS
+from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS, Entry
 
 Arrays = Mapping[str, np.ndarray]
 ONE_PATH = ("apgd-ce", "apgd-dlr", "pgd", "bim")
@@ -70,8 +70,7 @@ def summarise(
         "broken_in_8_bits": int(np.sum(examples["broken_8bit"])) if np.all(examples["grid"]) else None,
         "interval_95": interval(int(np.sum(robust)), len(robust)),
         "attacks": [
-            _attack(entry.name, entry.kind, attacked[entry.name], examples, number, before)
-            for number, entry in enumerate(job.entries)
+            _attack(entry, attacked[entry.name], examples, number, before) for number, entry in enumerate(job.entries)
         ],
         "energy": _energy(job, examples, attacked, shape),
         "random": _random(job, examples),
@@ -165,10 +164,12 @@ def _after(examples: Arrays, attacked: Mapping[str, Arrays], names: tuple[str, .
     return examples["correct"] & ~broken & ~examples["invalid"]
 
 
-def _attack(name: str, kind: str, got: Arrays, examples: Arrays, number: int, before: np.ndarray) -> dict[str, Any]:
+def _attack(entry: Entry, got: Arrays, examples: Arrays, number: int, before: np.ndarray) -> dict[str, Any]:
     """One line of the table."""
-    run = got["run"]
-    line: dict[str, Any] = {"attack": name, "kind": kind, "run_on": int(run.sum())}
+    run, kind = got["run"], entry.kind
+    line: dict[str, Any] = {"attack": entry.name, "kind": kind, "run_on": int(run.sum())}
+    if entry.note:
+        line["note"] = entry.note
     if not run.any():
         return line
     line["broken"] = int(np.sum(got["success"] & run))

@@ -38,6 +38,9 @@ CLOSED = {
     "fab_t linf": (lambda: attacks.fab_t(1.0, 20, target_classes=2), "linf", 0.01),
     "fab_t l2": (lambda: attacks.fab_t(10.0, 20, target_classes=2, norm="l2"), "l2", 0.01),
     "fab_t l1": (lambda: attacks.fab_t(10.0, 40, target_classes=2, norm="l1"), "l1", 0.02),
+    "fab linf": (lambda: attacks.fab(1.0, 20), "linf", 0.01),
+    "fab l2": (lambda: attacks.fab(10.0, 20, norm="l2"), "l2", 0.01),
+    "fab l1": (lambda: attacks.fab(10.0, 40, norm="l1"), "l1", 0.02),
     "fmn linf": (lambda: attacks.fmn(60), "linf", 0.02),
     "fmn l1": (lambda: attacks.fmn(100, norm="l1"), "l1", 0.05),
     "fmn l2": (lambda: attacks.fmn(60, norm="l2"), "l2", 0.02),
@@ -67,6 +70,27 @@ def test_eps_decides_at_the_end_only():
     np.testing.assert_array_equal(result.record.smallest, norms)
     np.testing.assert_array_equal(result.success, norms <= eps)
     np.testing.assert_array_equal(np.asarray(result.distance) == 0, ~(norms <= eps) | (norms == 0))
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", 0.02), ("l2", 0.1), ("l1", 1.0)])
+def test_restarts_of_fab(norm, eps):
+    """The first walk is that of one restart, the others begin at half of eps, or of what was found, and never lose."""
+    run = lambda count, x: attacks.fab(eps, 3, restarts=count, norm=norm)(linear, x, LABELS, key=KEY).record
+    one, three = quick_jit(lambda x: [run(count, x) for count in (1, 3)])(IMAGES)
+    np.testing.assert_allclose(three.norm[:, :3], one.norm, rtol=1e-5, atol=1e-7)
+    assert np.all(np.asarray(three.smallest) <= np.asarray(one.smallest) * (1 + 1e-6))
+    assert np.all(np.abs(np.asarray(three.norm[:4, 3] - three.norm[:4, 0])) > 1e-6)
+    seen = []
+
+    def search(problem, keys, start):
+        reach = jnp.linspace(0.1, 0.7, 5)
+        seen.append(attacks.fab(eps, norm=norm, restarts=2).search.started(problem, keys, reach))
+        return attacks.Found(seen[0])
+
+    dataclasses.replace(attacks.fab(9.0, norm=norm, restarts=2), search=search)(linear, IMAGES, LABELS, key=KEY)
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    moved = np.linalg.norm(np.asarray(seen[0] - IMAGES).reshape(5, -1), order, axis=1)
+    np.testing.assert_allclose(moved, np.linspace(0.05, 0.35, 5), rtol=1e-3)
 
 
 def test_a_bounding_box_is_respected_on_the_way():

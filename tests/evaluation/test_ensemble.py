@@ -9,7 +9,7 @@ import pytest
 
 from dyn_jax import attacks, occupancy
 from dyn_jax.attacks import to_8bit
-from dyn_jax.evaluation import Budget, evaluate, plan
+from dyn_jax.evaluation import Budget, ensemble, evaluate, plan
 from dyn_jax.evaluation.ensemble import Job
 from tests.evaluation import toy
 
@@ -185,6 +185,54 @@ def test_an_iterate_that_fooled_but_was_not_returned_is_said():
     assert "silent_success" in [one["code"] for one in got.summary["checks"]]
 
 
+def test_attacks_that_ask_for_little():
+    """Yes and no, numbers, and smallest norms; of the smallest norms the steepness that found the nearer one counts."""
+    got = toy.run(attacks="rays,spsa,fgsm", batch_size=21)
+    assert got.attacks["rays"]["success"].any() and got.attacks["spsa"]["run"].any()
+    images, labels = toy.data()
+    near = attacks.rays("16/255", toy.SHORT.queries)(lambda x: toy.gated(toy.weights(), x), images, labels)
+    np.testing.assert_array_equal(got.examples["found_by"] == 0, near.success & ~near.clean_success)
+    budgets = [dataclasses.replace(toy.SHORT, lambdas=lambdas) for lambdas in ((1.0, 8.0), (1.0,), (8.0,))]
+    run = lambda budget: toy.run(attacks="ddn@soft", norm="l2", eps=0.5, budget=budget, batch_size=21)
+    both, *alone = [run(budget).attacks["ddn@soft"]["distance"] for budget in budgets]
+    np.testing.assert_allclose(both, np.minimum(*alone), rtol=1e-5)
+
+
+def test_plus_and_rand():
+    images, labels = toy.data()
+    got = toy.run(attacks="plus", batch_size=21, budget=dataclasses.replace(toy.SHORT, steps=2, targets=1, queries=2))
+    assert [line["attack"] for line in got.summary["attacks"]] == list(plan.PLANS["plus"])
+    forward = lambda x: toy.gated(toy.weights(), x)
+    key = Job(None, (), None, None, 0, 5, (1, 1), None).key("apgd-ce-5")
+    alone = attacks.apgd("16/255", 2, restarts=5, course=attacks.Course(keep="error"))(forward, images, labels, key=key)
+    np.testing.assert_array_equal(got.examples["found_by"] == 0, alone.success & ~alone.clean_success)
+    random = evaluate(
+        toy.noisy, toy.weights(), images, labels, eps="16/255", attacks="rand", budget=toy.SHORT, draws=(3, 5),
+        batch_size=21,
+    )  # fmt: skip
+    assert list(random.attacks) == ["apgd-ce", "apgd-dlr"] and random.summary["random"]["draws"] == 5
+
+
+def test_grad_mdm_taps_where_it_can():
+    """One gate a unit behind a tap: its nodes; elsewhere its losses alone, which the result says."""
+
+    def tapped(variables, x, *, occupancy=None, tap=None):
+        trunk, branch = (x, x) if tap is None else tap(x, 0)
+        out = toy.gated(variables, trunk, occupancy=occupancy)
+        score = (branch.reshape(len(x), -1) - 0.5) @ variables["gate"]
+        unit = out.trace.units[0].replace(score=score, extras={"probability": jax.nn.sigmoid(score)})
+        return out.replace(trace=out.trace.replace(units=(unit,)))
+
+    images, labels = toy.data(5)
+    budget = dataclasses.replace(toy.SHORT, energy_steps=13)
+    for net, even in ((tapped, True), (toy.gated, False)):
+        got = evaluate(net, toy.weights(), images, labels, eps="8/255", attacks="grad-mdm", budget=budget)
+        forward = lambda x, net=net, **given: net(toy.weights(), x, **given)
+        alone = attacks.grad_mdm(steps=13, even=even)(forward, images, labels)
+        np.testing.assert_allclose(got.attacks["grad-mdm"]["distance"], alone.distance, rtol=1e-4, atol=1e-6)
+        assert ("note" in got.summary["attacks"][0]) == (not even)
+
+
 def test_nonfinite_logits_are_an_outcome_of_their_own():
     def blind(variables, x):
         return jnp.where(x.mean((1, 2, 3), keepdims=True)[..., 0, 0] > 0.5, jnp.nan, toy.static(variables, x))
@@ -208,6 +256,8 @@ BAD = {
     "few classes": ({"net": lambda v, x: toy.static(v, x)[:, :3], "labels": np.zeros(3, np.int32)}, "at least 4"),
     "eps": ({"eps": "eight"}, "eps"),
     "norm": ({"norm": "l3"}, "norm"),
+    "norm of ddn": ({"attacks": "ddn"}, "ddn in the linf norm, expected l2"),
+    "norm of rays": ({"attacks": "rays", "norm": "l1"}, "rays in the l1 norm, expected linf"),
     "no attack": ({"attacks": ()}, "expected at least one"),
     "weights": ({"variables": {"always": np.zeros((7, 5), np.float32)}}, "dot_general|incompatible|shape"),
 }
@@ -231,6 +281,15 @@ def test_bad_options():
     with pytest.raises(TypeError, match="occupancy"):
         images, labels = toy.data(3)
         evaluate(toy.static, toy.weights(), images, labels, eps=0.1, attacks="fgsm", occupancy=occupancy.hard())
+
+
+def test_chunks_hold_what_is_there_and_no_more():
+    """At most one row in each chunk is filled up."""
+    for rows in (1, 2, 17, 18, 33, 64, 65, 117, 1000):
+        for most in (1, 5, 64, 100):
+            size = ensemble._size(rows, most)
+            count = -(-rows // size)
+            assert size <= most and count == -(-rows // most) and count * size - rows < count
 
 
 def test_every_name_of_every_plan_is_known():
