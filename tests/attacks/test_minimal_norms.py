@@ -266,10 +266,11 @@ def watched(attack, targets=None):
             aimed = dataclasses.replace(problem, targets=targets, objective=class_difference)
 
             def step(x, _):
-                moved, _ = attack.search.step(aimed, x)
-                held = problem.succeeds(problem.victim(moved).logits)
+                moved, record = attack.search.step(aimed, x)
+                logits = problem.victim(moved).logits
+                held = problem.succeeds(logits)
                 back = problem.pick(held, problem.domain.clean + 0.9 * (moved - problem.domain.clean), moved)
-                return back, (moved, back)
+                return back, (moved, back, record.loss, jnp.argmax(logits, axis=1))
 
             _, xs = jax.lax.scan(step, problem.domain.clean if start is None else start, None, length=10)
             return attacks.Found(problem.domain.clean, None, xs)
@@ -290,11 +291,19 @@ def test_fab_steps_of_the_release(golden, shared_dir, norm):
     x, labels, targets = (jnp.asarray(arrays[name]) for name in ("x", "label", "target"))
     attack = attacks.fab_t(float(arrays["eps"]), int(arrays["n_iter"]), target_classes=1, norm=norm)
     run = quick_jit(lambda start: watched(attack, targets)(forward, x, labels, start=start).record)
-    moved, _ = (np.asarray(leaf).swapaxes(0, 1) for leaf in run(x))
+    moved, _, gap, said = (np.asarray(leaf).swapaxes(0, 1) for leaf in run(x))
     assert all(follows(moved, arrays["clean/step"], arrays["clean/stable_steps"]))
-    moved, back = (np.asarray(leaf).swapaxes(0, 1) for leaf in run(jnp.asarray(arrays["random/start"])))
-    for got, name in ((moved, "random/step"), (back, "random/after_backward")):  # no stable steps are known
-        assert np.sum(np.abs(got[0] - arrays[name][0]).max(axis=(1, 2, 3)) < 1e-5) >= len(x) - 1
+    for i, stable in enumerate(arrays["clean/stable_steps"]):
+        np.testing.assert_allclose(gap[: stable + 1, i], arrays["clean/df"][:10][: stable + 1, i], atol=1e-3)
+        np.testing.assert_array_equal(said[:stable, i], arrays["clean/pred"][:stable, i])
+    moved, back, gap, said = (np.asarray(leaf).swapaxes(0, 1) for leaf in run(jnp.asarray(arrays["random/start"])))
+    np.testing.assert_allclose(gap[0], arrays["random/df"][0], atol=1e-4)
+    near = [  # no stable steps are known
+        np.abs(got[0] - arrays[name][0]).max(axis=(1, 2, 3)) < 1e-5
+        for got, name in ((moved, "random/step"), (back, "random/after_backward"))
+    ]
+    assert all(one.sum() >= len(x) - 1 for one in near)
+    np.testing.assert_array_equal(said[0][near[0]], arrays["random/pred"][0][near[0]])
 
 
 @pytest.mark.slow
@@ -303,10 +312,24 @@ def test_fab_norms_of_the_release(golden, shared_dir, norm):
     arrays, forward = golden(f"eval_fab_{norm}"), resnet20(shared_dir)
     attack = attacks.fab_t(float(arrays["eps"]), int(arrays["n_iter"]), target_classes=1, norm=norm)
     run = quick_jit(lambda x, y, start: attack(forward, x, y, start=start))
+    x, said = jnp.asarray(arrays["x"]), classes_of(forward)
     for kind in ("clean", "random"):
-        result = run(*(jnp.asarray(arrays[name]) for name in ("x", "label", f"{kind}/start")))
+        result = run(x, *(jnp.asarray(arrays[name]) for name in ("label", f"{kind}/start")))
         np.testing.assert_allclose(result.record.smallest, arrays[f"{kind}/norm"], rtol=0.01)
         np.testing.assert_array_equal(result.success, arrays[f"{kind}/fooled"])
+        adversarial, found = jnp.asarray(arrays[f"{kind}/adv"]), arrays[f"{kind}/fooled"]
+        space = attacks.ball(norm, float(arrays["eps"]))
+        np.testing.assert_allclose(space.distance(adversarial, x)[found], arrays[f"{kind}/norm"][found], rtol=1e-5)
+        assert np.all((said(adversarial) != arrays["label"])[found])
+    assert {name: float(arrays[name]) for name in ("alpha_max", "eta", "beta")} == {
+        name: getattr(attack.search, name) for name in ("alpha_max", "eta", "beta")
+    }
+
+
+def classes_of(forward):
+    """images -> the classes that the network says."""
+    said = quick_jit(lambda x: jnp.argmax(forward(x).logits, axis=1))
+    return lambda images: np.asarray(said(jnp.asarray(images)))
 
 
 def follows(x, stored, stable):
@@ -337,14 +360,28 @@ def test_steps_and_norms_of_the_release(golden, shared_dir, name):
         result = compiler(lambda f=forward: watched(make(int(arrays["steps"])))(f, x, labels))()
         record, xs = result.record
         xs = np.asarray(xs).swapaxes(0, 1)[:10]
-        followed |= follows(xs, arrays["step"], arrays["stable_steps"])
+        on_path = np.array(follows(xs, arrays["step"], arrays["stable_steps"]))
+        followed |= on_path
         np.testing.assert_allclose(record.smallest, arrays["best_norm"], rtol=slack)
         right = arrays["best_norm"] > 0  # the others are not attacked here
         np.testing.assert_allclose(np.asarray(record.norm)[right, :3].T, arrays["norm_history"][:3, right], rtol=1e-4)
+        erred = arrays["pred"] != arrays["label"]
+        for i in np.flatnonzero(
+            on_path & right
+        ):  # norms and verdicts before every step of the path, the first included
+            path = slice(0, arrays["stable_steps"][i] + 1)
+            np.testing.assert_allclose(record.norm[i, path], arrays["norm_history"][path, i], rtol=1e-3)
+            np.testing.assert_array_equal(record.held[i, path], erred[path, i])
         assert followed.sum() >= 3
         if followed.all():
             break
     assert followed.all()
+    said, (steps, count) = classes_of(forward), arrays["step"].shape[:2]
+    stored = said(arrays["step"].reshape(-1, *x.shape[1:])).reshape(steps, count)
+    np.testing.assert_array_equal(stored[:-1], arrays["pred"][1:steps])
+    space = attacks.ball("linf" if name == "fmn_linf" else "l2", 1.0)
+    np.testing.assert_allclose(space.distance(arrays["adv"], x), arrays["best_norm"], rtol=1e-5, atol=1e-7)
+    assert np.all(said(arrays["adv"]) != arrays["label"])
 
 
 @pytest.mark.slow
