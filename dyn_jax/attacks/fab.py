@@ -108,6 +108,7 @@ def fab(
     threat = ball(norm, eps, bounds)
     _validate.positive_int("steps", steps)
     _validate.positive_int("restarts", restarts)
-    numbers = [_validate.number(n, v, minimum=0) for n, v in (("alpha_max", alpha_max), ("eta", eta), ("beta", beta))]
-    search = NearestFab(norm, steps, 0, *numbers, restarts)
+    number = lambda name, value: _validate.number(name, value, minimum=0)
+    biased = number("alpha_max", alpha_max), number("eta", eta), number("beta", beta)
+    search = NearestFab(norm, steps, 0, *biased, restarts)
     return Attack(search, threat, objectives.margin, random=restarts > 1, reach=threat.eps)
