@@ -3,8 +3,9 @@
     python -m experiments.autoattack_reference --data FOLDER --checkpoints FOLDER --reference FOLDER [--sets NAME ...]
 
 ``claimed`` is what the released code (PyTorch, one thread) left of the same images at the same eps; its arrays, with
-its CPU seconds, are `eval_aa_*.npz` in the reference folder. The networks are a published ResNet-20 and the last exit
-of the published RDI-ResNet-38; the images are original CIFAR-10 test images.
+its CPU seconds, are `eval_aa_*.npz` in the reference folder. Every set has a record of its own, `autoattack_SET.json`,
+so that sets may be run alone, and on another machine than the rest. The networks are a published ResNet-20 and the
+last exit of the published RDI-ResNet-38; the images are original CIFAR-10 test images.
 """
 
 from __future__ import annotations
@@ -102,12 +103,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=5000)
     parser.add_argument("--results", default=None, help="folder for the JSON record (default: experiments/results)")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
     for name in arguments.sets:
         with np.load(pathlib.Path(arguments.reference) / f"eval_aa_{name}.npz") as archive:
-            rows += compared(name, dict(archive), arguments)
-        print(*rows[-5:], sep="\n", flush=True)
-    print(_record.save("autoattack_reference", rows, folder=arguments.results, arguments=arguments, seed=0))
+            rows = compared(name, dict(archive), arguments)
+        print(*rows, sep="\n", flush=True)
+        print(
+            _record.save(f"autoattack_{name}", rows, folder=arguments.results, arguments=arguments, seed=0), flush=True
+        )
 
 
 if __name__ == "__main__":

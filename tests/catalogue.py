@@ -263,6 +263,7 @@ ALL_ATTACKS = {
     "lgm_auto_step": AttackCase(lambda eps: attacks.lgm_auto_step(eps, 0.03, 5), coupled=True),
     "lgm_auto_step release": AttackCase(_release(attacks.lgm.auto_step), coupled=True),
     "grad_auto eps": AttackCase(lambda eps: attacks.grad_auto(eps=eps, steps=6, learning_rate=0.05), targeted=False),
+    "fab": AttackCase(lambda eps: attacks.fab(eps, 4, restarts=2), targeted=False),
     "fab_t": AttackCase(lambda eps: attacks.fab_t(eps, 6, target_classes=2), targeted=False),
     "fab_t l2": AttackCase(
         lambda eps: attacks.fab_t(eps, 6, target_classes=2, norm="l2"), eps=1.0, targeted=False, clouds=False

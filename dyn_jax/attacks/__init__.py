@@ -35,6 +35,7 @@ from dyn_jax.attacks.early_attack import early_attack as early_attack
 from dyn_jax.attacks.early_attack import early_objective as early_objective
 from dyn_jax.attacks.energy import EnergySteps as EnergySteps
 from dyn_jax.attacks.energy import Form as Form
+from dyn_jax.attacks.fab import fab as fab
 from dyn_jax.attacks.fab_t import fab_t as fab_t
 from dyn_jax.attacks.fgsm import fgsm as fgsm
 from dyn_jax.attacks.fmn import fmn as fmn

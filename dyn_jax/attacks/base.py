@@ -33,12 +33,16 @@ class Steps(flax.struct.PyTreeNode):
       loss: the objective on `forward`; of a segmented cloud the mean over the rows that count.
       nonfinite: bool, the gradient was not finite somewhere in the example (and was taken as 0 there).
       overflow: bool, see `Trace.overflow`.
-      work: of point clouds: ``voxels`` that took part in the gradient, ``macs`` of the pass over them.
+      error: bool, the network that is differentiated (of an attack without gradients: the victim) errs there, or says
+        the target of a targeted attack.
+      work: ``macs`` of the pass, where the network has units; of point clouds also the ``voxels`` that took part in the
+        gradient.
     """
 
     loss: jax.Array
     nonfinite: jax.Array
     overflow: jax.Array
+    error: jax.Array
     work: dict[str, jax.Array]
 
 
@@ -151,7 +155,8 @@ class Problem:
         """The record of one evaluation."""
         overflow = output.trace.overflow
         overflow = jnp.zeros_like(nonfinite) if overflow is None else jnp.broadcast_to(overflow, nonfinite.shape)
-        return Steps(losses, nonfinite, overflow, self.domain.work(output.trace))
+        error = self.succeeds(output.logits)
+        return Steps(losses, nonfinite, overflow, error, self.domain.work(output.trace))
 
     def no_steps(self) -> Steps:
         """The record of a search that evaluated nothing, [0, example]."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax import _validate
+from dyn_jax import _validate, metrics
 from dyn_jax.attacks.threat import Dropped, Threat, norm
 from dyn_jax.types import PointCloud, Trace
 
@@ -105,7 +105,7 @@ class Domain(Protocol):
         ...
 
     def work(self, trace: Trace) -> dict[str, jax.Array]:
-        """What a pass over this domain cost beyond the usual, [example] each."""
+        """What a pass cost, [example] each."""
         ...
 
 
@@ -188,7 +188,7 @@ class Pixels:
         return values
 
     def work(self, trace: Trace) -> dict[str, jax.Array]:
-        return {}
+        return {"macs": metrics.executed_macs(trace).astype(self.clean.dtype)} if trace.units else {}
 
 
 @dataclasses.dataclass(frozen=True)

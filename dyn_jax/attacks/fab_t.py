@@ -38,10 +38,13 @@ class Fab:
 
     def step(self, problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
         """(one step from x towards the plane of `problem`'s targets, pulled to the clean value; record)."""
-        domain, threat = problem.domain, problem.ball
         w, record = problem.gradient(x)
+        return self.onto(problem, x, w, record.loss), record
+
+    def onto(self, problem: Problem, x: jax.Array, w: jax.Array, gap: jax.Array) -> jax.Array:
+        """The step to the plane ``w.z = b`` with ``gap = w.x - b`` [example], b being w.x - (z_t - z_y)."""
+        domain, threat = problem.domain, problem.ball
         clean, parts = domain.clean, domain.split(w)
-        gap = record.loss  # w.x - b with b = w.x - (z_t - z_y)
         clean_gap = gap + jnp.sum(domain.split(w * (clean - x)), axis=tuple(range(1, parts.ndim)))
 
         pair = lambda a, b: jnp.concatenate([a, b])  # one loop projects both
@@ -51,35 +54,48 @@ class Fab:
         d, d_clean = map(domain.join, jnp.split(moves, 2))
         alpha = domain.spread(jnp.minimum(far / (far + far_clean), self.alpha_max))
         x = (1 - alpha) * (x + self.eta * d) + alpha * (clean + self.eta * d_clean)
-        return jnp.clip(x, *threat.bounds), record
+        return jnp.clip(x, *threat.bounds)
 
-    def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
-        problem.of_one_row("fab_t")
-        domain, threat = problem.domain, problem.ball
-        ranked = likeliest_wrong(problem, self.target_classes)
-        first = domain.clean if start is None else start
-        measure = lambda x: length(threat, domain.split(x - domain.clean))
+    def walk(self, problem: Problem, best: tuple, first: jax.Array, aimed: Problem) -> tuple[tuple, tuple]:
+        """`steps` steps of `aimed` from `first` -> (the best (x, norm) now, records)."""
+        domain = problem.domain
 
-        def step(state: tuple, aimed: Problem) -> tuple[tuple, tuple[Steps, MinimalNorm]]:
+        def step(state: tuple, _: None) -> tuple[tuple, tuple[Steps, MinimalNorm]]:
             x, best = state
             x, steps = self.step(aimed, x)
             held = problem.succeeds(problem.victim(x).logits) | ~problem.attacked
-            norm = jnp.where(problem.attacked, measure(x), 0)
+            norm = jnp.where(problem.attacked, self.measured(problem, x), 0)
             best = closest(problem, (x, norm, held), best)
             x = problem.pick(held, domain.clean + self.beta * (x - domain.clean), x)
             return (x, best), (steps, MinimalNorm(norm, held))
 
-        def towards(best: tuple, targets: jax.Array) -> tuple[tuple, tuple]:
-            aimed = dataclasses.replace(problem, targets=targets, objective=class_difference)
-            (_, best), records = jax.lax.scan(
-                lambda state, _: step(state, aimed), (first, best), None, length=self.steps
-            )
-            return best, records
+        (_, best), records = jax.lax.scan(step, (first, best), None, length=self.steps)
+        return best, records
 
-        nothing = (domain.clean, jnp.full_like(measure(first), jnp.inf))
-        (x, _), records = jax.lax.scan(towards, nothing, ranked.T)
+    def measured(self, problem: Problem, x: jax.Array) -> jax.Array:
+        """[example], the norm of what was changed."""
+        return length(problem.ball, problem.domain.split(x - problem.domain.clean))
+
+    def nothing(self, problem: Problem) -> tuple[jax.Array, jax.Array]:
+        """The best (x, norm) before the first step."""
+        clean = problem.domain.clean
+        return clean, jnp.full_like(self.measured(problem, clean), jnp.inf)
+
+    def found(self, problem: Problem, best: tuple, records: tuple) -> Found:
+        """Of records [walk, step, example]."""
         steps, record = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
-        return Found(within(problem, x), steps, record)
+        return Found(within(problem, best[0]), steps, record)
+
+    def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
+        problem.of_one_row("fab_t")
+        ranked = likeliest_wrong(problem, self.target_classes)
+        first = problem.domain.clean if start is None else start
+
+        def towards(best: tuple, targets: jax.Array) -> tuple[tuple, tuple]:
+            of_target = lambda output, labels, _=None: class_difference(output, labels, targets)
+            return self.walk(problem, best, first, dataclasses.replace(problem, objective=of_target))
+
+        return self.found(problem, *jax.lax.scan(towards, self.nothing(problem), ranked.T))
 
 
 def likeliest_wrong(problem: Problem, count: int) -> jax.Array:

@@ -53,9 +53,7 @@ class Fmn:
         found = jnp.isfinite(state.best[1]) | held
         best = closest(problem, (state.x, size, held), state.best)
 
-        to_boundary = jnp.abs(record.loss - self.criterion.level(problem)) / jnp.maximum(
-            _dual(self.norm, parts), _SMALL
-        )
+        to_boundary = jnp.abs(record.loss - self.criterion.level(problem)) / jnp.maximum(dual(self.norm, parts), _SMALL)
         # on the boundary itself rounding decides, and a step of length 0 would end the search
         to_boundary = jnp.maximum(to_boundary, _LEAST * size)
         outside = jnp.where(found, state.eps * (1 + gamma), size + to_boundary)
@@ -90,7 +88,7 @@ def length_l2(parts: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(parts * parts, axis=tuple(range(1, parts.ndim))))
 
 
-def _dual(norm: str, parts: jax.Array) -> jax.Array:
+def dual(norm: str, parts: jax.Array) -> jax.Array:
     """[example], the gradient's norm that a step of unit `norm` gains at most."""
     if norm == "l2":
         return length_l2(parts)

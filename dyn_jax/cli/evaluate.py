@@ -19,9 +19,13 @@ a function (variables, images) of your own. Without --weights the network must b
 
 --attacks takes names and plans, separated by commas:
   standard   AutoAttack: apgd-ce, apgd-t, fab-t, square
+  plus       AutoAttack's plus: five restarts, DLR and untargeted FAB as well
+  rand       AutoAttack's rand, for networks that draw: apgd-ce, apgd-dlr on the mean of --draws draws
   dynamics   the same, led by LGM as well: apgd-ce@soft, apgd-ce@straight-through, ...
-  energy     energy-apgd (inside the ball), grad-auto, ilfo: the most multiply-adds
+  energy     energy-apgd (inside the ball), grad-auto, ilfo, grad-mdm: the most multiply-adds
   curve      fmn: the smallest perturbation of each image, so the accuracy at every eps
+others: fgsm, bim, pgd, rays (yes and no alone), spsa (numbers alone), ddn (smallest L2 perturbation); @soft and
+@straight-through lead those by gradients.
 An image that one attack broke is not attacked again. Interrupted or killed, the same command goes on where it was, and
 ends with the same files: result.json, report.html, adversarial.npz, png/.
 """
@@ -83,8 +87,8 @@ def _network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="of attacks by gradients (default 100)")
     parser.add_argument("--targets", type=int, metavar="N", help="wrong classes that targeted attacks try (default 9)")
-    parser.add_argument("--queries", type=int, metavar="N", help="of square (default 5000)")
-    parser.add_argument("--energy-steps", type=int, metavar="N", help="of grad-auto and ilfo (default 300)")
+    parser.add_argument("--queries", type=int, metavar="N", help="of square and rays (default 5000)")
+    parser.add_argument("--energy-steps", type=int, metavar="N", help="of grad-auto, ilfo and grad-mdm (default 300)")
     parser.add_argument("--lambdas", metavar="L,L", help="steepness of LGM's softened gates (default 1,3,10)")
     parser.add_argument("--gumbel", type=float, metavar="T", help="random gates: Gumbel noise at this temperature")
     parser.add_argument("--draws", type=int, default=20, metavar="N", help="of random gates (default 20)")

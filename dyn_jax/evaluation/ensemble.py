@@ -101,8 +101,8 @@ def evaluate(
       images: [example, height, width, channel] in [0, 1].
       labels: [example].
       eps, norm: the ball, e.g. "8/255" and ``linf``.
-      attacks: names or plans, see `dyn_jax.evaluation.plan`: ``standard`` (AutoAttack), ``dynamics`` (also led by LGM),
-        ``energy``, ``curve``.
+      attacks: names or plans, see `dyn_jax.evaluation.plan`: ``standard`` (AutoAttack), ``plus``, ``rand`` (for random
+        networks), ``dynamics`` (also led by LGM), ``energy``, ``curve``.
       occupancy: what the network is deployed with; default hard gates. A random one (`occupancy.gumbel_sigmoid`) makes
         gradients the mean, and verdicts the majority, of draws.
       budget: steps and queries, default those of `Budget`.
@@ -143,6 +143,7 @@ def evaluate(
         classes=classes,
         trace=shape.trace,
         softens="occupancy" in subject.takes,
+        taps="tap" in subject.takes and not subject.stochastic,
     )
     job = Job(subject, entries, threat, budget, seed, min(batch_size, len(images)), draws, devices)
     number, parts = (jax.process_index(), jax.process_count()) if part is None else part
@@ -275,8 +276,11 @@ def _examined(job: Job, store: shards.Store, images: np.ndarray, labels: np.ndar
 
 
 def _size(rows: int, most: int) -> int:
-    """Rows of a chunk: few survivors fill a smaller one, whose size depends on their number alone."""
-    return min(most, max(8, 1 << (rows - 1).bit_length()))
+    """Rows of a chunk: as few chunks as can be, all alike, so that hardly a row is filled up.
+
+    It depends on the number of rows alone, not on the devices.
+    """
+    return -(-rows // -(-rows // most))
 
 
 def _bar(computed: Iterator, total: int, done: int, name: str, progress: bool) -> Iterator:

@@ -32,9 +32,9 @@ class Budget:
     """How long the attacks search. The defaults are AutoAttack's standard, and GradAuto's release.
 
     Attributes:
-      steps: of APGD, APGD-T, FAB-T and the minimal-norm attack.
+      steps: of all attacks by gradients but those of `energy_steps`, and of SPSA.
       targets: wrong classes that APGD-T and FAB-T try.
-      queries: of Square.
+      queries: of Square and RayS.
       energy_steps: of GradAuto, ILFO, GradMDM; `steps` is that of the energy attack in the ball.
       lambdas: steepness of the softened gates, tried side by side; the worst counts.
     """
@@ -64,17 +64,21 @@ class Entry:
         the smallest perturbation, of every example, for the curve over eps.
       attack: what is run.
       soften: lambda -> the occupancy that is differentiated; None: the one that is judged.
+      note: what the result says about it.
     """
 
     name: str
     kind: str
     attack: Attack
     soften: Callable[[jax.typing.ArrayLike], Occupancy] | None = None
+    note: str = ""
 
 
 Maker = Callable[[Threat, Budget, int], Attack]
-L1_RESTARTS, L1_TARGETS, L1_RADII = 5, 5, (3.0, 2.0, 1.0)
-"""What AutoAttack changes in the L1 ball."""
+RESTARTS = 5
+"""Of the attacks ``NAME-5`` of AutoAttack's plus, and of APGD in its L1."""
+L1_TARGETS, L1_RADII = 5, (3.0, 2.0, 1.0)
+"""What else AutoAttack changes in the L1 ball."""
 
 
 def _course(t: Threat, b: Budget) -> attacks.Course:
@@ -82,10 +86,10 @@ def _course(t: Threat, b: Budget) -> attacks.Course:
     return attacks.Course(L1_RADII if t.norm == "l1" and b.steps > 4 else (1.0,), keep="error")
 
 
-def _apgd(objective: str) -> Maker:
+def _apgd(objective: str, restarts: int = 1) -> Maker:
     def make(t: Threat, b: Budget, n: int) -> Attack:
-        restarts = L1_RESTARTS if t.norm == "l1" else 1
-        return attacks.apgd(t.eps, b.steps, restarts=restarts, norm=t.norm, objective=objective, course=_course(t, b))
+        count = RESTARTS if t.norm == "l1" else restarts
+        return attacks.apgd(t.eps, b.steps, restarts=count, norm=t.norm, objective=objective, course=_course(t, b))
 
     return make
 
@@ -100,12 +104,17 @@ def _apgd_t(t: Threat, b: Budget, n: int) -> Attack:
 ATTACKS: dict[str, tuple[str, Maker]] = {
     "apgd-ce": (ACCURACY, _apgd("ce")),
     "apgd-dlr": (ACCURACY, _apgd("dlr")),
+    "apgd-ce-5": (ACCURACY, _apgd("ce", RESTARTS)),
+    "apgd-dlr-5": (ACCURACY, _apgd("dlr", RESTARTS)),
     "apgd-t": (ACCURACY, _apgd_t),
+    "fab-5": (ACCURACY, lambda t, b, n: attacks.fab(t.eps, b.steps, restarts=RESTARTS, norm=t.norm)),
     "fab-t": (
         ACCURACY,
         lambda t, b, n: attacks.fab_t(t.eps, b.steps, norm=t.norm, target_classes=min(b.targets, n - 1)),
     ),
     "square": (ACCURACY, lambda t, b, n: attacks.square(t.eps, b.queries, norm=t.norm)),
+    "rays": (ACCURACY, lambda t, b, n: attacks.rays(t.eps, b.queries)),
+    "spsa": (ACCURACY, lambda t, b, n: attacks.spsa(t.eps, b.steps, norm=t.norm)),
     "fgsm": (ACCURACY, lambda t, b, n: attacks.fgsm(t.eps, norm=t.norm)),
     "pgd": (ACCURACY, lambda t, b, n: attacks.pgd(t.eps, t.eps / 4, b.steps, norm=t.norm)),
     "bim": (ACCURACY, lambda t, b, n: attacks.bim(t.eps, t.eps / 4, b.steps, norm=t.norm)),
@@ -117,15 +126,18 @@ ATTACKS: dict[str, tuple[str, Maker]] = {
     "ilfo": (ENERGY, lambda t, b, n: attacks.ilfo(steps=b.energy_steps, learning_rate=0.01)),
     "grad-mdm": (ENERGY, lambda t, b, n: attacks.grad_mdm(steps=b.energy_steps)),
     "fmn": (NORM, lambda t, b, n: attacks.fmn(b.steps, norm=t.norm)),
+    "ddn": (NORM, lambda t, b, n: attacks.ddn(b.steps)),
 }
 """Name -> (kind, (threat, budget, classes) -> attack)."""
 
-LEADED = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fgsm", "pgd", "bim", "energy-apgd")
+LEADED = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fgsm", "pgd", "bim", "energy-apgd", "fmn", "ddn")
 """Attacks by gradients, that LGM can lead: ``NAME@soft`` and ``NAME@straight-through``."""
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-_ENERGY = ("energy-apgd", "energy-apgd@straight-through", "grad-auto", "ilfo")
+_ENERGY = ("energy-apgd", "energy-apgd@straight-through", "grad-auto", "ilfo", "grad-mdm")
 PLANS: dict[str, tuple[str, ...]] = {
     "standard": _STANDARD,
+    "plus": ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
     "dynamics": (
         *_STANDARD[:1],
         "apgd-ce@straight-through",
@@ -140,8 +152,11 @@ PLANS: dict[str, tuple[str, ...]] = {
     "energy": _ENERGY,
     "curve": ("fmn",),
 }
-"""``standard``: AutoAttack; ``dynamics``: the same, led by LGM too; ``energy``; ``curve``: accuracy at every eps."""
-NEED_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+"""``standard``, ``plus``, ``rand`` (of networks that draw): AutoAttack's; ``dynamics``: the first, led by LGM too;
+``energy``; ``curve``: accuracy at every eps."""
+NEED_CLASSES = {"apgd-dlr": 3, "apgd-dlr-5": 3, "apgd-t": 4}
+ONLY = {"rays": "linf", "ddn": "l2"}
+"""Attacks of one norm."""
 
 
 def names_of(wanted: str | Sequence[str]) -> tuple[str, ...]:
@@ -165,7 +180,14 @@ def names_of(wanted: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def plan(
-    wanted: str | Sequence[str], threat: Threat, budget: Budget, *, classes: int, trace: Trace, softens: bool
+    wanted: str | Sequence[str],
+    threat: Threat,
+    budget: Budget,
+    *,
+    classes: int,
+    trace: Trace,
+    softens: bool,
+    taps: bool = False,
 ) -> tuple[Entry, ...]:
     """The entries of an evaluation.
 
@@ -174,9 +196,12 @@ def plan(
       classes: of the network.
       trace: of its output, shapes are enough.
       softens: whether it takes an occupancy.
+      taps: whether it takes ``tap=``; GradMDM has its nodes there, where every unit is one gate, and its losses alone
+        elsewhere.
 
     Raises:
-      ValueError: an unknown name; DLR with too few classes; energy, or LGM, of a network without adaptive units.
+      ValueError: an unknown name; DLR with too few classes; energy, or LGM, of a network without adaptive units; an
+        attack of another norm.
     """
     entries = []
     for name in names_of(wanted):
@@ -194,9 +219,12 @@ def plan(
                 raise ValueError(f"attacks: got {name}; {error}") from None
         if soft and not (trace.units and softens):
             raise ValueError(f"attacks: got {name}, but the network has no gates to soften; leave {name!r} out")
-        if base == "grad-mdm" and any(unit.elements > 1 for unit in trace.units):
-            raise ValueError("attacks: got grad-mdm, but the network's units have several elements; leave it out")
-        entries.append(Entry(name, kind, make(threat, budget, classes), SOFTENED[soft] if soft else None))
+        if threat.norm != ONLY.get(base, threat.norm):
+            raise ValueError(f"attacks: got {name} in the {threat.norm} norm, expected {ONLY[base]}, or leave it out")
+        attack, note = make(threat, budget, classes), ""
+        if base == "grad-mdm" and not (taps and all(unit.score.ndim == 1 for unit in trace.units)):
+            attack, note = attacks.grad_mdm(steps=budget.energy_steps, even=False), "its losses alone: no gate to tap"
+        entries.append(Entry(name, kind, attack, SOFTENED[soft] if soft else None, note))
     if not entries:
         raise ValueError("attacks: got none, expected at least one")
     return tuple(entries)

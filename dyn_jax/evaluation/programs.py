@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dyn_jax import metrics, objectives
 from dyn_jax.attacks import AttackResult, to_8bit
+from dyn_jax.attacks.minimal import MinimalNorm
 from dyn_jax.attacks.threat import ball
 from dyn_jax.evaluation import stochastic
 from dyn_jax.evaluation.plan import ENERGY, NORM, Entry, Threat
@@ -18,7 +19,7 @@ from dyn_jax.types import Output, Trace
 
 Call = Callable[..., dict[str, jax.Array]]
 PATH = 101
-"""At most so many points of a search's loss are kept."""
+"""At most so many points along a search are kept: the best loss, an error, the most multiply-adds so far."""
 
 
 def judge(subject: Subject, variables: Any, key: jax.Array, draws: int) -> Callable[[jax.Array], Output]:
@@ -72,7 +73,10 @@ def attacked(
         if lambdas is None:
             return once(None)
         each = jax.vmap(once)(lambdas)
-        value = each["macs"] if entry.kind == ENERGY else each["success"] * 1e30 + _ordered(each["margin"])
+        if entry.kind == NORM:
+            value = -_ordered(each["distance"])
+        else:
+            value = each["macs"] if entry.kind == ENERGY else each["success"] * 1e30 + _ordered(each["margin"])
         best = jnp.argmax(value, axis=0)
         pick = lambda leaf: jax.vmap(lambda column, k: column[k], (1, 0))(leaf, best)
         return jax.tree.map(pick, each) | {"lambda": lambdas[best]}
@@ -154,9 +158,17 @@ def _energy(trace: Trace, rows: int) -> dict[str, jax.Array]:
 
 def _kept(result: AttackResult, x: jax.Array, y: jax.Array, threat: Threat) -> dict[str, jax.Array]:
     """What is kept of an attack, arrays [row, ...]."""
-    path = jax.lax.cummax(_ordered(result.steps.loss), axis=1)
-    if path.shape[1] > PATH:
-        path = path[:, jnp.round(jnp.linspace(0, path.shape[1] - 1, PATH)).astype(int)]
+    error = result.steps.error
+    if isinstance(result.record, MinimalNorm):  # its steps leave the ball
+        error = result.record.held & (result.record.norm <= threat.eps)
+    so_far = {"path": _ordered(result.steps.loss), "path_error": error.astype(jnp.int32)}
+    if "macs" in result.steps.work:
+        so_far["path_macs"] = _ordered(result.steps.work["macs"])
+    if (length := result.steps.loss.shape[1]) > PATH:
+        shown = jnp.round(jnp.linspace(0, length - 1, PATH)).astype(int)
+    else:
+        shown = jnp.arange(length)
+    so_far = {name: jax.lax.cummax(values, axis=1)[:, shown] for name, values in so_far.items()}
     answers = _answers(Output(result.logits_adversarial, result.trace_adversarial), y)
     del answers["correct"], answers["invalid"]
     return answers | {
@@ -168,7 +180,7 @@ def _kept(result: AttackResult, x: jax.Array, y: jax.Array, threat: Threat) -> d
         "psnr": metrics.psnr(result.adversarial, x),
         "changed": _changed(result.trace_clean, result.trace_adversarial, len(y)),
         "nonfinite": jnp.any(result.steps.nonfinite, axis=1),
-        "path": path,
+        **so_far,
     }
 
 

@@ -91,11 +91,7 @@ def _context(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str
         "costs": _costs(result["energy"]),
         "attacks_on_energy": [line for line in result["attacks"] if line["kind"] == ENERGY and "macs" in line],
         "eps_curve": _eps_curve(result, _unit(result)),
-        "step_curves": [
-            (name, _curve(range(len(values)), values, x_ticks=[(0, "start"), (len(values) - 1, "end")]))
-            for name, values in sorted(result["curves"]["steps"].items())
-            if len(values) > 1
-        ],
+        "step_curves": _step_curves(result["curves"]["steps"]),
         "rates": _rates(result["energy"]),
         "settings": {name: value for name, value in result["settings"].items() if value is not None},
         "facts": {name: value for name, value in result["facts"].items() if name not in hidden},
@@ -182,6 +178,38 @@ def _eps_curve(result: Mapping[str, Any], unit: str) -> dict[str, Any] | None:
     scale = lambda v: f"{255 * v:.3g}/255" if unit == "255" else f"{v:.3g}"
     ticks = [(0.0, "0"), *((v, scale(v)) for v in (radius, curve["eps"][-1]))]
     return _curve(curve["eps"], curve["accuracy"], (0, 100), ticks, mark=radius) | {"median": curve["median"]}
+
+
+PATHS = {
+    "accuracy": (
+        "accuracy",
+        "accuracy in percent along the search: images that stood every iterate so far",
+        1.0,
+        100.0,
+    ),
+    "recovery": (
+        "recovery",
+        "percent of the saved multiply-adds that the most expensive iterate so far runs",
+        100.0,
+        None,
+    ),
+    "loss": ("best loss", "best loss so far along the search, mean over the images it ran on", 1.0, None),
+}
+"""Curve along a search -> (short title, what it is, factor, upper end of the axis); the first that an attack has."""
+
+
+def _step_curves(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> list[tuple[str, str, str, dict]]:
+    """(attack, short title, what it is, curve) of every attack that took steps."""
+    shown = []
+    for name, kinds in sorted(curves.items()):
+        kind = next((kind for kind in PATHS if len(kinds.get(kind, ())) > 1), None)
+        if kind is None:
+            continue
+        title, what, factor, most = PATHS[kind]
+        values = [None if v is None else factor * v for v in kinds[kind]]
+        ticks = [(0, "start"), (len(values) - 1, "end")]
+        shown.append((name, title, what, _curve(range(len(values)), values, most and (0.0, most), ticks)))
+    return shown
 
 
 def _curve(

@@ -24,7 +24,7 @@ class Subject:
       apply: (variables, images, **keywords) -> `Output` or logits: `net.apply` of a Linen module, or a function.
       variables: its weights, an argument of every compiled program.
       judged: the occupancy it is deployed with, default hard; one that draws (`occupancy.Stochastic`) makes it random.
-      takes: which of ``occupancy``, ``rngs``, ``key`` `apply` accepts.
+      takes: which of ``occupancy``, ``key``, ``tap`` `apply` accepts.
     """
 
     apply: Callable[..., Any]
@@ -38,11 +38,14 @@ class Subject:
         return "key" in self.takes or isinstance(self.judged, occupancies.Stochastic)
 
     def forward(self, variables: Variables, gate: Occupancy | None = None) -> Callable[..., Output]:
-        """images, key -> `Output` under an occupancy (None: the one that is judged); key None where nothing draws."""
+        """images, key -> `Output` under an occupancy (None: the one that is judged); key None where nothing draws.
+
+        Other keywords (``tap``) are handed on.
+        """
         gate = self.judged if gate is None else gate
 
-        def forward(x: jax.Array, key: jax.Array | None = None) -> Output:
-            given: dict[str, Any] = {"occupancy": gate} if "occupancy" in self.takes else {}
+        def forward(x: jax.Array, key: jax.Array | None = None, **options: Any) -> Output:
+            given: dict[str, Any] = {"occupancy": gate, **options} if "occupancy" in self.takes else options
             if "key" in self.takes:
                 given["key"] = key
             elif key is not None and isinstance(gate, occupancies.Stochastic):
@@ -81,7 +84,7 @@ def subject_of(net: Any, variables: Variables, occupancy: Occupancy | None = Non
     else:
         raise TypeError(f"net: got {type(net).__name__}, expected a Linen module or a function (variables, images)")
     names = {name for name, p in inspect.signature(call).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    takes = frozenset(names & {"occupancy", "key"})
+    takes = frozenset(names & {"occupancy", "key", "tap"})
     if occupancy is not None and "occupancy" not in takes:
         raise TypeError("occupancy: got one, expected None: the network does not take occupancy=")
     return Subject(apply, variables, occupancies.hard() if occupancy is None else occupancy, takes)

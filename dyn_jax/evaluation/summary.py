@@ -14,7 +14,7 @@ import numpy as np
 from dyn_jax import metrics
 from dyn_jax.evaluation import reading
 from dyn_jax.evaluation.findings import ERROR, Finding
-from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS
+from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS, Entry
 
 Arrays = Mapping[str, np.ndarray]
 ONE_PATH = ("apgd-ce", "apgd-dlr", "pgd", "bim")
@@ -70,12 +70,14 @@ def summarise(
         "broken_in_8_bits": int(np.sum(examples["broken_8bit"])) if np.all(examples["grid"]) else None,
         "interval_95": interval(int(np.sum(robust)), len(robust)),
         "attacks": [
-            _attack(entry.name, entry.kind, attacked[entry.name], examples, number, before)
-            for number, entry in enumerate(job.entries)
+            _attack(entry, attacked[entry.name], examples, number, before) for number, entry in enumerate(job.entries)
         ],
         "energy": _energy(job, examples, attacked, shape),
         "random": _random(job, examples),
-        "curves": {"eps": _eps_curve(job, examples, attacked), "steps": _step_curves(job, attacked)},
+        "curves": {
+            "eps": _eps_curve(job, examples, attacked),
+            "steps": _step_curves(job, examples, attacked, _dense(shape)),
+        },
         "facts": {str(key): str(value) for key, value in facts.items()},
         "settings": _settings(job),
         "environment": environment(),
@@ -94,9 +96,12 @@ def _afterwards(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> l
     found = []
     for entry in job.entries:
         got = attacked[entry.name]
-        if entry.name.partition("@")[0] in ONE_PATH and got["run"].any():
+        base, at, _ = entry.name.partition("@")
+        if base in ONE_PATH and got["run"].any():
             rows = np.flatnonzero(got["run"])
-            for one in reading.from_attack(got["success"][rows], got["path"][rows]).findings:
+            judged = not at and not job.subject.stochastic  # iterates were seen by the network that is judged
+            errors = got["path_error"][rows] > 0 if judged else None
+            for one in reading.from_attack(got["success"][rows], got["path"][rows], path_success=errors).findings:
                 moved = dataclasses.replace(one, message=f"{entry.name}: {one.message}", examples=rows[one.examples])
                 found.append(finding(moved))
     first = {
@@ -159,10 +164,12 @@ def _after(examples: Arrays, attacked: Mapping[str, Arrays], names: tuple[str, .
     return examples["correct"] & ~broken & ~examples["invalid"]
 
 
-def _attack(name: str, kind: str, got: Arrays, examples: Arrays, number: int, before: np.ndarray) -> dict[str, Any]:
+def _attack(entry: Entry, got: Arrays, examples: Arrays, number: int, before: np.ndarray) -> dict[str, Any]:
     """One line of the table."""
-    run = got["run"]
-    line: dict[str, Any] = {"attack": name, "kind": kind, "run_on": int(run.sum())}
+    run, kind = got["run"], entry.kind
+    line: dict[str, Any] = {"attack": entry.name, "kind": kind, "run_on": int(run.sum())}
+    if entry.note:
+        line["note"] = entry.note
     if not run.any():
         return line
     line["broken"] = int(np.sum(got["success"] & run))
@@ -189,10 +196,7 @@ def _energy(job: Any, examples: Arrays, attacked: Mapping[str, Arrays], shape: A
     """Multiply-adds before and after, and the share of what was saved that came back; None for a static network."""
     if not shape.trace.units:
         return None
-    try:
-        dense: float | None = float(metrics.dense_macs(shape.trace))
-    except ValueError:  # voxels have no dense cost
-        dense = None
+    dense = _dense(shape)
     before, worst = examples["macs"].astype(float), examples["macs_worst"].astype(float)
     back = lambda after: _recovery(before, after, dense)
     return {
@@ -209,6 +213,14 @@ def _energy(job: Any, examples: Arrays, attacked: Mapping[str, Arrays], shape: A
         "on_before": [_rounded(v) for v in examples["shares"].mean(axis=0)],
         "on_worst": [_rounded(v) for v in examples["shares_worst"].mean(axis=0)],
     }
+
+
+def _dense(shape: Any) -> float | None:
+    """Multiply-adds with every unit on; None for a static network, and for voxels."""
+    try:
+        return float(metrics.dense_macs(shape.trace)) if shape.trace.units else None
+    except ValueError:  # voxels have no dense cost
+        return None
 
 
 def _recovery(before: np.ndarray, after: np.ndarray, dense: float | None) -> float | None:
@@ -249,13 +261,32 @@ def _eps_curve(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> di
     }
 
 
-def _step_curves(job: Any, attacked: Mapping[str, Arrays]) -> dict[str, list[float]]:
-    """The best loss so far along each search, mean over the examples it ran on."""
-    curves = {}
-    for entry in job.entries:
+def _step_curves(
+    job: Any, examples: Arrays, attacked: Mapping[str, Arrays], dense: float | None
+) -> dict[str, dict[str, list[float]]]:
+    """What each search had reached on its way, from its first evaluation to its last, as the attacked network saw it.
+
+    ``loss``: the best so far, mean over the examples it ran on. ``accuracy``, of an attack on it: percent of all
+    examples that stood the attacks before and every iterate so far. ``recovery``, of an attack on the energy: as
+    `_recovery`, of the most expensive iterate so far.
+    """
+    curves: dict[str, dict[str, list[float]]] = {}
+    for number, entry in enumerate(job.entries):
         got = attacked[entry.name]
-        if "path" in got and got["run"].any() and got["path"].shape[1]:
-            curves[entry.name] = [_rounded(v) for v in np.clip(got["path"][got["run"]], -1e9, 1e9).mean(axis=0)]
+        if "path" not in got or not got["run"].any() or not got["path"].shape[1]:
+            continue
+        mean = np.clip(got["path"][got["run"]], -1e9, 1e9).mean(axis=0)
+        curves[entry.name] = {"loss": [_rounded(v) for v in mean]}
+        if entry.kind == ACCURACY:
+            found_by = examples["found_by"]
+            standing = examples["correct"] & ~examples["invalid"] & ~((found_by >= 0) & (found_by < number))
+            stands = standing[:, None] & ~((got["path_error"] > 0) & got["run"][:, None])
+            curves[entry.name]["accuracy"] = [round(100 * float(v), 2) for v in stands.mean(axis=0)]
+        elif entry.kind == ENERGY and "path_macs" in got:
+            before = examples["macs"].astype(float)
+            most = np.maximum(got["path_macs"], before[:, None])
+            back = [_recovery(before, column, dense) for column in most.T]
+            curves[entry.name] |= {"recovery": [v for v in back if v is not None]}
     return curves
 
 

@@ -188,7 +188,7 @@ def test_apgd_t_keeps_any_error():
     for keep, wanted in (("loss", False), ("error", True)):
         attack = attacks.apgd_t(0.2, 5, target_classes=1, objective=aim, course=Course(keep=keep))
         result = attack(shell, x, y, key=KEY, start=x + 0.05)
-        assert result.success.all() == wanted and result.success.any() == wanted
+        assert result.success.all() == result.success.any() == wanted and result.steps.error.any()
 
 
 def test_bumps_by_hand():

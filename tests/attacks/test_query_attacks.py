@@ -54,27 +54,45 @@ def draws_of(arrays):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_trace_of_the_release(golden, shared_dir, norm):
+    """Every candidate, decision and margin of the stored run, and what it had found on the way."""
     arrays, forward = golden(f"eval_square_{norm}"), resnet20(shared_dir)
     x, labels, draws = jnp.asarray(arrays["x"]), jnp.asarray(arrays["label"]), draws_of(arrays)
-    count = len(arrays["row"])
+    count, seen = len(arrays["row"]), []
+    np.testing.assert_allclose(schedule(count), arrays["p"])
+    np.testing.assert_array_equal(windows(schedule(count), *x.shape[1:3], norm), arrays["window"])
 
-    @quick_jit
-    def run(x):
-        results = []
-        for queries in (count, 3):
-            attack = attacks.square(float(arrays["eps"]), queries, norm=norm, draws=draws)
-            results.append(attack(forward, x, labels, key=KEY))
-        return results
+    def watched(x):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+        return forward(x)
 
-    whole, short = run(x)
+    attack = attacks.square(float(arrays["eps"]), count, norm=norm, draws=draws)
+    whole = quick_jit(lambda x: attack(watched, x, labels, key=KEY))(x)
+    jax.effects_barrier()
+    candidates = seen[1:-1]  # between the clean images and what is returned
+    np.testing.assert_allclose(candidates[0], arrays["x_init"], atol=1e-5)
     np.testing.assert_allclose(whole.adversarial, arrays["x_final"], atol=1e-5)
-    third = list(arrays["kept_iterations"]).index(2)
-    np.testing.assert_allclose(short.adversarial, arrays["x_best"][third], atol=1e-5)
-    margins = -np.asarray(whole.steps.loss).T
-    np.testing.assert_allclose(margins[0], arrays["margin_init"], atol=1e-4)
-    active = arrays["active"]
-    np.testing.assert_allclose(margins[1:][active], arrays["margin"][active], atol=1e-4)
     np.testing.assert_array_equal(whole.success, arrays["margin_min"][-1] <= 0)
+
+    margins, active = -np.asarray(whole.steps.loss).T, arrays["active"]
+    np.testing.assert_allclose(margins[0], arrays["margin_init"], atol=1e-4)
+    np.testing.assert_allclose(margins[1:][active], arrays["margin"][active], atol=1e-4)
+    best, least, lowest = candidates[0].copy(), margins[0], margins[0]
+    kept = list(arrays["kept_iterations"])
+    for k in range(count):
+        accepted = active[k] & ((margins[k + 1] < least) | (margins[k + 1] <= 0))
+        clear = active[k] & (np.abs(arrays["margin"][k] - arrays["best_before"][k]) > 1e-4)
+        np.testing.assert_array_equal(accepted[clear], arrays["accepted"][k][clear])
+        np.testing.assert_allclose(lowest[active[k]], arrays["best_before"][k][active[k]], atol=1e-4)
+        least = np.where(accepted, margins[k + 1], least)
+        lowest = np.where(accepted, np.minimum(margins[k + 1], lowest), lowest)
+        np.testing.assert_allclose(least, arrays["margin_min"][k], atol=1e-4)
+        np.testing.assert_allclose(lowest, arrays["loss_min"][k], atol=1e-4)
+        if accepted.any():
+            best[accepted] = candidates[k + 1][accepted]
+        if k in kept:
+            np.testing.assert_allclose(best, arrays["x_best"][kept.index(k)], atol=1e-5)
+    errs = np.asarray(whole.steps.error)
+    np.testing.assert_array_equal(np.where(errs.any(1), errs.argmax(1), count) + 1, arrays["queries"])
 
 
 def test_bumps_by_hand():

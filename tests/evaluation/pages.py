@@ -39,7 +39,7 @@ def result_of(shapes: tuple = (), **changed) -> dict:
         "reported": None, "autoattack_acc": None, "robust_acc": "35.00", "unreliable": False, "examples": 20,
         "broken": 11, "invalid": 0, "not_confirmed": 0, "broken_in_8_bits": 10, "interval_95": [-0.0, 56.71],
         "attacks": attacks, "energy": energy, "random": None,
-        "curves": {"eps": None, "steps": {"apgd-ce": [0.5, 0.75, None, 1.25]}},
+        "curves": {"eps": None, "steps": {"apgd-ce": {"loss": [0.5, 0.75, None, 1.25]}}},
         "facts": {}, "settings": settings | {"seed": 7, "batch_size": 10, "draws": None},
         "environment": {"python": "3.11.7", "device": "cpu"},
     } | changed  # fmt: skip

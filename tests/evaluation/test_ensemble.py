@@ -9,7 +9,7 @@ import pytest
 
 from dyn_jax import attacks, occupancy
 from dyn_jax.attacks import to_8bit
-from dyn_jax.evaluation import Budget, evaluate, plan
+from dyn_jax.evaluation import Budget, ensemble, evaluate, plan
 from dyn_jax.evaluation.ensemble import Job
 from tests.evaluation import toy
 
@@ -113,17 +113,22 @@ def test_short_memory_halves_the_batch_with_equal_results(found, monkeypatch):
 def test_a_thousand_cases_are_inside_and_judged_right():
     """Images, eps and norms at random, at the bounds too: every success re-evaluates, every image is in the set."""
     rng, total = np.random.default_rng(0), 0
-    for norm, eps in (("linf", 0.0), ("linf", "1/255"), ("linf", 1.5), ("l2", 0.4)):
-        images = np.clip(rng.normal(0.5, 0.6, (250, *toy.SHAPE)), 0, 1).astype(np.float32)
-        labels = rng.integers(0, toy.CLASSES, 250).astype(np.int32)
+    cases = (
+        *(("linf", 0.0, "apgd-ce"), ("linf", "1/255", "apgd-t"), ("linf", 1.5, "square"), ("linf", "8/255", "fab-t")),
+        *(("l2", 0.4, "apgd-ce"), ("l2", 1e-3, "square"), ("l1", 1.5, "apgd-ce"), ("l1", 3.0, "fab-t")),
+    )
+    for norm, eps, attack in cases:
+        images = np.clip(rng.normal(0.5, 0.6, (125, *toy.SHAPE)), 0, 1).astype(np.float32)
+        labels = np.asarray(toy.static(toy.weights(), images)).argmax(1).astype(np.int32)
+        labels[::7] = rng.integers(0, toy.CLASSES, len(labels[::7]))
         got = evaluate(
-            toy.static, toy.weights(), images, labels, eps=eps, norm=norm, attacks="apgd-ce", budget=toy.SHORT,
-            batch_size=250,
+            toy.static, toy.weights(), images, labels, eps=eps, norm=norm, attacks=attack, budget=toy.SHORT,
+            batch_size=125,
         )  # fmt: skip
         moved = got.examples["adversarial"]
         radius = float(np.max(_distance(norm, moved - images)))
         limit = float(attacks.ball(norm, eps).eps)
-        assert radius <= limit * (1 + 1e-6) + 1e-6 and moved.min() >= 0 and moved.max() <= 1
+        assert radius <= limit * (1 + 1e-6) + 2e-6 and moved.min() >= 0 and moved.max() <= 1
         wrong = np.asarray(toy.static(toy.weights(), moved)).argmax(1) != labels
         np.testing.assert_array_equal(got.examples["broken"], wrong & got.examples["correct"])
         assert got.summary["not_confirmed"] == 0
@@ -133,7 +138,99 @@ def test_a_thousand_cases_are_inside_and_judged_right():
 
 def _distance(norm, delta):
     flat = delta.reshape(len(delta), -1)
-    return np.abs(flat).max(1) if norm == "linf" else np.sqrt((flat.astype(np.float64) ** 2).sum(1))
+    return np.linalg.norm(flat.astype(np.float64), {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
+
+
+def test_curves_along_the_steps_by_hand():
+    """BIM cut off after k steps is its k-th iterate; the second attack goes on where the first one ended."""
+    images, labels = toy.data()
+    forward = lambda x: toy.gated(toy.weights(), x)
+    got = toy.run(attacks="bim,fgsm,energy-apgd@straight-through", batch_size=21)
+    curves, eps = got.summary["curves"]["steps"], 16 / 255
+    stood = got.examples["correct"]
+    wanted = []
+    for k in range(4):
+        x = attacks.bim(eps, eps / 4, k)(forward, images, labels).adversarial if k else images
+        stood = stood & (np.asarray(forward(x).logits).argmax(1) == labels)
+        wanted.append(100 * stood.mean())
+    np.testing.assert_allclose(curves["bim"]["accuracy"], wanted, atol=0.01)
+    assert wanted[0] > wanted[-1] and len(curves["bim"]["loss"]) == 4
+    assert f"{curves['fgsm']['accuracy'][0]:.2f}" == got.summary["attacks"][0]["accuracy_after"]
+    back = curves["energy-apgd@straight-through"]["recovery"]
+    assert back[0] >= 0 and np.all(np.diff(back) >= 0) and len(back) == 5
+    assert back[-1] >= got.summary["energy"]["recovery"]["energy-apgd@straight-through"] - 1e-6 and back[-1] > 0
+
+
+def test_steps_outside_the_ball_are_no_errors_inside_it():
+    """FAB walks wherever the boundary is: what its curve ends with is what it broke within eps."""
+    got = toy.run(attacks="fab-t", eps="6/255", batch_size=21)
+    curve = got.summary["curves"]["steps"]["fab-t"]["accuracy"]
+    assert f"{curve[-1]:.2f}" == got.summary["attacks"][0]["accuracy_after"]
+    errs = got.attacks["fab-t"]["path_error"][:, -1] > 0
+    assert errs.any() and not errs.all()
+
+
+def test_an_iterate_that_fooled_but_was_not_returned_is_said():
+    """Between 2 and 6 levels from the clean image this network errs, and BIM walks on."""
+
+    def shell(variables, x):
+        far = jnp.max(jnp.abs(x - 0.5), axis=(1, 2, 3)) * 255
+        return jnp.stack([jnp.where((far > 2) & (far < 6), -1.0, 1.0) - far / 100, 0 * far, 0 * far - 9], axis=1)
+
+    given = {"eps": "8/255", "attacks": "bim", "budget": dataclasses.replace(toy.SHORT, steps=8)}
+    start = np.full((4, *toy.SHAPE), 0.5, np.float32)
+    start[:, 0, 0, 0] += 0.5 / 255
+    got = evaluate(shell, {}, start, np.zeros(4, np.int32), **given)
+    assert not got.examples["broken"].any()
+    assert "silent_success" in [one["code"] for one in got.summary["checks"]]
+
+
+def test_attacks_that_ask_for_little():
+    """Yes and no, numbers, and smallest norms; of the smallest norms the steepness that found the nearer one counts."""
+    got = toy.run(attacks="rays,spsa,fgsm", batch_size=21)
+    assert got.attacks["rays"]["success"].any() and got.attacks["spsa"]["run"].any()
+    images, labels = toy.data()
+    near = attacks.rays("16/255", toy.SHORT.queries)(lambda x: toy.gated(toy.weights(), x), images, labels)
+    np.testing.assert_array_equal(got.examples["found_by"] == 0, near.success & ~near.clean_success)
+    budgets = [dataclasses.replace(toy.SHORT, lambdas=lambdas) for lambdas in ((1.0, 8.0), (1.0,), (8.0,))]
+    run = lambda budget: toy.run(attacks="ddn@soft", norm="l2", eps=0.5, budget=budget, batch_size=21)
+    both, *alone = [run(budget).attacks["ddn@soft"]["distance"] for budget in budgets]
+    np.testing.assert_allclose(both, np.minimum(*alone), rtol=1e-5)
+
+
+def test_plus_and_rand():
+    images, labels = toy.data()
+    got = toy.run(attacks="plus", batch_size=21, budget=dataclasses.replace(toy.SHORT, steps=2, targets=1, queries=2))
+    assert [line["attack"] for line in got.summary["attacks"]] == list(plan.PLANS["plus"])
+    forward = lambda x: toy.gated(toy.weights(), x)
+    key = Job(None, (), None, None, 0, 5, (1, 1), None).key("apgd-ce-5")
+    alone = attacks.apgd("16/255", 2, restarts=5, course=attacks.Course(keep="error"))(forward, images, labels, key=key)
+    np.testing.assert_array_equal(got.examples["found_by"] == 0, alone.success & ~alone.clean_success)
+    random = evaluate(
+        toy.noisy, toy.weights(), images, labels, eps="16/255", attacks="rand", budget=toy.SHORT, draws=(3, 5),
+        batch_size=21,
+    )  # fmt: skip
+    assert list(random.attacks) == ["apgd-ce", "apgd-dlr"] and random.summary["random"]["draws"] == 5
+
+
+def test_grad_mdm_taps_where_it_can():
+    """One gate a unit behind a tap: its nodes; elsewhere its losses alone, which the result says."""
+
+    def tapped(variables, x, *, occupancy=None, tap=None):
+        trunk, branch = (x, x) if tap is None else tap(x, 0)
+        out = toy.gated(variables, trunk, occupancy=occupancy)
+        score = (branch.reshape(len(x), -1) - 0.5) @ variables["gate"]
+        unit = out.trace.units[0].replace(score=score, extras={"probability": jax.nn.sigmoid(score)})
+        return out.replace(trace=out.trace.replace(units=(unit,)))
+
+    images, labels = toy.data(5)
+    budget = dataclasses.replace(toy.SHORT, energy_steps=13)
+    for net, even in ((tapped, True), (toy.gated, False)):
+        got = evaluate(net, toy.weights(), images, labels, eps="8/255", attacks="grad-mdm", budget=budget)
+        forward = lambda x, net=net, **given: net(toy.weights(), x, **given)
+        alone = attacks.grad_mdm(steps=13, even=even)(forward, images, labels)
+        np.testing.assert_allclose(got.attacks["grad-mdm"]["distance"], alone.distance, rtol=1e-4, atol=1e-6)
+        assert ("note" in got.summary["attacks"][0]) == (not even)
 
 
 def test_nonfinite_logits_are_an_outcome_of_their_own():
@@ -159,6 +256,8 @@ BAD = {
     "few classes": ({"net": lambda v, x: toy.static(v, x)[:, :3], "labels": np.zeros(3, np.int32)}, "at least 4"),
     "eps": ({"eps": "eight"}, "eps"),
     "norm": ({"norm": "l3"}, "norm"),
+    "norm of ddn": ({"attacks": "ddn"}, "ddn in the linf norm, expected l2"),
+    "norm of rays": ({"attacks": "rays", "norm": "l1"}, "rays in the l1 norm, expected linf"),
     "no attack": ({"attacks": ()}, "expected at least one"),
     "weights": ({"variables": {"always": np.zeros((7, 5), np.float32)}}, "dot_general|incompatible|shape"),
 }
@@ -182,6 +281,15 @@ def test_bad_options():
     with pytest.raises(TypeError, match="occupancy"):
         images, labels = toy.data(3)
         evaluate(toy.static, toy.weights(), images, labels, eps=0.1, attacks="fgsm", occupancy=occupancy.hard())
+
+
+def test_chunks_hold_what_is_there_and_no_more():
+    """At most one row in each chunk is filled up."""
+    for rows in (1, 2, 17, 18, 33, 64, 65, 117, 1000):
+        for most in (1, 5, 64, 100):
+            size = ensemble._size(rows, most)
+            count = -(-rows // size)
+            assert size <= most and count == -(-rows // most) and count * size - rows < count
 
 
 def test_every_name_of_every_plan_is_known():

@@ -124,7 +124,8 @@ def test_nothing_is_said_of_what_is_not_known(tmp_path):
     result["energy"] |= {"dense_macs": None, "macs_clean": None, "macs_worst_in_ball": None, "recovery_in_ball": None}
     result["energy"] |= {"recovery": {"energy-apgd@soft": None}, "on_before": [None, 1.0], "on_worst": [0.0, None]}
     result["attacks"][2] |= {"psnr": None, "accuracy_kept": None, "units_changed": None, "macs": None}
-    result["curves"]["steps"] = {"apgd-ce": [None, None], "apgd-t": [-1e9, -1e9], "one": [1.0]}
+    paths = {"apgd-ce": [None, None], "apgd-t": [-1e9, -1e9], "one": [1.0]}
+    result["curves"]["steps"] = {name: {"loss": path} for name, path in paths.items()}
     nothing = {name: value[:0] for name, value in pictures_of().items()}
     page = page_of(tmp_path, result, nothing)
     assert "an unnamed network" in page.text and "not known" in page.text
@@ -165,7 +166,7 @@ def test_names_are_escaped(tmp_path):
     result["facts"] = {"command": EVIL, EVIL: EVIL, "classes": f"zero,{EVIL},two"}
     result["energy"]["units"] = [EVIL] * len(shapes)
     result["attacks"][0]["attack"] = EVIL
-    result["curves"]["steps"] = {EVIL: [0.0, 1.0]}
+    result["curves"]["steps"] = {EVIL: {"accuracy": [90.0, 10.0]}}
     result["checks"] = [dict.fromkeys(("code", "severity", "message", "remedy"), EVIL) | {"share": 0.5}]
     page = page_of(tmp_path, result, pictures_of(shapes))  # which looks for scripts
     assert page.text.count(EVIL) >= 12

@@ -172,7 +172,8 @@ CASES = {
         },
     ),
     "experiments.autoattack_reference": Case(
-        "--data {} --checkpoints {} --reference {} --sets resnet20_eps1 --images 3 --steps 2 --queries 3"
+        "--data {} --checkpoints {} --reference {} --sets resnet20_eps1 --images 3 --steps 2 --queries 3",
+        record="autoattack_resnet20_eps1",
     ),
     "experiments.rdi_defended": Case(
         "--checkpoint none --data {} --images 3 --held-back 3 --energy-images 2",
