@@ -97,6 +97,7 @@ def main() -> int:
         print(f"== {name}: {time.perf_counter() - began:.0f} s, {status or 'done'}", flush=True)
         failed += [f"{name} ({status})"] if status else []
     tables.FOLDERS = (folder, *tables.FOLDERS)
+    tables.record.cache_clear()
     print(tables.fill(PAGE.read_text()))
     print(f"all: {(time.perf_counter() - start) / 60:.1f} minutes; failed: {', '.join(failed) or 'none'}")
     return bool(failed)
