@@ -21,20 +21,22 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _turns
 from benchmarks.sparse3d import random_variables
-from dyn_jax import attacks, networks, occupancy, sparse3d
-from dyn_jax.cli.demo_points import clouds_of
+from dyn_jax import attacks, networks, occupancy
+from dyn_jax.cli import demo_points
 from dyn_jax.datasets import room
+from dyn_jax.occupancy import voxel
 
 IMAGES = {  # batch, height and width
-    "skipnet-rl-rnn-110-cifar10": (32, 32),
-    "resnet-110-cifar10": (32, 32),
+    "skipnet-rl-rnn-110-cifar10": (16, 32),
+    "resnet-110-cifar10": (16, 32),
     "skipnet-rl-rnn-101-imagenet": (2, 224),
 }
-POINTS = {"minkunet-34c-scannet": 8192}
+POINTS = {"minkunet-34c-scannet": 4096}
 FORMS: dict[str, dict[str, Any]] = {
     "one after the other": {},
     "equal ones in a loop": {"scan_from": 2},
@@ -49,15 +51,22 @@ def variables_of(net: Any, images: np.ndarray) -> Any:
     return jax.tree.map(lambda s: 0.05 * np.abs(rng.standard_normal(s.shape)).astype(np.float32), shapes)
 
 
+def on_points(name: str, points: int, steps: int) -> tuple[Callable, tuple]:
+    """(LGM's point-BIM, its arguments) on one embedded room."""
+    net: Any = networks.create(name)
+    scene, step = room(0, points), 0.005
+    clouds = demo_points.clouds_of([scene])
+    attack = demo_points.attack_function(net, *demo_points.capacities(net, clouds, step), steps=steps)
+    run = lambda variables, cloud: attack(
+        variables, cloud, scene.labels, jnp.float32(2 * step), jnp.float32(step), voxel.lgm()
+    )
+    return lambda *given: run(*given).adversarial, (random_variables(net), clouds[0])
+
+
 def attack_of(name: str, steps: int, form: str) -> tuple[Callable, tuple]:
     """(attack, its arguments)."""
     if name in POINTS:
-        net: Any = networks.create(name)
-        (cloud,) = clouds_of([room(0, POINTS[name])])
-        capacity = sparse3d.capacity_for(cloud, net.voxel_size, net.levels, slack=1.5)
-        attack = attacks.point_bim(0.01, 0.005, steps)
-        forward = lambda variables: partial(net.apply, variables, capacity=capacity)
-        return lambda v, cloud: attack(forward(v), cloud).adversarial, (random_variables(net), cloud)
+        return on_points(name, POINTS[name], steps)
     net = networks.create(name, **FORMS[form])
     batch, size = IMAGES[name]
     images = np.random.default_rng(0).random((batch, size, size, 3), np.float32)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth [--steps 2] [--rounds 5] [--figure FILE] [--output FILE]
 
-LGM's BIM on DynConv-8 (a grid of lambdas is one ``vmap``) and point-BIM on MinkUNet-14A in one embedded room of more
-and more points. A line is fitted to the medians of the rounds, of the clock and of the processor; its largest residual
-is given in percent of the longest run. Memory is what XLA says the compiled attack needs: arguments, results and
-temporaries. Random weights.
+LGM's BIM on DynConv-8 (a grid of lambdas is one ``vmap``) and its point-BIM on MinkUNet-14A in one embedded room of
+more and more points. A line is fitted to the medians of the rounds, of the clock and of the processor; its largest
+residual is given in percent of the longest run. Memory is what XLA says the compiled attack needs: arguments, results
+and temporaries. Random weights.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _turns
-from benchmarks.compile_time import variables_of
-from benchmarks.sparse3d import random_variables
-from dyn_jax import attacks, networks, occupancy, sparse3d
-from dyn_jax.cli.demo_points import clouds_of
+from benchmarks.compile_time import on_points, variables_of
+from dyn_jax import attacks, networks, occupancy
 from dyn_jax.datasets import room
 from dyn_jax.plotting import figure
 
 SIZES = (1, 2, 4, 8)
 NETWORK, BATCH = "dynconv-8-cifar10", 16
-POINT_NETWORK, POINTS = "minkunet-14a-scannet", (2048, 8192, 16384, 32768)
+POINT_NETWORK, POINTS = "minkunet-14a-scannet", (1024, 2048, 4096, 8192)
 
 
 def on_images(batch: int, steps: int, lambdas: int = 1) -> tuple[Callable, tuple]:
@@ -48,15 +46,10 @@ def on_images(batch: int, steps: int, lambdas: int = 1) -> tuple[Callable, tuple
     return run, (variables_of(net, images), images, jnp.linspace(1.0, 10.0, lambdas))
 
 
-def on_points(points: int, steps: int) -> tuple[int, tuple[Callable, tuple]]:
-    """(voxels, (attack, its arguments)) on one room."""
-    net: Any = networks.create(POINT_NETWORK)
-    (cloud,) = clouds_of([room(0, points)])
-    capacity = sparse3d.capacity_for(cloud, net.voxel_size, net.levels, slack=1.5)
-    attack = attacks.point_bim(0.01, 0.005, steps)
-    cells = np.floor(np.asarray(cloud.xyz)[np.asarray(cloud.valid)] / net.voxel_size)
-    run = lambda variables, cloud: attack(partial(net.apply, variables, capacity=capacity), cloud).adversarial
-    return len(np.unique(cells, axis=0)), (run, (random_variables(net), cloud))
+def voxels_of(points: int) -> int:
+    """Voxels that the room's points are in before the attack; LGM looks at those near them as well."""
+    cells = np.floor(room(0, points).xyz / networks.create(POINT_NETWORK).voxel_size)
+    return len(np.unique(cells, axis=0))
 
 
 def grown(steps: int) -> Iterator[tuple[str, list[tuple[int, tuple[Callable, tuple]]]]]:
@@ -64,7 +57,7 @@ def grown(steps: int) -> Iterator[tuple[str, list[tuple[int, tuple[Callable, tup
     yield "steps", [(n * steps, on_images(BATCH, n * steps)) for n in SIZES]
     yield "batch", [(n * BATCH, on_images(n * BATCH, steps)) for n in SIZES]
     yield "lambdas", [(n, on_images(BATCH, steps, n)) for n in SIZES]
-    yield "voxels", [on_points(points, steps) for points in POINTS]
+    yield "voxels", [(voxels_of(points), on_points(POINT_NETWORK, points, steps)) for points in POINTS]
 
 
 def rows_of(quantity: str, cases: list[tuple[int, tuple[Callable, tuple]]], rounds: int) -> list[dict[str, Any]]:
