@@ -47,8 +47,8 @@ PLANS = {
 }
 
 
-def command(name: str, given: dict[str, pathlib.Path | None], folder: pathlib.Path, figures: pathlib.Path) -> list[str]:
-    """The command line of one benchmark; its record is ``folder/NAME_cpu.json``.
+def command(name: str, given: dict[str, pathlib.Path | None], record: pathlib.Path, figures: pathlib.Path) -> list[str]:
+    """The command line of one benchmark.
 
     Raises:
       ValueError: a file that it must have is not given.
@@ -60,7 +60,7 @@ def command(name: str, given: dict[str, pathlib.Path | None], folder: pathlib.Pa
     for file in plan.files:
         words += [] if given[file] is None else [f"--{file}", str(given[file])]
     words += ["--figure", str(figures / f"bench_{name}.png")] if plan.figure else []
-    return [*words, "--output", str(folder / f"{name}_cpu.json")]
+    return [*words, "--output", str(record)]
 
 
 def launch(words: list[str], minutes: float) -> int:
@@ -83,6 +83,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PLANS, default=list(PLANS), help="default: all")
     parser.add_argument("--output", type=pathlib.Path, default=HERE / "results", help="folder of the records")
     parser.add_argument("--figures", type=pathlib.Path, default=PAGE.parent / "assets", help="folder of the pictures")
+    parser.add_argument("--device", default="cpu", help="of the records' names; the page shows those of cpu")
     arguments = parser.parse_args()
     folder, figures = arguments.output.resolve(), arguments.figures.resolve()
     given = {name: path and path.resolve() for name, path in vars(arguments).items() if name in FILES}
@@ -91,7 +92,9 @@ def main() -> int:
         began = time.perf_counter()
         print(f"== {name}", flush=True)
         try:
-            status: int | str = launch(command(name, given, folder, figures), PLANS[name].minutes)
+            status: int | str = launch(
+                command(name, given, folder / f"{name}_{arguments.device}.json", figures), PLANS[name].minutes
+            )
         except ValueError as error:
             status = str(error)
         print(f"== {name}: {time.perf_counter() - began:.0f} s, {status or 'done'}", flush=True)
