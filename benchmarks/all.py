@@ -36,14 +36,14 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "compile_time": Plan("--steps 3 --rounds 5", 9),
+    "compile_time": Plan("--steps 3 --rounds 5", 8),
     "bim_resnet32": Plan("--steps 10 --rounds 5", 5, ("checkpoint", "data")),
     "grad_auto": Plan("--steps 4 --rounds 5", 4),
-    "early_attack": Plan("--steps 8 --rounds 5", 4),
-    "training_step": Plan("--rounds 5", 4),
+    "early_attack": Plan("--steps 8 --rounds 5", 3),
+    "training_step": Plan("--rounds 5", 3),
     "deployed": Plan("--rounds 5", 6, ("data",), ("data",), figure=True),
-    "growth": Plan("--rounds 5", 4, figure=True),
-    "sparse3d": Plan("--repeats 5", 4, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
+    "growth": Plan("--rounds 5", 5, figure=True),
+    "sparse3d": Plan("--growth --repeats 5", 6, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
 }
 
 
