@@ -121,6 +121,8 @@ def main() -> None:
     contenders = jax_contenders(state, images, labels, arguments.steps)
     if torch := _turns.torch_of(arguments):
         contenders |= torch_contenders(torch, state, images, labels, arguments.steps)
+    # an attack needs the forward pass and the gradient to the images, which costs as much
+    work = 2 * _turns.forward_macs(networks.create("resnet-32-cifar10"), images) / _turns.matrix_peak()
     rows = []
     print(f"\n{'contender':28} {'images/s':>9} {'ms/step':>8} {'min..max':>15} {'CPU ms/step':>12}")
     for name, samples in _turns.in_turns(contenders, arguments.rounds).items():
@@ -128,7 +130,8 @@ def main() -> None:
         cpu = statistics.median(1000 * sample.cpu / arguments.steps for sample in samples)
         middle = statistics.median(wall)
         speed = 1000 * len(labels) / middle / arguments.steps
-        rows.append({"contender": name, "images/s": speed, "ms/step": middle, "CPU ms/step": cpu, "wall": wall})
+        row = {"contender": name, "images/s": speed, "ms/step": middle, "CPU ms/step": cpu, "wall": wall}
+        rows.append(row | {_turns.SHARE: 1000 * work / middle})
         print(f"{name:28} {speed:9.2f} {middle:8.1f} {wall[0]:7.1f}..{wall[-1]:6.1f} {cpu:12.1f}")
     _ratios({row["contender"]: row for row in rows})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -83,11 +83,15 @@ def main() -> None:
         contenders |= torch_contenders(torch, images, arguments.steps, arguments.loop_images)
     samples = _turns.in_turns({name: call for name, (_, call) in contenders.items()}, arguments.rounds)
     rates = {name: [contenders[name][0] / wall for wall in _turns.walls(runs)] for name, runs in samples.items()}
+    cpu = {name: _turns.medians(runs, 1000 / contenders[name][0])["CPU"] for name, runs in samples.items()}
+    # of one image: so many times the forward pass and the gradient to the image
+    work = 2 * arguments.steps * _turns.forward_macs(networks.create(NETWORK), images[:1]) / _turns.matrix_peak()
     rows = []
     peer = max((statistics.median(r) for name, r in rates.items() if name.startswith("released")), default=None)
     for name, values in rates.items():
         median = statistics.median(values)
         row = {"contender": name, "images per second": median, "lowest": min(values), "highest": max(values)}
+        row |= {"CPU ms per image": cpu[name], _turns.SHARE: work * median}
         if peer is not None:
             row["times the best released loop"] = median / peer
         rows.append(row)

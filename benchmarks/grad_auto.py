@@ -76,7 +76,10 @@ def main() -> None:
     contenders = jax_contenders(images, arguments.steps)
     if torch := _turns.torch_of(arguments):
         contenders |= torch_contenders(torch, images, arguments.steps)
+    # what a step needs in any library: one forward pass, and the gradients of two losses to the images
+    work = 3 * _turns.forward_macs(networks.create(NETWORK), images) / _turns.matrix_peak()
     samples = _turns.in_turns(contenders, arguments.rounds)
+    cpu = {name: _turns.medians(runs, 1000 / arguments.steps)["CPU"] for name, runs in samples.items()}
     times = {name: [1000 * wall / arguments.steps for wall in _turns.walls(runs)] for name, runs in samples.items()}
     best = {
         kind: min((statistics.median(v) for name, v in times.items() if f"{kind} loop" in name), default=None)
@@ -86,6 +89,7 @@ def main() -> None:
     for name, values in times.items():
         median = statistics.median(values)
         row = {"contender": name, "ms per step": median, "lowest": min(values), "highest": max(values)}
+        row |= {"CPU ms per step": cpu[name], _turns.SHARE: 1000 * work / median}
         row["images per second at 300 steps"] = 1000 * arguments.batch / (RELEASED_STEPS * median)
         row |= {f"times the {kind} loop": value / median for kind, value in best.items() if value is not None}
         rows.append(row)

@@ -42,7 +42,7 @@ def timed(run: Callable[[], object], repeats: int) -> dict[str, float]:
     samples = _turns.in_turns({"": run}, repeats)[""]
     user = [sample.user for sample in samples]
     wall = statistics.median(_turns.walls(samples))
-    return {"wall s": wall, "user s": statistics.median(user), "lowest user s": min(user)}
+    return {"wall s": wall, "user s": statistics.median(user), "lowest user s": min(user), "highest user s": max(user)}
 
 
 def random_variables(net: object) -> dict:

@@ -97,9 +97,16 @@ def main() -> None:
         contenders |= peer(torch, images, labels)
     samples = _turns.in_turns(contenders | layers(arguments.batch), arguments.rounds)
     times = {name: [1000 * wall for wall in _turns.walls(runs)] for name, runs in samples.items()}
+    # a forward pass, the gradients to what goes in and to the kernels
+    peak = _turns.matrix_peak()
+    work = {name: 3 * _turns.forward_macs(networks.create(name), images) / peak for name in RECIPES}
+    work[PEER] = work["resnet-32-cifar10"]
     rows = []
     for name, values in times.items():
         row = {"contender": name, "ms": statistics.median(values), "lowest": min(values), "highest": max(values)}
+        row["CPU ms"] = _turns.medians(samples[name], 1000)["CPU"]
+        if name in work:
+            row[_turns.SHARE] = 1000 * work[name] / row["ms"]
         if PEER in times and name in RECIPES:
             row["times PyTorch's step"] = statistics.median(times[PEER]) / row["ms"]
         rows.append(row)

@@ -27,7 +27,7 @@ ROOMS = (
         "attacks",
     ),
     *("networks", "datasets", "testing", "plotting", "evaluation", "deployed", "training", "dyn_jax"),
-    *("weights_convert", "cli", "__main__", "experiments", "benchmarks", "examples", "docs", "tests"),
+    *("weights_convert", "cli", "__main__", "experiments", "docs", "benchmarks", "examples", "tests"),
 )
 OUTSIDE = ("weights_convert", *ROOMS[ROOMS.index("experiments") :])
 

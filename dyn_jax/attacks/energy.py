@@ -223,7 +223,9 @@ class EnergySearch:
 
         worst = jnp.full_like(zeros, -jnp.inf)
         best = (domain.clean, (worst, worst))
-        before = [jnp.zeros_like(unit.on) for unit in problem.forward(domain.clean, problem.reach).trace.units]
+        # shapes alone: what this pass says is not needed
+        like = jax.eval_shape(problem.forward, domain.clean, problem.reach).trace.units
+        before = [jnp.zeros(unit.occupancy.shape, bool) for unit in like]
         begin = (delta, adam.init(delta), best, before)
         (delta, _, best, _), (steps, record) = jax.lax.scan(step, begin, jnp.arange(self.steps))
         x = best[0]

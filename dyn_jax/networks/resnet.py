@@ -30,6 +30,7 @@ class ResNet(nn.Module):
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
       scan_from: runs of at least so many equal blocks, 2 or more, are one loop, compiled once (not in training); None:
         none is.
+      remat: the loops of `scan_from` keep nothing inside a block for the backward pass, see `dyn_jax.nn.repeat`.
     """
 
     depths: tuple[int, ...] = (5, 5, 5)
@@ -41,6 +42,7 @@ class ResNet(nn.Module):
     normalization: MeanStd | None = IMAGENET_MEAN_STD
     winograd: bool = False
     scan_from: int | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
@@ -60,7 +62,7 @@ class ResNet(nn.Module):
             spec = run[0]
             branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, parent=None)
             step = lambda x, v, branch=branch: (add_relu(x, branch.apply(v["branch"], x)), None)
-            x, _ = scanned(self, [{"branch": f"layer{s.stage + 1}_{s.index}"} for s in run], step, x)
+            x, _ = scanned(self, [{"branch": f"layer{s.stage + 1}_{s.index}"} for s in run], step, x, self.remat)
             cost += len(run) * branch_macs(branch, spec.in_features, x.shape[1] * x.shape[2])
         logits = Dense(self.num_classes, name="fc")(global_mean(x))
         return Output(logits, Trace((), cost + macs.dense(x.shape[-1], self.num_classes)))

@@ -49,6 +49,7 @@ class SkipNet(nn.Module):
       scan_from: runs of at least so many equal blocks, 2 or more, are one loop, compiled once; None: none is. Blocks
         with recurrent gates only, and not where something is written, drawn or left out: in training, under a random
         occupancy, under ``conditional``.
+      remat: the loops of `scan_from` keep nothing inside a block for the backward pass, see `dyn_jax.nn.repeat`.
       execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
     """
 
@@ -63,6 +64,7 @@ class SkipNet(nn.Module):
     normalization: MeanStd | None = CIFAR10_MEAN_STD
     winograd: bool = False
     scan_from: int | None = None
+    remat: bool = False
     execution: str = "dense"
 
     gate_layers = ("control", "group*_gate*")  # patterns of the names of the layers that score
@@ -140,7 +142,7 @@ class SkipNet(nn.Module):
 
         at = lambda spec, what: f"group{spec.stage + 1}_{what}{spec.index}"
         layers = [{"branch": at(spec, "layer"), "gate": at(spec, "gate")} for spec in run]
-        state, left = scanned(self, layers, step, begin)
+        state, left = scanned(self, layers, step, begin, self.remat)
         cost = branch_macs(branch, run[0].in_features, state[0].shape[1] * state[0].shape[2])
         return state, [_unit(score, o, cost, names["branch"]) for (score, o), names in zip(left, layers)]
 

@@ -1,6 +1,7 @@
 """Layers that the networks share."""
 
 from dyn_jax.nn.conv import conv2d as conv2d
+from dyn_jax.nn.conv import convolutions as convolutions
 from dyn_jax.nn.depthwise import DepthwiseConv as DepthwiseConv
 from dyn_jax.nn.depthwise import depthwise_conv3x3 as depthwise_conv3x3
 from dyn_jax.nn.layers import Conv as Conv

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -10,12 +12,40 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from dyn_jax import macs
+from dyn_jax import _validate, macs
 from dyn_jax.nn.kernel_gradient import kernel_gradient
 from dyn_jax.nn.winograd import fits_winograd, winograd_conv3x3
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _NARROW = 16  # XLA's CPU backend has its fast kernel only above this many channels
+
+FORMS = ("auto", "standard", "rewritten")
+_form = "auto"
+
+
+@contextlib.contextmanager
+def convolutions(form: str) -> Iterator[None]:
+    """What is traced inside takes one form of `conv2d`, on any backend: to test on CPU what a GPU runs.
+
+    What was compiled before keeps its form.
+
+    Args:
+      form: ``standard``, XLA's own convolutions and gradients; ``rewritten``, those for CPU; ``auto``, by the backend.
+
+    Raises:
+      ValueError: another form.
+    """
+    global _form
+    before, _form = _form, _validate.choice("form", form, FORMS)
+    try:
+        yield
+    finally:
+        _form = before
+
+
+def rewritten() -> bool:
+    """Whether convolutions take the forms that are fast on CPU: the one place that asks for the backend."""
+    return jax.default_backend() == "cpu" if _form == "auto" else _form == "rewritten"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -26,7 +56,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, w
     about ten times slower than outside (compare jax-ml/jax#12868), and an attack spends all its time there. So on
     CPU the backward pass to `x` is an ordinary forward convolution, that to `kernel` a product (`kernel_gradient`), and
     convolutions of at most 16 channels compute neighbouring output pixels as further channels, to reach the backend's
-    fast kernel. Elsewhere the forms are the standard ones. `benchmarks/README.md` has the measurements.
+    fast kernel. Elsewhere the forms are the standard ones; `convolutions` takes either anywhere. `benchmarks/README.md`
+    has the measurements.
 
     Args:
       x: [batch, height, width, in].
@@ -51,7 +82,7 @@ def _lax_conv(x, kernel, stride, padding, lhs_dilation=(1, 1)):
 
 
 def _forward(x, kernel, stride, padding, winograd):
-    if jax.default_backend() == "cpu":
+    if rewritten():
         if winograd and fits_winograd(x, kernel, stride, padding, _NARROW):
             return winograd_conv3x3(x, kernel)
         group = _group(x, kernel, stride, padding)
@@ -85,7 +116,7 @@ def _input_gradient(g, kernel, size, stride, padding, winograd):
     k = kernel.shape[0]
     if stride == 1:
         return _forward(g, jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3), 1, k - 1 - padding, winograd)
-    if jax.default_backend() == "cpu":
+    if rewritten():
         return _strided_input_gradient(g, kernel, size, stride, padding)
     # Rows of x that no window reaches, at the far edge, get zero gradient.
     low = k - 1 - padding
@@ -142,7 +173,7 @@ def _conv2d_bwd(stride, padding, winograd, residuals, cotangent):
 
 
 def _kernel_gradient(x, g, size, stride, padding):
-    if jax.default_backend() == "cpu":
+    if rewritten():
         return kernel_gradient(x, g, size, stride, padding)
     shape = (size, size, x.shape[3], g.shape[3])
     plain = lambda kernel: _lax_conv(x, kernel, (stride, stride), ((padding, padding),) * 2)

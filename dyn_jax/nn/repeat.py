@@ -13,7 +13,9 @@ Step = Callable[[Any, Mapping[str, Any]], tuple[Any, Any]]
 """(carry, {role: variables of that layer}) -> (carry, what the block leaves), pure."""
 
 
-def scanned(owner: nn.Module, layers: Sequence[Mapping[str, str]], step: Step, carry: Any) -> tuple[Any, list[Any]]:
+def scanned(
+    owner: nn.Module, layers: Sequence[Mapping[str, str]], step: Step, carry: Any, remat: bool = False
+) -> tuple[Any, list[Any]]:
     """`step` over blocks of one shape by ``lax.scan``: equal to the loop in Python up to how XLA rounds.
 
     The variables are stacked inside the traced program, so that a checkpoint and its names know nothing of it.
@@ -23,6 +25,8 @@ def scanned(owner: nn.Module, layers: Sequence[Mapping[str, str]], step: Step, c
       layers: for every block, role -> name of the layer in the network.
       step: see `Step`.
       carry: of the first block.
+      remat: keep the carries only for the backward pass, which evaluates every block once more: less memory, more time.
+        (Outside a loop XLA's CPU backend merges the second evaluation with the first, and nothing is saved.)
 
     Returns:
       The last carry, and what every block left.
@@ -35,6 +39,7 @@ def scanned(owner: nn.Module, layers: Sequence[Mapping[str, str]], step: Step, c
         }
         for b in layers
     ]
+    step = jax.checkpoint(step, prevent_cse=False) if remat else step
     carry, left = jax.lax.scan(step, carry, jax.tree.map(_stacked, *of_block))
     return carry, [jax.tree.map(lambda leaf, k=k: leaf[k], left) for k in range(len(layers))]
 

@@ -30,6 +30,9 @@ class Gated(nn.Module):
     family: str = "skipnet"
     winograd: bool = False
     normalization: tuple = ((0.5,) * 3, (0.25,) * 3)
+    scan_from: int | None = None
+    remat: bool = False
+    execution: str = "dense"
 
     @nn.compact
     def __call__(

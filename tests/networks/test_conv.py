@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import pathlib
 from unittest import mock
 
 import jax
@@ -9,8 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dyn_jax.nn import add_relu, conv2d, relu
+import dyn_jax
+from dyn_jax import occupancy
+from dyn_jax.networks.dynconv import DynConv
+from dyn_jax.networks.skipnet import SkipNet
+from dyn_jax.nn import add_relu, conv2d, convolutions, relu
 
+conv_module = importlib.import_module("dyn_jax.nn.conv")
 kernel_gradients = importlib.import_module("dyn_jax.nn.kernel_gradient")
 
 CASES = [  # height, width, kernel, stride, padding, in, out, winograd
@@ -93,3 +99,48 @@ def test_relu_and_residual_sum():
     np.testing.assert_array_equal(grads[0], [0, 0, 3, 0])  # 0 where the sum is 0
     np.testing.assert_array_equal(grads[0], grads[1])
     np.testing.assert_array_equal(jax.vmap(jax.grad(relu))(jnp.array([-1.0, 0.0, 2.0])), [0, 0, 1])
+
+
+NETWORKS = {
+    "skipnet": SkipNet(depths=(1, 1), widths=(4, 20), num_classes=3, image_size=8),
+    "dynconv": DynConv(depths=(1, 1), widths=(4, 20), num_classes=3),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_in_the_forms_of_other_backends(name):
+    """What a GPU runs, forced on CPU: answers, scores and every gradient, in double precision (ReLUs have kinks)."""
+    net, rng = NETWORKS[name], np.random.default_rng(0)
+    images = rng.random((2, 8, 8, 3))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), images.astype(np.float32))
+    draw = lambda path, s: np.abs(rng.normal(size=s.shape)) if "var" in str(path) else 0.3 * rng.normal(size=s.shape)
+    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+
+    def of(form):
+        def loss(params, x):
+            output = net.apply({**variables, "params": params}, x, occupancy=occupancy.sigmoid(3.0))
+            return jnp.sum(jnp.sin(output.logits)), (output.logits, [unit.score for unit in output.trace.units])
+
+        with convolutions(form):
+            lowered = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(variables["params"], images)
+        quick = lowered.compile({"xla_backend_optimization_level": 0})
+        return lowered.as_text(), quick(variables["params"], images)
+
+    with jax.enable_x64(True):
+        programs, found = zip(*map(of, ("standard", "rewritten")))
+    assert ["grouped_pixels_conv" in program for program in programs] == [False, True]
+    for a, b in zip(*map(jax.tree.leaves, found)):
+        assert a.dtype == np.float64
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_the_form_is_chosen_in_one_place():
+    folder = pathlib.Path(dyn_jax.__file__).parent
+    asks = [path.name for path in folder.rglob("*.py") if 'default_backend() == "cpu"' in path.read_text()]
+    assert sorted(asks) == ["_compare.py", "conv.py"]  # the first: how hard XLA optimises the checks' programs
+    with pytest.raises(ValueError, match="form: got 'gpu', expected"), convolutions("gpu"):
+        pass
+    with pytest.raises(RuntimeError), convolutions("standard"):
+        assert not conv_module.rewritten()
+        raise RuntimeError
+    assert conv_module.rewritten() == (jax.default_backend() == "cpu")
