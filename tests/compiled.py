@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,18 @@ import jax.numpy as jnp
 from dyn_jax.occupancy.gate import Hard, Sigmoid, StraightThrough
 from dyn_jax.testing._compare import quick_jit as quick_jit
 from dyn_jax.types import Occupancy
+
+# {option of the compiler: (what every test has, what users have)}
+_OPTIONS = {"xla_backend_optimization_level": (0, 3), "xla_cpu_parallel_codegen_split_count": (1, 32)}
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone later; without: a third of the time at level 0
+    _OPTIONS["xla_cpu_use_fusion_emitters"] = (False, True)
+QUICK_FLAGS = " ".join(f"--{name}={quick}".lower() for name, (quick, _) in _OPTIONS.items())
+
+
+def exact_jit(fun: Callable, **options) -> Callable:
+    """``jax.jit`` as users have it, for what stands or falls with rounding or runs long: several times as dear."""
+    return jax.jit(fun, compiler_options={name: users for name, (_, users) in _OPTIONS.items()}, **options)
+
 
 _KINDS = (Hard, Sigmoid, StraightThrough)
 

@@ -10,12 +10,22 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from compiled import QUICK_FLAGS
 from hypothesis import settings
 
+# Tests compile much and run it once or twice: code that is made fast rather than fast, in subprocesses too.
+os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)  # read when the first program is compiled
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
 settings.register_profile("dyn_jax", derandomize=True, deadline=None, max_examples=20)
 settings.load_profile("dyn_jax")
+
+
+def pytest_collection_finish():
+    """What is imported stays: without this, each full collection of garbage looks through it anew while JAX traces."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHARED = os.environ.get("DYN_JAX_SHARED")

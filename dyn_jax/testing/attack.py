@@ -12,6 +12,7 @@ import numpy as np
 from dyn_jax.attacks.base import Attack, AttackResult, is_adversarial
 from dyn_jax.attacks.domains import Domain, domain_of
 from dyn_jax.attacks.forward import Network, as_forward
+from dyn_jax.attacks.threat import Box, Dropped, Threat
 from dyn_jax.testing._compare import quick_jit, require
 from dyn_jax.types import Output, PointCloud
 
@@ -37,11 +38,12 @@ def check_attack(
 
     Shape and dtype of the clean value are kept; the result is finite, inside the threat set and unchanged outside the
     mask; examples that the attack leaves alone are the given ones; `success` and `distance` are what one gets from the
-    returned value; jit = eager; two batches of one shape are traced once; eps 0 changes nothing.
+    returned value; jit = eager; two batches of one shape, and two of eps, are traced once; eps 0 changes nothing.
 
     Args:
       attack, forward, inputs, labels, key, victim, targets, mask: as for calling the attack.
-      factory: eps -> the same kind of attack, for the check of eps 0; None leaves it out.
+      factory: eps, possibly traced -> the same kind of attack, for the check of eps 0; `attack` is what it makes of
+        ``attack.threat.eps``. None leaves it out.
       differing: share of values in which jit and eager may differ (the sign of a gradient near 0 is undecided); None
         leaves the eager run out, which takes as long as all the rest.
 
@@ -57,26 +59,34 @@ def check_attack(
     traces = 0
 
     @quick_jit
-    def run(x: Any, y: jax.Array, t: jax.Array | None, k: jax.Array | None) -> AttackResult:
+    def run(eps: Any, x: Any, y: jax.Array, t: jax.Array | None, k: jax.Array | None) -> AttackResult:
         nonlocal traces
         traces += 1
-        return attack(forward, x, y, key=k, targets=t, **given)
+        return (attack if factory is None else factory(eps))(forward, x, y, key=k, targets=t, **given)
 
     with jax.debug_nans(False):
-        result = run(inputs, labels, targets, key)
+        eps = None if factory is None else _radius(attack.threat)
+        result = run(eps, inputs, labels, targets, key)
         _check_result(result, attack, domain, judge, labels, targets)
         other = jax.tree.map(lambda leaf: leaf[np.roll(np.arange(leaf.shape[0]), 1)], (inputs, labels, targets))
-        run(*other, key)
+        run(eps, *other, key)
+        still = None if eps is None else run(0 * eps, inputs, labels, targets, key)
         require(traces == 1, _CHECK, f"traced {traces} times for two batches of one shape, expected once")
         if differing is not None:
             eager = attack(forward, inputs, labels, key=key, targets=targets, **given)
             share = float(jnp.mean(jnp.abs(eager.adversarial - result.adversarial) > 1e-4))
             require(share <= differing, _CHECK, f"jit = eager: {100 * share:.2f} % of the values differ")
-        if factory is not None:
-            still = quick_jit(lambda x: factory(0.0)(forward, x, labels, key=key, targets=targets, **given))(inputs)
+        if still is not None:
             change = float(jnp.max(jnp.abs(still.adversarial - domain.clean)))
             require(change <= _SLACK, _CHECK, f"eps 0 changed the clean value by up to {change:.6g}")
     return result
+
+
+def _radius(threat: Threat) -> jax.Array:
+    """The eps of a ball."""
+    if isinstance(threat, (Box, Dropped)):
+        raise TypeError(f"factory: got one for a {type(threat).__name__}, expected None: only a ball has an eps")
+    return jnp.asarray(threat.eps, jnp.result_type(float))
 
 
 def _check_result(

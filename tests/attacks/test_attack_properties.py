@@ -225,14 +225,15 @@ def test_options_may_be_traced_in_a_factory_inside_jit():
         )(tiny_forward, images, labels).adversarial
 
     quick_jit(run)(0.1, 1.0)
-    jax.vmap(run)(jnp.array([0.1, 0.2]), jnp.array([1.0, 2.0]))
+    quick_jit(jax.vmap(run))(jnp.array([0.1, 0.2]), jnp.array([1.0, 2.0]))
 
 
 def test_eight_bits_stay_inside_the_ball():
     clean = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3)) / 255, jnp.float32)
     for norm, eps in (("linf", 8 / 255), ("l2", 0.3)):
         threat = attacks.ball(norm, eps)
-        x = threat.project(clean + threat.noise(jax.random.split(KEY, 4), clean) * 1.2, clean)
+        draw = lambda x, threat=threat: threat.project(x + threat.noise(jax.random.split(KEY, 4), x) * 1.2, x)
+        x = quick_jit(draw)(clean)
         stored = attacks.to_8bit(x, clean)
         assert stored.dtype == jnp.uint8
         assert threat.contains(stored.astype(jnp.float32) / 255, clean).all()

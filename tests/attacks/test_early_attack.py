@@ -56,27 +56,32 @@ def test_success_by_hand():
 FORMS = {"paper": attacks.early_attack, "release": attacks.released.early_attack}
 
 
+@functools.cache
+def searched(form):
+    """constant of the loss -> result of 400 steps; one program for all."""
+    images, labels, key = some()
+    attack = functools.partial(FORMS[form], steps=400, learning_rate=0.05)
+    run = jax.jit(lambda constant: attack(constant=constant)(forward, images, labels, key=key))
+    return functools.cache(run)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_finds_what_it_looks_for(form):
-    images, labels, key = some()
-    attack = FORMS[form](steps=400, learning_rate=0.05)
-    result = jax.jit(lambda x: attack(forward, x, labels, key=key))(images)
+    _, labels, _ = some()
+    result = searched(form)(50.0)
     found = exits.early_success(result.trace_clean, result.trace_adversarial)
     by_itself = exits.early_success(result.trace_clean, result.trace_clean)
     assert found.sum() >= 3 + by_itself.sum()
     np.testing.assert_array_equal(found, module.fools_early_exits(result.trace_adversarial.exits, labels))
     assert float(result.adversarial.min()) >= 0 and float(result.adversarial.max()) <= 1
-    none = FORMS[form](steps=400, learning_rate=0.05, constant=0.0)
-    without = none(forward, images, labels, key=key)  # control: nothing but the distance
+    without = searched(form)(0.0)  # control: nothing but the distance
     assert exits.early_success(without.trace_clean, without.trace_adversarial).sum() < found.sum()
 
 
 def test_paper_returns_the_first_success_and_release_waits():
-    images, labels, key = some()
     history = {}
     for form in FORMS:
-        attack = FORMS[form](steps=260, learning_rate=0.05)
-        result = jax.jit(lambda x, attack=attack: attack(forward, x, labels, key=key))(images)
+        result = searched(form)(50.0)
         # a finished example's loss stays as it is: the step from which it does is the step it returned at
         moves = np.abs(np.diff(np.asarray(result.steps.loss).T, axis=0)) > 0
         found = np.asarray(exits.early_success(result.trace_clean, result.trace_adversarial))
@@ -87,9 +92,8 @@ def test_paper_returns_the_first_success_and_release_waits():
 
 def test_examples_do_not_influence_each_other():
     images, labels, key = some()
-    run = lambda rows: attacks.early_attack(steps=60, learning_rate=0.05)(
-        forward, images[rows], labels[rows], key=key, index=rows
-    )
+    attack = attacks.early_attack(steps=60, learning_rate=0.05)
+    run = jax.jit(lambda rows: attack(forward, images[rows], labels[rows], key=key, index=rows))
     together, alone = run(jnp.arange(6)), run(jnp.array([4]))
     np.testing.assert_allclose(together.adversarial[4:5], alone.adversarial, atol=1e-4)
 
@@ -100,26 +104,26 @@ def test_alpha_and_constant_are_a_vmap():
     def run(alpha):
         return attacks.early_attack(alpha=alpha, steps=20)(forward, images, labels, key=key).adversarial
 
-    swept = jax.vmap(run)(jnp.array([0.1, 20.0]))
-    np.testing.assert_allclose(swept[0], run(0.1), atol=1e-4)
+    swept = jax.jit(jax.vmap(run))(jnp.array([0.1, 20.0]))
+    np.testing.assert_allclose(swept[0], jax.jit(run)(0.1), atol=1e-4)
     assert float(jnp.abs(swept[0] - swept[1]).max()) > 1e-3
 
 
 def test_starts_where_it_is_told():
     images, labels, key = some()
-    attack = attacks.early_attack(steps=1)
-    np.testing.assert_allclose(attack(forward, images, labels, key=key, start=images).adversarial, images, atol=1e-5)
-    grey = attack(forward, images, labels, key=key).adversarial
+    run = jax.jit(lambda **given: attacks.early_attack(steps=1)(forward, images, labels, key=key, **given).adversarial)
+    np.testing.assert_allclose(run(start=images), images, atol=1e-5)
+    grey = run()
     assert float(grey.min()) >= 0.5 and float(grey.max()) <= 0.881  # (tanh(U[0, 1)) + 1) / 2
     mask = jnp.zeros((2, 2)).at[0, 0].set(1)
-    kept = attack(forward, images, labels, key=key, mask=mask).adversarial
+    kept = run(mask=mask)
     np.testing.assert_array_equal(kept[:, 1], images[:, 1])
 
 
 def test_projected_attack_on_the_same_objective():
     images, labels, _ = some()
     attack = attacks.bim(0.3, 0.03, 40, objective=attacks.early_objective(1.0), attack_all=True)
-    result = attack(forward, images, labels)
+    result = jax.jit(lambda x: attack(forward, x, labels))(images)
     assert (result.loss > attacks.early_objective(1.0)(forward(images), labels)).all()
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import quick_jit
+from compiled import exact_jit, quick_jit
 from linear import WEIGHTS, images, linear
 from published import early_exits, resnet20
 
@@ -51,7 +51,7 @@ CLOSED = {
 @pytest.mark.parametrize("name", CLOSED)
 def test_the_distance_to_a_plane(name):
     make, norm, slack = CLOSED[name]
-    result = quick_jit(lambda x: make()(linear, x, LABELS))(IMAGES)
+    result = exact_jit(lambda x: make()(linear, x, LABELS))(IMAGES)
     expected, found = distances(norm), np.asarray(result.record.smallest)
     assert expected[4] == found[4] == 0
     assert np.all(found[:4] >= expected[:4] * (1 - 1e-4)) and np.all(found[:4] <= expected[:4] * (1 + slack))
@@ -354,7 +354,7 @@ def test_steps_and_norms_of_the_release(golden, shared_dir, name):
     arrays = golden(f"eval_{name}_trace")
     x, labels = jnp.asarray(arrays["x"]), jnp.asarray(arrays["label"])
     followed = np.zeros(len(x), bool)
-    roundings = [(quick_jit, False), (jax.jit, False), (quick_jit, True)]
+    roundings = [(quick_jit, False), (exact_jit, False), (quick_jit, True)]
     for compiler, winograd in roundings[1:] if name == "ddn" else roundings:
         forward = resnet20(shared_dir, winograd=winograd)
         result = compiler(lambda f=forward: watched(make(int(arrays["steps"])))(f, x, labels))()
@@ -422,7 +422,7 @@ def test_ddn_norms_of_many_images(golden, shared_dir):
     arrays, forward = golden("eval_minimal_norm_resnet20"), resnet20(shared_dir)
     with np.load(shared_dir / "data" / "cifar10_lossless_test.npz") as data:
         images = jnp.asarray(data["image"][arrays["index"][:12]], jnp.float32) / 255
-    found = jax.jit(lambda x, y: attacks.ddn(100)(forward, x, y).record.smallest)(images, arrays["label"][:12])
+    found = exact_jit(lambda x, y: attacks.ddn(100)(forward, x, y).record.smallest)(images, arrays["label"][:12])
     stored, right = arrays["ddn/norm"][:12], arrays["clean_correct"][:12]
     np.testing.assert_array_equal(found == 0, ~right)
     ratio = np.asarray(found)[right] / stored[right]

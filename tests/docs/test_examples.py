@@ -22,17 +22,14 @@ RUNS = {  # file: arguments, what its output must hold
     "new_occupancy.py": (["-m", "pytest", "-v"], "1 passed"),
     "chex_property_test.py": (["-m", "pytest", "-v"], "2 passed"),
 }
-SMALL = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compile fast, run slowly
 
 
 def run(name: str, arguments: list[str]) -> str:
     path = str(ROOT / "examples" / name)
     words = [*arguments, "-p", "no:cacheprovider", path] if arguments[:1] == ["-m"] else [path, *arguments]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env={**os.environ, **SMALL, "PYTHONPATH": paths}, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -182,7 +182,8 @@ def test_an_interrupt_keeps_what_is_done(whole, tmp_path, monkeypatch):
 
 
 def test_four_devices_give_the_same_bits(whole, tmp_path):
-    ended(start(tmp_path / "run", XLA_FLAGS="--xla_force_host_platform_device_count=4"))
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    ended(start(tmp_path / "run", XLA_FLAGS=flags))
     same(tmp_path / "run", whole)
 
 

@@ -118,3 +118,8 @@ def test_the_runner_keeps_a_search_of_ones_own_inside():
         return Found(problem.domain.clean + jnp.where(problem.domain.spread(problem.labels % 2 == 0), 5.0, jnp.nan))
 
     run(attacks.Attack(search, Linf(0.1), cross_entropy), mask=MASK)
+
+
+def test_an_attack_without_eps_has_no_factory():
+    with pytest.raises(TypeError, match="factory: got one for a Box"):
+        run(attacks.grad_auto(steps=1), factory=make)
