@@ -145,9 +145,9 @@ def test_batch_statistics(arrays, state):
 
     output, updated = train(points)
     expected = arrays["b1/train/voxel_logits"]
-    np.testing.assert_allclose(
-        scores_of(output)[: len(expected)], expected, atol=5e-4
-    )  # of 10: 70 rows decide the deepest norms
+    # of 9. In float64 our network is 3.3e-4 from the file but 4e-5 from itself in float32 (running statistics: 3e-6 and
+    # 4e-7 relative): the rounding is the file's; 70 rows decide the deepest norms
+    np.testing.assert_allclose(scores_of(output)[: len(expected)], expected, atol=5e-4)
     after = {key[15:]: value for key, value in arrays.items() if key.startswith("b1/train/after/")}
     moved = weights_convert.convert(net, {**state, **after})["batch_stats"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), updated["batch_stats"], moved)
