@@ -182,6 +182,9 @@ CASES = {
     "benchmarks.early_attack": Case("--images 2 --loop-images 1 --steps 1 --rounds 1", "early_attack_cpu"),
     "benchmarks.grad_auto": Case("--batch 2 --steps 1 --rounds 1", "grad_auto_cpu"),
     "benchmarks.training_step": Case("--batch 2 --rounds 1 --no-peers", "training_step_cpu", {"LAYERS": ((4, 4),)}),
+    "benchmarks.cylinder3d": Case(
+        "--scan {}/scan.bin --large {}/scan.bin --repeats 1", "cylinder3d_cpu", {"GROWTH": (30, 60)}
+    ),
     "benchmarks.sparse3d": Case(
         "--scannet {}/scene.bin --nuscenes {}/sweep.bin --repeats 1 --growth",
         "sparse3d_cpu",
@@ -207,6 +210,7 @@ def data(tmp_path_factory) -> pathlib.Path:
         np.savez(folder / f"cifar10_jpeg_{split}.npz", label=labels, **jpeg)
     rng.uniform(0, 1, (60, 6)).astype(np.float32).tofile(folder / "scene.bin")
     rng.uniform(-2, 2, (60, 5)).astype(np.float32).tofile(folder / "sweep.bin")
+    rng.uniform(-2, 2, (60, 4)).astype(np.float32).tofile(folder / "scan.bin")
     stands = {"robust_after_apgd_ce": np.array([True, False, True]), "robust": np.array([True, False, False])}
     seconds = {"eps": np.float32(1 / 255), "cpu_seconds": np.ones(4)}
     np.savez(folder / "eval_aa_resnet20_eps1.npz", index=np.arange(3), label=labels, **stands, **seconds)
