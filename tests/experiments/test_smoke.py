@@ -146,9 +146,14 @@ CASES = {
         "--checkpoint none --data {}", constants={"CLAIMED": {1: 31.33}, "NORMALISATIONS": {"LGM loader": None}}
     ),
     "experiments.lgm_table4_rooms": Case(ROOMS, constants=SIZES | {"SETTINGS": {"LGM": voxel.lgm()}}),
-    "experiments.lgm_table4_streets": Case(
-        "--streets 1 --steps 1",
-        constants={"STEP": {0.01: 0.005}, "dyn_jax.cli.demo_lidar.SCAN_POINTS": 64},
+    "experiments.lgm_table4_streets": Case("--streets 1 --steps 1 --points 64", constants={"STEP": {0.01: 0.005}}),
+    "experiments.lgm_streets": Case(
+        "--streets 1 --steps 1 --points 64",
+        constants={"STEP": {0.02: 0.01}, "LAMBDAS": (10.0,), "RELATIONS": {"BI": voxel.bilinear()}},
+    ),
+    "experiments.lidar_returns": Case(
+        "--streets 1 --steps 1 --points 64",
+        constants={"DROPPED": (3,), "SPOOFED": (2,), "GRADIENTS": {"LGM": voxel.lgm()}},
     ),
     "experiments.lgm_table5_occupancies": Case(ROOMS, constants=SIZES | {"RELATIONS": {"BI": voxel.bilinear()}}),
     "experiments.lgm_table6_scannet": Case("--scene {}/scene.bin", constants={"STEPS": {0.02: 0.01}}),
