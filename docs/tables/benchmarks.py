@@ -121,8 +121,9 @@ def cylinder3d() -> str:
     return block(
         markdown(header, body),
         source("cylinder3d_cpu"),
-        "Wanted: all gradients of the first scan in under 3 user seconds. GFLOP: of the pairs that exist. Time grows with "
-        f"the work to the power {kept['settings']['exponent of the growth']:.2f}; peak of the process {peak:,.0f} MiB.",
+        "Wanted: all gradients of the first scan in under 3 user seconds. GFLOP: of the pairs that exist. Time grows "
+        f"with the work to the power {kept['settings']['exponent of the growth']:.2f}; peak of the process "
+        f"{peak:,.0f} MiB.",
     )
 
 

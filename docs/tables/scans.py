@@ -72,5 +72,6 @@ def returns() -> str:
         markdown(("attack", "budget", "how", "mean IoU after"), body),
         source("lidar_returns"),
         f"In % on `{kept['settings']['network']}`, {kept['settings']['data']}, {kept['rows'][0]['before %']:.1f} "
-        "before; judged are the points of the scan that are still there. Controls: random, and spoofed points as placed.",
+        "before; judged are the points of the scan that are still there. Controls: random, and spoofed points as "
+        "placed.",
     )
