@@ -146,9 +146,7 @@ CASES = {
         "--checkpoint none --data {}", constants={"CLAIMED": {1: 31.33}, "NORMALISATIONS": {"LGM loader": None}}
     ),
     "experiments.lgm_table4_rooms": Case(ROOMS, constants=SIZES | {"SETTINGS": {"LGM": voxel.lgm()}}),
-    "experiments.lgm_table4_streets": Case(
-        "--streets 1 --steps 1 --points 64", constants={"STEP": {0.01: 0.005}, "LAMBDAS": (10.0,)}
-    ),
+    "experiments.lgm_table4_streets": Case("--streets 1 --steps 1 --points 64", constants={"STEP": {0.01: 0.005}}),
     "experiments.lgm_streets": Case(
         "--streets 1 --steps 1 --points 64",
         constants={"STEP": {0.02: 0.01}, "LAMBDAS": (10.0,), "RELATIONS": {"BI": voxel.bilinear()}},
