@@ -149,7 +149,7 @@ CASES = {
     "experiments.lgm_table4_streets": Case("--streets 1 --steps 1 --points 64", constants={"STEP": {0.01: 0.005}}),
     "experiments.lgm_streets": Case(
         "--streets 1 --steps 1 --points 64",
-        constants={"STEP": {0.02: 0.01}, "LAMBDAS": (10.0,), "RELATIONS": {"BI": voxel.bilinear()}},
+        constants={"STEP": {0.02: 0.01}, "LAMBDAS": (10.0,)},
     ),
     "experiments.lidar_returns": Case(
         "--streets 1 --steps 1 --points 64",
