@@ -104,7 +104,11 @@ def sparse3d() -> str:
     )
 
 
-@named("bench-cylinder3d")
+@named(
+    "bench-cylinder3d",
+    waits="cylinder3d_cpu",
+    command="benchmarks.cylinder3d --scan FILE --large FILE --output benchmarks/results/cylinder3d_cpu.json",
+)
 def cylinder3d() -> str:
     """Cylinder3D at full size beside spconv, and its growth."""
     kept = record("cylinder3d_cpu")

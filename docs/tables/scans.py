@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from docs.tables import block, bold_least, find, markdown, named, record, source
 
+STREETS = {"waits": "lgm_streets", "command": "experiments.lgm_streets"}
 
-@named("lgm-streets-occupancies")
+
+@named("lgm-streets-occupancies", **STREETS)
 def occupancies() -> str:
     """Tables V and VII outdoors: occupancy functions, and the slope of the sigmoid."""
     kept = record("lgm_streets")
@@ -22,7 +24,7 @@ def occupancies() -> str:
     )
 
 
-@named("lgm-streets-work")
+@named("lgm-streets-work", **STREETS)
 def work() -> str:
     """Table VI outdoors: cells and work of one gradient."""
     kept = record("lgm_streets")
@@ -38,7 +40,7 @@ def work() -> str:
     )
 
 
-@named("lgm-streets-classes")
+@named("lgm-streets-classes", **STREETS)
 def classes() -> str:
     """Table X outdoors: IoU by class."""
     kept = record("lgm_streets")
@@ -60,7 +62,7 @@ def classes() -> str:
     )
 
 
-@named("lidar-returns")
+@named("lidar-returns", waits="lidar_returns", command="experiments.lidar_returns")
 def returns() -> str:
     """What a LiDAR could see."""
     kept = record("lidar_returns")
