@@ -23,11 +23,18 @@ TABLES: dict[str, Callable[[], str]] = {}
 REGION = re.compile(r"<!-- (table|file|api): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def named(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
-    """Registers a table under the name that pages call it by."""
+def named(name: str, *, waits: str = "", command: str = "") -> Callable[[Callable[[], str]], Callable[[], str]]:
+    """Registers a table under the name that pages call it by.
+
+    Until the record that it `waits` for is there, the `command` that makes it stands in its place.
+    """
 
     def register(function: Callable[[], str]) -> Callable[[], str]:
-        TABLES[name] = function
+        def table() -> str:
+            missing = waits and not any((folder / f"{waits}.json").is_file() for folder in FOLDERS)
+            return f"Not measured yet: `python -m {command}`." if missing else function()
+
+        TABLES[name] = table
         return function
 
     return register

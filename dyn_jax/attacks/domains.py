@@ -284,11 +284,12 @@ class Coordinates:
         return jnp.sum(jnp.where(rows, values[None], 0), axis=1) / jnp.maximum(jnp.sum(rows, axis=1), 1)
 
     def work(self, trace: Trace) -> dict[str, jax.Array]:
-        """``voxels``: sites of the largest level that took part; ``macs``: multiply-adds of the pass over all."""
+        """``voxels``: sites of the largest level that took part, units of points (they tell their ``cell``) aside;
+        ``macs``: multiply-adds of the pass over all."""
         if not trace.units:
             return {}
         flat = lambda values: jnp.reshape(values, (self.examples, -1))
-        voxels = [jnp.sum(flat(unit.occupancy > 0), axis=1) for unit in trace.units]
+        voxels = [jnp.sum(flat(unit.occupancy > 0), axis=1) for unit in trace.units if "cell" not in unit.extras]
         macs = [jnp.sum(flat(jnp.broadcast_to(unit.macs, unit.score.shape)), axis=1) for unit in trace.units]
         work = sum((m.astype(jnp.float32) for m in macs), start=jnp.float32(0))
         return {"voxels": jnp.max(jnp.stack(voxels), axis=0), "macs": work}

@@ -134,6 +134,21 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--data-dir", default=None, help="TFDS folder (default: below $DYN_JAX_DATA or ~/.cache/dyn_jax)")
     data.set_defaults(run=_prepare)
 
+    scans = commands.add_parser(
+        "prepare-semantickitti",
+        help="write SemanticKITTI for TFDS, without TensorFlow or a download",
+        description="Writes SemanticKITTI, from the folder that you have, where TFDS finds it: dyn_jax.datasets."
+        'scans_from_tfds("semantickitti", "val") reads it.',
+    )
+    scans.add_argument("source", help="folder with sequences/00/velodyne and so on")
+    scans.add_argument(
+        "--splits", nargs="+", default=["val"], metavar="SPLIT", help="of train, val, test (default val)"
+    )
+    scans.add_argument(
+        "--data-dir", default=None, help="TFDS folder (default: below $DYN_JAX_DATA or ~/.cache/dyn_jax)"
+    )
+    scans.set_defaults(run=_prepare_scans)
+
     evaluate.add_to(commands)
 
     commands.add_parser("convert", help="a PyTorch checkpoint as variables, as python -m weights_convert")
@@ -209,6 +224,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from dyn_jax.datasets import prepare_tfds
 
     print(prepare_tfds(arguments.source, arguments.data_dir))
+
+
+def _prepare_scans(arguments: argparse.Namespace) -> None:
+    from dyn_jax.datasets import prepare_scans_tfds, semantickitti
+
+    splits = {split: semantickitti(split, arguments.source) for split in arguments.splits}
+    print(prepare_scans_tfds(splits, "semantickitti", arguments.data_dir))
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -19,13 +19,14 @@ STEP = {0.02: 0.01, 0.05: 0.01, 0.1: 0.02}
 HEADER = f"{'gradient':8} {'eps (m)':>8} {'mIoU before %':>14} {'after %':>8} {'GFLOPs':>7} {'s':>6}"
 
 
-def of_one_size(scans: Sequence[Scan]) -> tuple[list[PointCloud], list[np.ndarray]]:
-    """Clouds of `SCAN_POINTS` points of each scan, so that they share one program, and their labels."""
+def of_one_size(scans: Sequence[Scan], points: int | None = None) -> tuple[list[PointCloud], list[np.ndarray]]:
+    """Clouds of `points` (default: `SCAN_POINTS`) of each scan, so that they share one program, and their labels."""
+    points = SCAN_POINTS if points is None else points
     clouds, labels = [], []
     for scan in scans:
         assert scan.labels is not None
         rng = np.random.default_rng(0)
-        rows = np.sort(rng.choice(len(scan.xyz), SCAN_POINTS, replace=len(scan.xyz) < SCAN_POINTS))
+        rows = np.sort(rng.choice(len(scan.xyz), points, replace=len(scan.xyz) < points))
         clouds.append(point_cloud(scan.xyz[rows], scan.intensity[rows, None]))
         labels.append(scan.labels[rows])
     return clouds, labels

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks, metrics, networks, plotting
-from dyn_jax.datasets import ROOM_CLASSES, Scene, rooms
+from dyn_jax.datasets import IGNORE, ROOM_CLASSES, Scene, rooms
 from dyn_jax.occupancy import voxel
 from dyn_jax.sparse3d import PAPER, Capacity, Form, bucket, capacity_for, point_cloud
 from dyn_jax.training.points import ROOM_POINTS
@@ -83,6 +83,7 @@ def attack_function(
     steps: int,
     form: Form = PAPER,
     factory: Callable[..., attacks.Attack] = attacks.point_bim,
+    ignore: int = IGNORE,
     **options: Any,
 ) -> Callable[..., attacks.AttackResult]:
     """Jitted ``(variables, cloud, labels, eps, step, occupancy) -> result``: eps, step and slopes do not recompile.
@@ -93,6 +94,7 @@ def attack_function(
       steps: of the attack.
       form: of the network that is differentiated, see `dyn_jax.sparse3d.Form`.
       factory: (eps, step size, steps, **options) -> attack.
+      ignore: the label of points that do not count.
     """
 
     @jax.jit
@@ -107,7 +109,7 @@ def attack_function(
         capacity = large if occupancy.extends else small
         forward = partial(net.apply, variables, occupancy=occupancy, capacity=capacity, form=form)
         victim = partial(net.apply, variables, capacity=small)
-        return factory(eps, step, steps, **options)(forward, cloud, labels, victim=victim)
+        return factory(eps, step, steps, **options)(forward, cloud, labels, victim=victim, ignore=ignore)
 
     return run
 

@@ -48,5 +48,7 @@ from dyn_jax.datasets.tfds_builder import cifar10_from_tfds as cifar10_from_tfds
 from dyn_jax.datasets.tfds_builder import prepare_tfds as prepare_tfds
 from dyn_jax.datasets.tfds_points import objects_from_tfds as objects_from_tfds
 from dyn_jax.datasets.tfds_points import prepare_objects_tfds as prepare_objects_tfds
+from dyn_jax.datasets.tfds_points import prepare_scans_tfds as prepare_scans_tfds
 from dyn_jax.datasets.tfds_points import prepare_scenes_tfds as prepare_scenes_tfds
+from dyn_jax.datasets.tfds_points import scans_from_tfds as scans_from_tfds
 from dyn_jax.datasets.tfds_points import scenes_from_tfds as scenes_from_tfds

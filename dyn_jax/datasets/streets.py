@@ -52,6 +52,36 @@ class Scan(NamedTuple):
     name: str
 
 
+def check_scan(scan: Scan, where: str) -> Scan:
+    """Returns the scan if it keeps what `Scan` promises.
+
+    Args:
+      scan: any.
+      where: what messages begin with, e.g. the file it was read from.
+
+    Raises:
+      ValueError: no points; other shapes or dtypes; numbers that are not finite; map coordinates, which float32 has
+        rounded; labels or rings below 0.
+    """
+    count = len(scan.xyz)
+    wanted = {"xyz": ((count, 3), np.float32), "intensity": ((count,), np.float32)}
+    wanted |= {"labels": ((count,), np.int32), "ring": ((count,), np.int32)}
+    for field, (shape, dtype) in wanted.items():
+        got: np.ndarray | None = getattr(scan, field)
+        if got is None:
+            continue
+        if got.shape != shape or got.dtype != dtype:
+            raise ValueError(
+                f"{where}: got {field} {got.dtype} of shape {got.shape}, expected {np.dtype(dtype)} {shape}"
+            )
+        if not np.isfinite(got).all():
+            raise ValueError(f"{where}: got {int((~np.isfinite(got)).sum())} NaN or infinite {field}, expected none")
+        if dtype == np.int32 and count and got.min() < 0:
+            raise ValueError(f"{where}: got {field} {got.min()}, expected at least 0")
+    _validate.coordinates(f"{where}: xyz", scan.xyz)
+    return scan
+
+
 class _Things(NamedTuple):
     """Upright boxes [n, 8] (x, y, z of the foot, half length, half width, height, cos, sin), cylinders [n, 5]
     (x, y, z of the foot, radius, height) and spheres [n, 4], with their labels."""

@@ -121,6 +121,13 @@ def stored_examples(
       ValueError: no such split or features; a file of the folder is damaged, no regular file, or names a class that is
         not TFDS's own; examples are missing.
     """
+    return list(stored_iterator(folder, split, features, decoders))
+
+
+def stored_iterator(
+    folder: str, split: str, features: tuple[str, ...], decoders: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """`stored_examples` one by one; what can be seen without reading the examples raises before the first."""
     tfds = import_tfds()
     _check_classes(folder)
     with _files.reading(folder, _FORM):
@@ -132,13 +139,20 @@ def stored_examples(
             raise _files.BadFile(f"split: got {split!r}, expected one of {_files.listed(splits)} ({folder})")
         if not set(features) <= set(found):
             raise _files.BadFile(f"{folder}: got features {_files.listed(found)}, expected {', '.join(features)}")
-        examples = list(builder.as_data_source(split, decoders=decoders))
-        count = builder.info.splits[split].num_examples
-    if any(example.get(name) is None for example in examples for name in features):
-        raise ValueError(f"{folder}: got {split} examples without content (truncated?); prepare it again")
-    if len(examples) != count:
-        raise ValueError(f"{folder}: got {len(examples)} {split} examples, expected {count}; prepare it again")
-    return examples
+        source = builder.as_data_source(split, decoders=decoders)
+        got, count = len(source), builder.info.splits[split].num_examples
+    if got != count:
+        raise ValueError(f"{folder}: got {got} {split} examples, expected {count}; prepare it again")
+
+    def examples() -> Iterator[dict[str, Any]]:
+        for row in range(count):
+            with _files.reading(folder, _FORM):
+                example = source[row]
+            if any(example.get(name) is None for name in features):
+                raise ValueError(f"{folder}: got {split} examples without content (truncated?); prepare it again")
+            yield example
+
+    return examples()
 
 
 def _check_classes(folder: str) -> None:

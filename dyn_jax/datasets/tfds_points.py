@@ -1,10 +1,11 @@
 """Point clouds as TensorFlow Datasets data sets, prepared and read without TensorFlow.
 
-One builder serves all: an example is a cloud with colours and labels of its own length, and its row. TFDS stores
-examples in hashed order; the row puts them back. For instance, ScanNet and ModelNet40::
+One builder serves all: an example is a cloud with what its points have, of its own length, and its row. TFDS stores
+examples in hashed order; the row puts them back. For instance, ScanNet, ModelNet40 and SemanticKITTI::
 
     prepare_scenes_tfds({"validation": scannet(directory, "scannetv2_val.txt")}, "scannet")
     prepare_objects_tfds({split: modelnet40(directory, split) for split in ("train", "test")}, "modelnet40")
+    prepare_scans_tfds({"val": semantickitti("val", directory)}, "semantickitti")
 """
 
 from __future__ import annotations
@@ -18,10 +19,27 @@ import numpy as np
 
 from dyn_jax import _files
 from dyn_jax.datasets.points import Objects, Scene, check_objects, check_scene
-from dyn_jax.datasets.tfds_builder import FORMAT, as_text, file_format, import_tfds, stored_examples, tfds_directory
+from dyn_jax.datasets.streets import Scan, check_scan
+from dyn_jax.datasets.tfds_builder import (
+    FORMAT,
+    as_text,
+    file_format,
+    import_tfds,
+    stored_examples,
+    stored_iterator,
+    tfds_directory,
+)
 
 _VERSION = "1.0.0"
-_FEATURES = ("row", "name", "xyz", "colours", "labels")
+Columns = dict[str, tuple[tuple[int | None, ...], type]]
+_SCENE: Columns = {"xyz": ((None, 3), np.float32), "colours": ((None, 3), np.float32), "labels": ((None,), np.int32)}
+_SCAN: Columns = {
+    "xyz": ((None, 3), np.float32),
+    "intensity": ((None,), np.float32),
+    "labels": ((None,), np.int32),
+    "ring": ((None,), np.int32),
+}
+"""What the points of an example have: shape and dtype; empty where there is none."""
 
 
 def prepare_scenes_tfds(
@@ -114,7 +132,50 @@ def objects_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None 
     return check_objects(objects, f"{name}: {split}")
 
 
-def _prepare(splits: dict[str, Iterable[Scene]], name: str, data_dir: str | os.PathLike | None) -> str:
+def prepare_scans_tfds(
+    scans_by_split: Mapping[str, Iterable[Scan]], name: str, data_dir: str | os.PathLike | None = None
+) -> str:
+    """Writes LiDAR scans as an array_record data set of TFDS.
+
+    Args:
+      scans_by_split: for each split its scans; an iterator, such as `semantickitti` returns, is read once, scan by
+        scan; sweeps of nuScenes as ``(read_scan(path, sensor="nuscenes") for path in paths)``.
+      name, data_dir: as for `prepare_scenes_tfds`.
+
+    Returns, raises: as `prepare_scenes_tfds`.
+    """
+    return _prepare(dict(scans_by_split), name, data_dir, _SCAN)
+
+
+def scans_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Iterator[Scan]:
+    """The scans of a split that `prepare_scans_tfds` wrote, read one by one: the same bits in the same order.
+
+    Args:
+      name, split, data_dir, raises: as for `scenes_from_tfds`, all before the first scan.
+    """
+    folder = _folder(name, data_dir)
+    examples = stored_iterator(folder, split, ("row", "name", *_SCAN))
+
+    def scans() -> Iterator[Scan]:
+        for row, example in enumerate(examples):
+            if int(example["row"]) != row:
+                raise ValueError(f"{folder}: got {split} example {example['row']}, expected {row}; prepare it again")
+            labels, ring = (np.asarray(example[column], np.int32) for column in ("labels", "ring"))
+            scan = Scan(
+                xyz=np.asarray(example["xyz"], np.float32),
+                intensity=np.asarray(example["intensity"], np.float32),
+                labels=labels if len(labels) else None,
+                ring=ring if len(ring) else None,
+                name=as_text(example["name"]),
+            )
+            yield check_scan(scan, f"{name}: {split} {row}")
+
+    return scans()
+
+
+def _prepare(
+    splits: dict[str, Iterable], name: str, data_dir: str | os.PathLike | None, columns: Columns = _SCENE
+) -> str:
     for text in (name, *splits):
         if not isinstance(text, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", text) or text == "all":
             raise ValueError(f"name: got {text!r}, expected lower-case letters, digits and underscores, a letter first")
@@ -124,7 +185,7 @@ def _prepare(splits: dict[str, Iterable[Scene]], name: str, data_dir: str | os.P
     folder = os.path.join(data_dir, name, _VERSION)
     if os.path.exists(folder):
         raise FileExistsError(f"{os.path.abspath(folder)}: exists; delete the folder, or take another name")
-    builder = _builder(splits, name, data_dir)
+    builder = _builder(splits, name, data_dir, columns)
     builder.download_and_prepare()
     for split, count in builder.counts.items():
         stored = len(builder.as_data_source(split))
@@ -133,7 +194,7 @@ def _prepare(splits: dict[str, Iterable[Scene]], name: str, data_dir: str | os.P
     return folder
 
 
-def _builder(splits: dict[str, Iterable[Scene]], data_set: str, data_dir: str) -> Any:
+def _builder(splits: dict[str, Iterable], data_set: str, data_dir: str, columns: Columns) -> Any:
     """A builder of the given name, whose `counts` say how many examples each split gave."""
     tfds = import_tfds()
     with tfds.core.registered.skip_registration():
@@ -149,14 +210,13 @@ def _builder(splits: dict[str, Iterable[Scene]], data_set: str, data_dir: str) -
                 features = {
                     "row": tfds.features.Scalar(np.int64),
                     "name": tfds.features.Text(),
-                    "xyz": tfds.features.Tensor(shape=(None, 3), dtype=np.float32),
-                    "colours": tfds.features.Tensor(shape=(None, 3), dtype=np.float32),
-                    "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+                    **{key: tfds.features.Tensor(shape=shape, dtype=dtype) for key, (shape, dtype) in columns.items()},
                 }
                 return tfds.core.DatasetInfo(
                     builder=self,
-                    description="Point clouds: xyz, RGB in [0, 1], classes (255: ignored); empty where there is none.",
+                    description=f"Point clouds: {', '.join(columns)} of every point; empty where there is none.",
                     features=tfds.features.FeaturesDict(features),
+                    disable_shuffling=columns is _SCAN,  # a scan is large: they are read one by one
                 )
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
@@ -164,39 +224,51 @@ def _builder(splits: dict[str, Iterable[Scene]], data_set: str, data_dir: str) -
 
             def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
                 self.counts[split] = 0
-                for row, scene in enumerate(splits[split]):
+                for row, cloud in enumerate(splits[split]):
                     self.counts[split] += 1
-                    yield row, _example(scene, row, split)
+                    yield row, _example(cloud, row, split)
                 if not self.counts[split]:
                     raise ValueError(f"{split}: got nothing, expected at least one point cloud")
 
     return PointClouds(data_dir=data_dir, file_format=FORMAT)
 
 
-def _example(scene: Scene, row: int, split: str) -> dict[str, Any]:
-    where = f"{split} {row} ({scene.name})"
-    if scene.labels is not None and scene.labels.shape == (1,):  # an object
-        check_scene(scene._replace(labels=None), where)
-        check_scene(Scene(scene.xyz[:1], None, scene.labels, scene.name), where)
+def _example(cloud: Scene | Scan, row: int, split: str) -> dict[str, Any]:
+    where = f"{split} {row} ({cloud.name})"
+    if isinstance(cloud, Scan):
+        check_scan(cloud, where)
+        columns = _SCAN
+    elif cloud.labels is not None and cloud.labels.shape == (1,):  # an object
+        check_scene(cloud._replace(labels=None), where)
+        check_scene(Scene(cloud.xyz[:1], None, cloud.labels, cloud.name), where)
+        columns = _SCENE
     else:
-        check_scene(scene, where)
-    colours = np.zeros((0, 3), np.float32) if scene.colours is None else scene.colours
-    labels = np.zeros(0, np.int32) if scene.labels is None else scene.labels
-    return {"row": row, "name": scene.name, "xyz": scene.xyz, "colours": colours, "labels": labels}
+        check_scene(cloud, where)
+        columns = _SCENE
+    given = {key: getattr(cloud, key) for key in columns}
+    none = {key: np.zeros(tuple(n or 0 for n in shape), dtype) for key, (shape, dtype) in columns.items()}
+    return {"row": row, "name": cloud.name} | {key: none[key] if a is None else a for key, a in given.items()}
 
 
-def _examples(name: str, split: str, data_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
-    """The examples of a split in their original order."""
+def _folder(name: str, data_dir: str | os.PathLike | None) -> str:
+    """Where a data set is prepared."""
     folder = os.path.join(tfds_directory(data_dir), name, _VERSION)
     record = os.path.join(folder, "dataset_info.json")
     if not os.path.isfile(record):
         raise FileNotFoundError(
             f"{name}: no prepared data set in {os.path.abspath(folder)}; write it with "
-            "dyn_jax.datasets.prepare_scenes_tfds or prepare_objects_tfds"
+            "dyn_jax.datasets.prepare_scenes_tfds, prepare_objects_tfds or prepare_scans_tfds"
         )
     if (form := file_format(folder)) != FORMAT:
         raise ValueError(f"{folder}: got file format {_files.short(form)}, expected {FORMAT}")
-    examples = sorted(stored_examples(folder, split, _FEATURES), key=lambda example: int(example["row"]))
+    return folder
+
+
+def _examples(name: str, split: str, data_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
+    """The examples of a split in their original order."""
+    folder = _folder(name, data_dir)
+    stored = stored_examples(folder, split, ("row", "name", *_SCENE))
+    examples = sorted(stored, key=lambda example: int(example["row"]))
     if not examples or [int(example["row"]) for example in examples] != list(range(len(examples))):
         raise ValueError(f"{folder}: got {len(examples)} {split} examples with gaps, expected all; prepare it again")
     return examples

@@ -301,14 +301,14 @@ class Cylinder3D(nn.Module):
         passage = reaching_passage(
             cells.sites, cells.exists, cells.occupancy, factors, grid, sizes, form, points.clouds
         )
+        invalid = jnp.any(points.valid != given.valid)
+        overflow = flag_overflow(cells.overflow | passage.overflow | lost | invalid)  # before any convolution
         net = PointNet(self.point_features, self.cell_features, name="generator")
         scores = self._convolutions(net(cells, passage, train), passage, train)
         if cells.pairs is None or cells.output is None or form.multiplies_scores:
             logits = spread(scores, cells.own)
         else:
             logits = point_scores(scores, cells.output, cells.pairs, normalise=form.normalises_scores)
-        invalid = jnp.any(points.valid != given.valid)
-        overflow = flag_overflow(cells.overflow | passage.overflow | lost | invalid)
         units = (self._on_points(points, cells, passage, scores, net.macs()), *passage.units())
         return Output(logits, Trace(units, 0, overflow=overflow))
 

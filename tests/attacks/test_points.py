@@ -278,7 +278,11 @@ def test_nan_logits_are_no_success():
 def test_overflow_is_reported():
     def overflowing(cloud):
         unit = UnitTrace(jnp.ones((1, 2)), jnp.ones((1, 2)), 5 * jnp.array([[3.0, 4.0]]))
-        return Output(segmenter(cloud).logits, Trace((unit,), overflow=cloud.xyz[0, 0] > a_cloud().xyz[0, 0] + 0.05))
+        ones = jnp.ones((1, POINTS))
+        points = UnitTrace(ones, ones, 0 * ones, None, "points", {"cell": ones})  # points are no voxels
+        return Output(
+            segmenter(cloud).logits, Trace((points, unit), overflow=cloud.xyz[0, 0] > a_cloud().xyz[0, 0] + 0.05)
+        )
 
     cloud = a_cloud()
     labels = labels_of(cloud)

@@ -9,13 +9,17 @@ import sys
 import numpy as np
 import pytest
 
+from dyn_jax.cli import main
+from dyn_jax.datasets import read_scan, semantickitti, streets
 from dyn_jax.datasets.objects import objects
 from dyn_jax.datasets.points import IGNORE, Objects, Scene
 from dyn_jax.datasets.rooms import rooms
 from dyn_jax.datasets.tfds_points import (
     objects_from_tfds,
     prepare_objects_tfds,
+    prepare_scans_tfds,
     prepare_scenes_tfds,
+    scans_from_tfds,
     scenes_from_tfds,
 )
 
@@ -75,6 +79,54 @@ def test_objects(tmp_path):
         got = objects_from_tfds("shapes", split, tmp_path)
         assert isinstance(got, Objects) and got.name == expected.name
         assert same(got.xyz, expected.xyz) and same(got.labels, expected.labels)
+
+
+@pytest.fixture
+def kitti(tmp_path):
+    """A SemanticKITTI folder of twelve scans of sequence 08."""
+    place, rng = tmp_path / "source" / "sequences" / "08", np.random.default_rng(0)
+    for part in ("velodyne", "labels"):
+        (place / part).mkdir(parents=True)
+    for number in range(12):
+        rng.normal(size=(5 + number, 4)).astype("<f4").tofile(place / "velodyne" / f"{number:06d}.bin")
+        rng.choice([0, 10, 40, 252], 5 + number).astype("<u4").tofile(place / "labels" / f"{number:06d}.label")
+    return tmp_path / "source"
+
+
+def test_scans(kitti, tmp_path, capsys):
+    """The command writes a split; it comes back scan by scan, the same bits in the same order."""
+    pytest.importorskip("array_record")
+    assert main(["prepare-semantickitti", str(kitti), "--data-dir", str(tmp_path / "tfds")]) == 0
+    assert capsys.readouterr().out.strip().endswith("semantickitti/1.0.0")
+    got = scans_from_tfds("semantickitti", "val", tmp_path / "tfds")
+    assert next(got).name == "08_000000"  # an iterator: a split of SemanticKITTI is larger than a memory
+    for a, b in zip([None, *got], semantickitti("val", kitti), strict=True):
+        assert a is None or (a.name == b.name and all(same(x, y) for x, y in zip(a[:4], b[:4])))
+    assert main(["prepare-semantickitti", str(tmp_path), "--splits", "train"]) == 2
+    assert "no scans, expected sequences/00" in capsys.readouterr().err
+
+
+def test_scans_of_other_sensors(tmp_path):
+    """Rings without labels (nuScenes), labels and rings (streets); and what is no scan."""
+    pytest.importorskip("array_record")
+    np.random.default_rng(1).integers(0, 9, (20, 5)).astype("<f4").tofile(tmp_path / "sweep.bin")
+    sweep, street = read_scan(tmp_path / "sweep.bin", sensor="nuscenes"), streets("test", 1)[0]
+    prepare_scans_tfds({"train": [sweep, street], "test": iter([street])}, "mixed", tmp_path)
+    for split, expected in (("train", [sweep, street]), ("test", [street])):
+        for a, b in zip(scans_from_tfds("mixed", split, tmp_path), expected, strict=True):
+            assert a.name == b.name and all(same(x, y) for x, y in zip(a[:4], b[:4]))
+    with pytest.raises(ValueError, match="got features .*ring.*, expected row, name, xyz, colours, labels"):
+        scenes_from_tfds("mixed", "train", tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing: no prepared data set"):
+        scans_from_tfds("nothing", "train", tmp_path)
+    for change, message in (
+        ({"labels": np.array([1], np.int32)}, r"train 0 \(sweep\): got labels int32 of shape \(1,\)"),
+        ({"ring": np.full(20, -1, np.int32)}, "got ring -1, expected at least 0"),
+        ({"intensity": np.full(20, np.nan, np.float32)}, "got 20 NaN or infinite intensity"),
+        ({"xyz": sweep.xyz + np.float32(5e6)}, "rounds by up to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare_scans_tfds({"train": [sweep._replace(**change)]}, "bad", tmp_path)
 
 
 def test_scenes_are_no_objects(prepared):

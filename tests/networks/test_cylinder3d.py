@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from catalogue import ALL_ATTACKS, CLASSES, CLOUD_NETWORKS, POINT_ATTACKS, drawn
 from compiled import quick_jit
 
 import dyn_jax
@@ -145,9 +146,9 @@ def test_batch_statistics(arrays, state):
 
     output, updated = train(points)
     expected = arrays["b1/train/voxel_logits"]
-    np.testing.assert_allclose(
-        scores_of(output)[: len(expected)], expected, atol=5e-4
-    )  # of 10: 70 rows decide the deepest norms
+    # of 9. In float64 our network is 3.3e-4 from the file but 4e-5 from itself in float32 (running statistics: 3e-6 and
+    # 4e-7 relative): the rounding is the file's; 70 rows decide the deepest norms
+    np.testing.assert_allclose(scores_of(output)[: len(expected)], expected, atol=5e-4)
     after = {key[15:]: value for key, value in arrays.items() if key.startswith("b1/train/after/")}
     moved = weights_convert.convert(net, {**state, **after})["batch_stats"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), updated["batch_stats"], moved)
@@ -229,6 +230,61 @@ def test_options_that_are_refused():
         dyn_jax.networks.create("cylinder3d-streets", neighbourhoods="nominal").apply({}, cloud)
     with pytest.raises(ValueError, match="capacity: got 1 levels"):
         net.apply({}, cloud, capacity=Capacity((8,)))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(network with cells of a metre, its variables, capacities for 60 points within a step of one)."""
+    net = CLOUD_NETWORKS["cylinder3d"].clone(cylinder=Cylinder(grid=(24, 24, 6)))
+    variables = drawn(jax.eval_shape(net.init, jax.random.key(0), net.example_input()))
+    return net, variables, capacity_for(small_cloud(), net.voxel_size, net.levels, reach=Reach(1.0))
+
+
+def test_too_small_a_capacity_is_an_error_outside_jit_and_data_inside(tiny):
+    """So are a NaN, no valid point and no point near the sensor; outside, before any convolution and any weight."""
+    net, variables, _ = tiny
+    cloud = small_cloud()
+    near = cloud.replace(xyz=cloud.xyz[:1] + 0 * cloud.xyz)
+    capacity = Capacity((16, 64, 64, 64, 64))
+    with pytest.raises(ValueError, match="voxels or pairs did not fit"):
+        net.apply({}, cloud, capacity=capacity)
+    flagged = quick_jit(lambda cloud: net.apply(variables, cloud, capacity=capacity).trace.overflow)
+    spoilt = np.where(np.arange(60)[:, None] == 3, np.float32(np.nan), near.xyz)
+    with jax.debug_nans(False):
+        assert not flagged(near) and flagged(cloud)
+        assert flagged(near.replace(xyz=spoilt)) and flagged(near.replace(valid=jnp.zeros(60, bool)))
+        assert flagged(near.replace(xyz=near.xyz + 400))
+
+
+@pytest.fixture(scope="module")
+def forwards(tiny):
+    """(LGM's forward, the victim), each traced once however many attacks differentiate it."""
+    net, variables, capacity = tiny
+    soft = jax.jit(
+        lambda cloud, reach: net.apply(variables, cloud, occupancy=voxel.lgm(), reach=reach, capacity=capacity)
+    )
+    hard = jax.jit(lambda cloud: net.apply(variables, cloud, capacity=capacity))
+    return lambda cloud, reach=None: soft(cloud, reach), hard
+
+
+MOVES = {name: (case.make, case.eps) for name, case in (ALL_ATTACKS | POINT_ATTACKS).items() if case.clouds}
+MOVES["scan_bim"] = lambda eps: lgm_outdoor.scan_bim(eps, 3), 0.01
+REFUSED = {"apgd_t": "a segmented cloud", "fab_t": "a segmented cloud", "point_bim release": "reach.rule: got 'any'"}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_every_attack_takes_it(name, forwards):
+    """Traced, not compiled: all that move points do, but for those at the class of a whole cloud and the indoor release
+    (outdoors it is `scan_bim`), which say so."""
+    (make, eps), cloud, labels = MOVES[name], small_cloud(), jnp.arange(60) % CLASSES
+    run = lambda cloud, key: make(eps)(forwards[0], cloud, labels, victim=forwards[1], key=key)
+    refused = next((words for start, words in REFUSED.items() if name.startswith(start)), None)
+    if refused is not None:
+        with pytest.raises(ValueError, match=refused):
+            jax.eval_shape(run, cloud, jax.random.key(0))
+        return
+    result = jax.eval_shape(run, cloud, jax.random.key(0))
+    assert result.adversarial.shape == (60, 3) and result.success.shape == (60,)
 
 
 def test_the_shipped_network_knows_its_streets():

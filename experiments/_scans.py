@@ -1,0 +1,86 @@
+"""What the experiments on LiDAR scans share: simulated streets, or SemanticKITTI where its folder is given."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from dyn_jax import metrics, networks
+from dyn_jax.cli import demo_lidar, demo_points
+from dyn_jax.datasets import SEMANTICKITTI_CLASSES, STREET_CLASSES, scan_iou, semantickitti, streets
+from dyn_jax.networks.checkpoint import load_variables
+from dyn_jax.sparse3d import Capacity
+from dyn_jax.types import PointCloud, Variables
+
+STREETS, KITTI = "cylinder3d-streets", "cylinder3d-semantickitti"
+IGNORE = 0
+HELD_SEED = 1
+"""The network was trained on streets of seed 0."""
+
+
+class Setup(NamedTuple):
+    """Network, weights, scans of equally many points, capacities for steps up to the largest, names of the classes.
+
+    What an attack may be tuned on are `held_clouds`: streets that neither trained nor test the network; on
+    SemanticKITTI scans of its training sequences.
+    """
+
+    net: nn.Module
+    variables: Variables
+    clouds: list[PointCloud]
+    labels: list[np.ndarray]
+    held_clouds: list[PointCloud]
+    held_labels: list[np.ndarray]
+    small: Capacity
+    large: Capacity
+    classes: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+def parser(description: str, scans: int = 2, steps: int = 15) -> argparse.ArgumentParser:
+    """The options that these experiments share."""
+    result = argparse.ArgumentParser(description=description.splitlines()[0])
+    result.add_argument("--streets", type=int, default=scans, help="test streets, at most 16, or scans of sequence 08")
+    result.add_argument("--held-out", type=int, default=1, help="other scans, which slopes are chosen on")
+    result.add_argument("--points", type=int, default=demo_lidar.SCAN_POINTS, help="of a scan")
+    result.add_argument("--steps", type=int, default=steps, help="of Point-BIM (the paper: 30)")
+    result.add_argument("--semantickitti", metavar="FOLDER", help="with --weights: scans of it in place of streets")
+    result.add_argument("--weights", metavar="FILE", help=f"msgpack of {KITTI}, see python -m weights_convert")
+    result.add_argument("--results", default=None, help="folder for the JSON; default: experiments/results")
+    return result
+
+
+def setup(arguments: argparse.Namespace, step: float) -> Setup:
+    """Network and scans, with capacities for steps of up to `step` metres."""
+    if (arguments.semantickitti is None) != (arguments.weights is None):
+        raise ValueError(
+            "--semantickitti, --weights: got one of them, expected both: the folder and the network for it"
+        )
+    if arguments.semantickitti is None:
+        (net, variables), name, classes = networks.pretrained(STREETS), STREETS, STREET_CLASSES
+        scans, held = streets("test", arguments.streets), streets("train", arguments.held_out, seed=HELD_SEED)
+    else:
+        net, name, classes = networks.create(KITTI), KITTI, SEMANTICKITTI_CLASSES
+        variables = load_variables(arguments.weights, net)
+        of = lambda split, count: list(itertools.islice(semantickitti(split, arguments.semantickitti), count))
+        scans, held = of("val", arguments.streets), of("train", arguments.held_out)
+    (clouds, labels), (held_clouds, held_labels) = (demo_lidar.of_one_size(s, arguments.points) for s in (scans, held))
+    small, large = demo_points.capacities(net, [*clouds, *held_clouds], step)
+    kind = "simulated streets" if name == STREETS else "scans of SemanticKITTI, sequence 08"
+    facts = {"network": name, "data": f"{len(scans)} {kind}, {arguments.points} points of each"}
+    return Setup(net, variables, clouds, labels, held_clouds, held_labels, small, large, classes, facts)
+
+
+def percent(matrix: np.ndarray) -> float:
+    """Mean IoU of the benchmark, in percent."""
+    return round(100 * float(scan_iou(matrix)), 2)
+
+
+def by_class(matrix: np.ndarray) -> list[float | None]:
+    """IoU of every class but the first, in percent; None for one that neither occurs nor is predicted."""
+    values = 100 * np.asarray(metrics.iou(np.asarray(matrix)[1:, 1:]), float)
+    return [None if np.isnan(value) else round(float(value), 1) for value in values]
