@@ -108,6 +108,19 @@ def join(name: str, parts: list[str], *, folder: str | os.PathLike | None = None
     return _write(pathlib.Path(folder or RESULTS) / f"{name}.json", whole)
 
 
+def renewed(kept: dict[str, Any], rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
+    """`rows`, and those of an earlier record that have other values of the column `by`, in that record's order.
+
+    Returns:
+      ``rows``, and ``earlier``: how those that stay were made. For `save`.
+    """
+    order = list(dict.fromkeys(row[by] for row in [*kept["rows"], *rows]))
+    new = {row[by] for row in rows}
+    both = [*(row for row in kept["rows"] if row[by] not in new), *rows]
+    earlier = [*kept.get("earlier", []), {key: kept[key] for key in ("command", "commit", "date")}]
+    return {"rows": sorted(both, key=lambda row: order.index(row[by])), "earlier": earlier}
+
+
 def faults(record: dict[str, Any]) -> list[str]:
     """What a record lacks, one sentence each; a field may be null where an old record did not keep it."""
     found = [f"{field}: missing" for field in FIELDS if field not in record]

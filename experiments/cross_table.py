@@ -11,7 +11,9 @@ attacks that follow a sign are one compiled step: network, images, objective and
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import pathlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -250,16 +252,23 @@ def main() -> None:
     parser.add_argument("--data", metavar="FOLDER", help="of cifar10_{lossless,jpeg}_{train,test}.npz")
     parser.add_argument("--checkpoints", metavar="FOLDER", help="of the published static ResNets and RDI-ResNet-38")
     parser.add_argument("--networks", nargs="*", default=None, help="default: all there are, of images and points")
+    parser.add_argument("--renew", metavar="RECORD", help="of the same settings: rows of other networks stay")
     parser.add_argument("--images", type=int, default=64, help="test images attacked, and as many that choose")
     parser.add_argument("--steps", type=int, default=40, help="of every attack on the energy")
     parser.add_argument("--results", default=None, help="folder for the JSON; default: experiments/results")
     how = parser.parse_args()
+    kept = json.loads(pathlib.Path(how.renew).read_text()) if how.renew else None
+    for key in ("images", "steps") if kept else ():
+        if kept["settings"][key] != getattr(how, key):
+            raise ValueError(f"--{key}: got {getattr(how, key)}, expected {kept['settings'][key]} as in {how.renew}")
     rows: list[dict[str, Any]] = []
 
     def save() -> None:
         facts = {"data": "test digits; CIFAR-10 test images as JPEG (lossy)", "eps": EPS}
         facts |= {"patch": PATCH, "step of 8/255": SLOTH_STEP, "Adam's rate": 0.01}
-        print(_record.save("cross_table", rows, folder=how.results, arguments=how, seed=0, **facts))
+        whole = _record.renewed(kept, rows, "network") if kept else {"rows": rows}
+        options = argparse.Namespace(networks=None if kept else how.networks, images=how.images, steps=how.steps)
+        print(_record.save("cross_table", **whole, folder=how.results, arguments=options, seed=0, **facts))
 
     for name, make in victims(how).items():
         print(name, flush=True)

@@ -78,6 +78,8 @@ def source(*names: str) -> str:
         made += [f"jax {r['versions']['jax']}", r["device"]["model"] or r["device"]["platform"].upper()]
         made += [f"{r['device']['cores']} cores" if r["device"]["cores"] else None]
         made += [f"seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else None]
+        before = sorted({e["commit"][:7] for e in r.get("earlier", [])})
+        made += [f"other rows at commit {', '.join(before)}" if before else None]
         lines.append(f"<small>{', '.join(filter(None, made))}; `{folder.parent.name}/results/{name}.json`</small>")
     return "<br>\n".join(lines)
 

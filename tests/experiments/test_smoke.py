@@ -338,7 +338,7 @@ def test_runs(name, data, monkeypatch, tmp_path):
         assert any(f"Not measured yet: `python -m {name}" in page.read_text() for page in tables.pages())
         return
     kept = json.loads(committed.read_text())
-    assert set(made) == set(kept) - {"note"}
+    assert set(made) == set(kept) - {"note", "earlier"}
     assert set(kept["settings"]) <= set(made["settings"])
     made_keys, kept_keys = ({key for row in record["rows"] for key in row} for record in (made, kept))
     assert made_keys <= kept_keys | LATER if folder == "benchmarks" else made_keys == kept_keys
@@ -355,3 +355,12 @@ def test_parts_make_one_record(tmp_path):
     _record.save("b", [{"who": "b"}], folder=tmp_path, **common | {"images": 4}, networks=["b"])
     with pytest.raises(ValueError, match="b.json: got images 4, expected 3"):
         _record.join("c", parts, folder=tmp_path)
+
+
+def test_rows_of_some_networks_are_renewed(tmp_path):
+    rows = [{"who": "a", "n": 0}, {"who": "b", "n": 1}, {"who": "b", "n": 2}, {"who": "c", "n": 3}]
+    kept = json.loads(_record.save("t", rows, folder=tmp_path, seed=0).read_text())
+    whole = _record.renewed(kept, [{"who": "b", "n": 9}], "who")
+    assert [row["n"] for row in whole["rows"]] == [0, 9, 3]
+    made = json.loads(_record.save("t", **whole, folder=tmp_path, seed=0).read_text())
+    assert [part["commit"] for part in made["earlier"]] == [kept["commit"]] and not _record.faults(made)
