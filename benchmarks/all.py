@@ -1,6 +1,6 @@
 """Every benchmark one after the other, each in a process of its own, then the tables of the documentation's page.
 
-    python -m benchmarks.all --data FOLDER --checkpoint FILE --scannet FILE --nuscenes FILE [--only NAME ...]
+    python -m benchmarks.all --data FOLDER --checkpoint FILE --scannet FILE --nuscenes FILE --scan FILE --large FILE
 
 A benchmark has the options and the minutes that `PLANS` gives it, 40 together; one that needs longer is ended. One that
 fails, is ended or misses its files is named at the end; the others still run. ``python -m docs.tables`` then writes the
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from docs import tables
 
 HERE = pathlib.Path(__file__).parent
-FILES = ("data", "checkpoint", "scannet", "nuscenes")
+FILES = ("data", "checkpoint", "scannet", "nuscenes", "scan", "large")
 PAGE = tables.ROOT / "docs" / "benchmarks.md"
 
 
@@ -36,14 +36,16 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "compile_time": Plan("--steps 3 --rounds 5", 8),
-    "bim_resnet32": Plan("--steps 10 --rounds 5", 5, ("checkpoint", "data")),
-    "grad_auto": Plan("--steps 4 --rounds 5", 4),
-    "early_attack": Plan("--steps 8 --rounds 5", 3),
+    "compile_time": Plan("--steps 3 --rounds 5", 7),
+    "bim_resnet32": Plan("--steps 10 --rounds 5", 4, ("checkpoint", "data")),
+    "grad_auto": Plan("--steps 4 --rounds 5", 3),
+    "early_attack": Plan("--steps 8 --rounds 5", 2),
     "training_step": Plan("--rounds 5", 3),
-    "deployed": Plan("--rounds 5", 6, ("data",), ("data",), figure=True),
+    "deployed": Plan("--rounds 5", 5, ("data",), ("data",), figure=True),
     "growth": Plan("--rounds 5", 5, figure=True),
-    "sparse3d": Plan("--growth --repeats 5", 6, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
+    "sharding": Plan("--rounds 5", 2),
+    "sparse3d": Plan("--growth --repeats 5", 5, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
+    "cylinder3d": Plan("--repeats 3", 4, ("scan", "large"), ("scan",)),
 }
 
 
@@ -79,7 +81,7 @@ def launch(words: list[str], minutes: float) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for file in FILES:
-        parser.add_argument(f"--{file}", type=pathlib.Path, help="see bim_resnet32 and sparse3d")
+        parser.add_argument(f"--{file}", type=pathlib.Path, help="see bim_resnet32, sparse3d and cylinder3d")
     parser.add_argument("--only", nargs="+", choices=PLANS, default=list(PLANS), help="default: all")
     parser.add_argument("--output", type=pathlib.Path, default=HERE / "results", help="folder of the records")
     parser.add_argument("--figures", type=pathlib.Path, default=PAGE.parent / "assets", help="folder of the pictures")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -63,7 +64,13 @@ class Deployed:
         return self.compiled(self.variables, jnp.asarray(image, jnp.float32))
 
 
-def deploy(net: nn.Module, variables: Variables, *, image_size: int | None = None) -> Deployed:
+def deploy(
+    net: nn.Module,
+    variables: Variables,
+    *,
+    image_size: int | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Deployed:
     """Compiles `net` for one image at a time, with every unit that is off left out by a ``lax.cond``.
 
     Logits, multiply-adds and exits are those of the batched network under ``hard()``. What is left out: a block that
@@ -74,6 +81,7 @@ def deploy(net: nn.Module, variables: Variables, *, image_size: int | None = Non
       net: `SkipNet`, `SDN` (RDI-Nets too), `DynConv` or `SACT`: a network with the field ``execution``.
       variables: of `net`.
       image_size: height and width; default the network's own, must be given where it has none.
+      compiler_options: of ``jax.jit``.
 
     Raises:
       ValueError, TypeError: a network that is not supported; variables that do not fit it; no image size, or another
@@ -98,5 +106,7 @@ def deploy(net: nn.Module, variables: Variables, *, image_size: int | None = Non
 
     shape = (size, size, 3)
     on_device = jax.device_put(variables)
-    compiled = jax.jit(answer).lower(on_device, jax.ShapeDtypeStruct(shape, jnp.float32)).compile()
+    options = None if compiler_options is None else dict(compiler_options)
+    run = jax.jit(answer, compiler_options=options)
+    compiled = run.lower(on_device, jax.ShapeDtypeStruct(shape, jnp.float32)).compile()
     return Deployed(network, on_device, shape, compiled)

@@ -17,12 +17,13 @@ from dyn_jax.types import Occupancy
 _OPTIONS = {"xla_backend_optimization_level": (0, 3), "xla_cpu_parallel_codegen_split_count": (1, 32)}
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone later; without: a third of the time at level 0
     _OPTIONS["xla_cpu_use_fusion_emitters"] = (False, True)
+USERS = {name: users for name, (_, users) in _OPTIONS.items()}
 QUICK_FLAGS = " ".join(f"--{name}={quick}".lower() for name, (quick, _) in _OPTIONS.items())
 
 
 def exact_jit(fun: Callable, **options) -> Callable:
     """``jax.jit`` as users have it, for what stands or falls with rounding or runs long: several times as dear."""
-    return jax.jit(fun, compiler_options={name: users for name, (_, users) in _OPTIONS.items()}, **options)
+    return jax.jit(fun, compiler_options=USERS, **options)
 
 
 _KINDS = (Hard, Sigmoid, StraightThrough)

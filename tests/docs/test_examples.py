@@ -13,7 +13,7 @@ from docs.tables import ROOT
 
 RUNS = {  # file: arguments, what its output must hold
     "attack_images.py": (["8"], r"FGM: accuracy \d\.\d+.*\nLGM: accuracy"),
-    "attack_energy.py": (["2", "3"], r"recovered share .* [-\d.]+\nPSNR in dB [\d.]+"),
+    "attack_energy.py": (["2", "3"], r"recovered share .* [-\d.]+\nlowest PSNR in dB [\d.]+"),
     "attack_tokens.py": (["2", "2"], r"recovered share .* [-\d.na]+"),
     "attack_points.py": (["1024", "2", "PGD"], r"PGD: accuracy 0\.\d+, work .*%, overflow False"),
     "early_exits.py": ([], r"slowdown: leaves at exit \[[\d ]+\] -> \[[2-6 ]+\], saves"),

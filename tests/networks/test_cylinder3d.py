@@ -269,7 +269,12 @@ def forwards(tiny):
 
 MOVES = {name: (case.make, case.eps) for name, case in (ALL_ATTACKS | POINT_ATTACKS).items() if case.clouds}
 MOVES["scan_bim"] = lambda eps: lgm_outdoor.scan_bim(eps, 3), 0.01
-REFUSED = {"apgd_t": "a segmented cloud", "fab_t": "a segmented cloud", "point_bim release": "reach.rule: got 'any'"}
+REFUSED = {
+    "apgd_t": "a segmented cloud",
+    "fab": "a segmented cloud",
+    "fab_t": "a segmented cloud",
+    "point_bim release": "reach.rule: got 'any'",
+}
 
 
 @pytest.mark.parametrize("name", MOVES)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from catalogue import ALL_NETWORKS, image_size, some_images, variables_for
+from compiled import USERS, exact_jit
 from flax import traverse_util
 
 import dyn_jax
@@ -57,8 +58,8 @@ def made(request):
     net = ALL_NETWORKS[case.name].clone(**case.fields)
     size = image_size(net)
     variables, images = variables_for(net, size, case.seed), some_images(size, IMAGES)
-    batched = jax.jit(lambda variables: net.apply(variables, images, occupancy=occupancy.hard()))
-    deployed = dyn_jax.deploy(net, variables, image_size=size)
+    batched = exact_jit(lambda variables: net.apply(variables, images, occupancy=occupancy.hard()))
+    deployed = dyn_jax.deploy(net, variables, image_size=size, compiler_options=USERS)
     return Made(case, variables, images, batched, batched(variables), deployed)
 
 
