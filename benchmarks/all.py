@@ -40,12 +40,12 @@ PLANS = {
     "bim_resnet32": Plan("--steps 10 --rounds 5", 4, ("checkpoint", "data")),
     "grad_auto": Plan("--steps 4 --rounds 5", 3),
     "early_attack": Plan("--steps 8 --rounds 5", 2),
-    "training_step": Plan("--rounds 5", 3),
+    "training_step": Plan("--rounds 5", 2),
     "deployed": Plan("--rounds 5", 5, ("data",), ("data",), figure=True),
     "growth": Plan("--rounds 5", 5, figure=True),
     "sharding": Plan("--rounds 5", 2),
-    "sparse3d": Plan("--growth --repeats 5", 5, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
-    "cylinder3d": Plan("--repeats 3", 4, ("scan", "large"), ("scan",)),
+    "sparse3d": Plan("--growth --repeats 5", 4, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
+    "cylinder3d": Plan("--repeats 3", 6, ("scan", "large"), ("scan",)),
 }
 
 
