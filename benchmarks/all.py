@@ -101,9 +101,14 @@ def main() -> int:
             status = str(error)
         print(f"== {name}: {time.perf_counter() - began:.0f} s, {status or 'done'}", flush=True)
         failed += [f"{name} ({status})"] if status else []
-    tables.FOLDERS = (folder, *tables.FOLDERS)
+    kept = tables.FOLDERS
+    tables.FOLDERS = (folder, *kept)
     tables.record.cache_clear()
-    print(tables.fill(PAGE.read_text()))
+    try:
+        print(tables.fill(PAGE.read_text()))
+    finally:
+        tables.FOLDERS = kept
+        tables.record.cache_clear()
     print(f"all: {(time.perf_counter() - start) / 60:.1f} minutes; failed: {', '.join(failed) or 'none'}")
     return bool(failed)
 
