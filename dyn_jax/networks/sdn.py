@@ -6,6 +6,7 @@ stages is another `Trunk`: its layers, and where they differ its exits and its h
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -54,15 +55,15 @@ class Layer(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trunk:
+class Trunk(abc.ABC):
     """A network of layers, without the exits; its methods run inside `SDN` and make their layers there.
 
     Those here are the Shallow-Deep Networks': a family replaces what differs, and always writes `layers`.
     """
 
+    @abc.abstractmethod
     def layers(self, x: jax.Array, train: bool) -> Iterator[Layer]:
         """Normalised images [batch, size, size, 3] -> the layers in order; an exit may stand behind each of them."""
-        raise NotImplementedError
 
     def exit(self, x: jax.Array, layer: int, num_classes: int, init: Any, train: bool) -> tuple[jax.Array, int]:
         """The exit behind a layer: its logits [batch, class] and the multiply-adds of one example."""
