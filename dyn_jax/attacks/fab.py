@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, objectives
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.fab_t import Fab
+from dyn_jax.attacks.fab_t import Walk
 from dyn_jax.attacks.fmn import dual
 from dyn_jax.attacks.threat import Bounds, Linf, ball
 
@@ -17,10 +17,10 @@ _SMALL = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
-class NearestFab(Fab):
-    """The search of `fab`, attributes as its arguments."""
+class NearestFab(Walk):
+    """The search of `fab`."""
 
-    restarts: int = 1
+    restarts: int
 
     def step(self, problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
         """(one step from x towards the plane of the nearest class, record: its loss is z_t - z_y of that class)."""
@@ -110,5 +110,5 @@ def fab(
     _validate.positive_int("restarts", restarts)
     number = lambda name, value: _validate.number(name, value, minimum=0)
     biased = number("alpha_max", alpha_max), number("eta", eta), number("beta", beta)
-    search = NearestFab(norm, steps, 0, *biased, restarts)
+    search = NearestFab(norm, steps, *biased, restarts)
     return Attack(search, threat, objectives.margin, random=restarts > 1, reach=threat.eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 
 import jax
@@ -26,20 +27,18 @@ def class_difference(output: Output, labels: jax.Array, targets: jax.Array | Non
 
 
 @dataclasses.dataclass(frozen=True)
-class Fab:
-    """The search of `fab_t`, attributes as its arguments."""
+class Walk(abc.ABC):
+    """What `fab_t` and `fab` share, attributes as their arguments; they choose the plane that a step goes to."""
 
     norm: str
     steps: int
-    target_classes: int
     alpha_max: jax.typing.ArrayLike
     eta: jax.typing.ArrayLike
     beta: jax.typing.ArrayLike
 
+    @abc.abstractmethod
     def step(self, problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
-        """(one step from x towards the plane of `problem`'s targets, pulled to the clean value; record)."""
-        w, record = problem.gradient(x)
-        return self.onto(problem, x, w, record.loss), record
+        """(one step from x, record)."""
 
     def onto(self, problem: Problem, x: jax.Array, w: jax.Array, gap: jax.Array) -> jax.Array:
         """The step to the plane ``w.z = b`` with ``gap = w.x - b`` [example], b being w.x - (z_t - z_y)."""
@@ -85,6 +84,18 @@ class Fab:
         """Of records [walk, step, example]."""
         steps, record = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
         return Found(within(problem, best[0]), steps, record)
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetedFab(Walk):
+    """The search of `fab_t`."""
+
+    target_classes: int
+
+    def step(self, problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
+        """(one step from x towards the plane of `problem`'s targets, pulled to the clean value; record)."""
+        w, record = problem.gradient(x)
+        return self.onto(problem, x, w, record.loss), record
 
     def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
         problem.of_one_row("fab_t")
@@ -153,4 +164,6 @@ def fab_t(
     _validate.positive_int("steps", steps)
     _validate.positive_int("target_classes", target_classes)
     numbers = [_validate.number(n, v, minimum=0) for n, v in (("alpha_max", alpha_max), ("eta", eta), ("beta", beta))]
-    return Attack(Fab(norm, steps, target_classes, *numbers), threat, objectives.margin, reach=threat.eps)
+    return Attack(
+        TargetedFab(norm, steps, *numbers, target_classes=target_classes), threat, objectives.margin, reach=threat.eps
+    )
