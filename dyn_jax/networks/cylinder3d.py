@@ -18,7 +18,7 @@ from dyn_jax.sparse3d.cylinder_near import near_cells
 from dyn_jax.sparse3d.entry import default_capacity, flag_overflow
 from dyn_jax.sparse3d.form import PAPER, Form, check_form
 from dyn_jax.sparse3d.layers import Convolution
-from dyn_jax.sparse3d.passage import Passage, reaching_passage
+from dyn_jax.sparse3d.passage import Passage, passage_over, reaching
 from dyn_jax.sparse3d.pooling import global_max
 from dyn_jax.sparse3d.segments import Segments, any_of, segments, spread
 from dyn_jax.sparse3d.sites import Sites
@@ -30,6 +30,7 @@ NEIGHBOURHOODS = ("shared", "own")
 LEAK = 0.01
 """Slope of the leaky ReLUs below 0."""
 _RHO_Z, _PHI_Z, _CUBE = (3, 1, 3), (1, 3, 3), (3, 3, 3)
+_AXES = (3, 1, 1), (1, 3, 1), (1, 1, 3)
 
 
 class _Cells(NamedTuple):
@@ -193,8 +194,8 @@ class ReconBlock(Layers):
     @nn.compact
     def __call__(self, x: jax.Array, passage: Passage, level: int, train: bool) -> jax.Array:
         gate = jnp.zeros_like(x)
-        for size, name in (((3, 1, 1), ""), ((1, 3, 1), "_2"), ((1, 1, 3), "_3")):
-            y = self.convolve(x, passage, level, size, (3, 1, 1), f"conv1{name}")
+        for size, name in zip(_AXES, ("", "_2", "_3")):
+            y = self.convolve(x, passage, level, size, _AXES[0], f"conv1{name}")
             y = BatchNorm(name=f"bn0{name}")(y, train, passage.exists[level])
             gate = gate + jax.nn.sigmoid(passage.normed(y, level))
         return gate * x
@@ -298,8 +299,9 @@ class Cylinder3D(nn.Module):
             cells = _soft_cells(cloud, points, soft, reach, capacity, self.cylinder, form)
         factors, grid = self.cylinder.factors, self.cylinder.grid
         sizes = (cells.sites.capacity, *capacity.levels[1:])
-        passage = reaching_passage(
-            cells.sites, cells.exists, cells.occupancy, factors, grid, sizes, form, points.clouds
+        levels, kernels = reaching(cells.sites, factors, grid, sizes), self._kernels()
+        passage = passage_over(
+            levels, cells.exists, cells.occupancy, form, points.clouds, kernels=kernels, below=3, region="dense"
         )
         invalid = jnp.any(points.valid != given.valid)
         overflow = flag_overflow(cells.overflow | passage.overflow | lost | invalid)  # before any convolution
@@ -311,6 +313,13 @@ class Cylinder3D(nn.Module):
             logits = point_scores(scores, cells.output, cells.pairs, normalise=form.normalises_scores)
         units = (self._on_points(points, cells, passage, scores, net.macs()), *passage.units())
         return Output(logits, Trace(units, 0, overflow=overflow))
+
+    def _kernels(self) -> list[tuple[int, int, Shape]]:
+        """(level in, level out, size) of what the convolutions meet."""
+        own = self.neighbourhoods == "own"
+        kernels = [(level, level, size) for level in range(4) for size in (_PHI_Z, _RHO_Z, _CUBE)]
+        kernels += [(4, 4, _CUBE), *((level, level + 1, _CUBE) for level in range(4))]
+        return kernels + [(0, 0, size) for size in (_AXES if own else _AXES[:1])]
 
     def _convolutions(self, x: jax.Array, passage: Passage, train: bool) -> jax.Array:
         """[cell, class]."""

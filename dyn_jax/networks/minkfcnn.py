@@ -15,7 +15,7 @@ from dyn_jax.sparse3d.cloud import check_cloud
 from dyn_jax.sparse3d.entry import HardPoints, SoftPoints, default_capacity, flag_overflow, points_in_voxels
 from dyn_jax.sparse3d.form import PAPER, Form, check_form
 from dyn_jax.sparse3d.layers import Convolution
-from dyn_jax.sparse3d.passage import Passage, passage_over
+from dyn_jax.sparse3d.passage import Passage, passage_over, pyramid
 from dyn_jax.sparse3d.pooling import batch_items, global_average, global_max, pool_max
 from dyn_jax.sparse3d.segments import segments, spread
 from dyn_jax.sparse3d.sites import Sites, floor_to
@@ -114,9 +114,9 @@ class MinkowskiFCNN(nn.Module):
         occupancy = voxel.resolve(occupancy)
         capacity = default_capacity(cloud, occupancy, capacity, reach, self.voxel_size, LEVELS)
         points = points_in_voxels(cloud, occupancy, capacity, reach, self.voxel_size, form)
-        passage = passage_over(
-            points.sites, points.exists, points.occupancy, (2,) * (LEVELS - 1), capacity.levels, form, cloud.clouds
-        )
+        levels = pyramid(points.sites, (2,) * (LEVELS - 1), capacity.levels)
+        kernels = [(0, 0, 3), *((level, level + 1, 3) for level in range(LEVELS - 1))]
+        passage = passage_over(levels, points.exists, points.occupancy, form, cloud.clouds, kernels=kernels, below=2)
         logits = self._network(cloud, points, passage, train)
         head = 2 * self.embedding * self.hidden + self.hidden * (self.hidden + self.num_classes)
         overflow = flag_overflow(points.overflow | passage.overflow | lost)

@@ -15,7 +15,7 @@ from dyn_jax.sparse3d.allocate import Capacity
 from dyn_jax.sparse3d.entry import enter, flag_overflow
 from dyn_jax.sparse3d.form import PAPER, Form, check_form
 from dyn_jax.sparse3d.layers import Convolution
-from dyn_jax.sparse3d.passage import Passage, passage_over
+from dyn_jax.sparse3d.passage import Passage, passage_over, pyramid
 from dyn_jax.sparse3d.tensor import SparseTensor
 from dyn_jax.types import Output, PointCloud, Reach, Trace
 
@@ -124,10 +124,10 @@ class MinkUNet(nn.Module):
             voxel_size=self.voxel_size,
             coordinate_features=self.coordinate_features,
         )
-        factors = (2,) * len(ENCODER)
-        passage = passage_over(
-            entry.sites, entry.exists, entry.occupancy, factors, entry.capacities, form, entry.clouds
-        )
+        levels = pyramid(entry.sites, (2,) * len(ENCODER), entry.capacities)
+        kernels = [(0, 0, self.stem_size), *((level, level, 3) for level in range(self.levels))]
+        kernels += [(level, level + 1, 2) for level in range(len(ENCODER))]
+        passage = passage_over(levels, entry.exists, entry.occupancy, form, entry.clouds, kernels=kernels, below=2)
         logits = entry.back(self._network(entry.features, passage, train))
         overflow = flag_overflow(entry.overflow | passage.overflow)
         return Output(logits, Trace(passage.units(), 0, overflow=overflow))

@@ -20,8 +20,7 @@ _UNIQUE = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
 def gather_multiply_add(size_out: int) -> Callable:
     """``(x, kernel, rows_in, rows_out, slices, blocks) -> y``, y [size_out, out].
 
-    x [size_in, in], kernel [slices, in, out], rows [block number, block]; slices [block number, 1 or 2]: the kernel
-    slice from rows_in to rows_out and, if there is a second, the one from rows_out to rows_in.
+    x [size_in, in], kernel [slices, in, out], rows [block number, block], slices [block number].
     """
 
     @jax.custom_batching.custom_vmap
@@ -29,11 +28,7 @@ def gather_multiply_add(size_out: int) -> Callable:
         x: jax.Array, kernel: jax.Array, rows_in: jax.Array, rows_out: jax.Array, slices: jax.Array, blocks: jax.Array
     ) -> jax.Array:
         def body(i: jax.Array, y: jax.Array) -> jax.Array:
-            a, b = rows_in[i], rows_out[i]
-            y = y.at[b].add(x.at[a].get(mode="clip") @ kernel[slices[i, 0]], **_UNIQUE)
-            if slices.shape[1] == 2:
-                y = y.at[a].add(x.at[b].get(mode="clip") @ kernel[slices[i, 1]], **_UNIQUE)
-            return y
+            return y.at[rows_out[i]].add(x.at[rows_in[i]].get(mode="clip") @ kernel[slices[i]], **_UNIQUE)
 
         return jax.lax.fori_loop(0, blocks, body, jnp.zeros((size_out, kernel.shape[2]), x.dtype))
 
@@ -49,19 +44,16 @@ def gather_multiply_add(size_out: int) -> Callable:
             value if flag else jnp.broadcast_to(value, (size, *value.shape))
             for value, flag in zip((x, *arguments[2:]), (is_batched[0], *is_batched[2:]))
         )
-        example = jnp.arange(size, dtype=jnp.int32)[:, None, None]
-        slices = slices + example * number_of_slices
+        slices = slices + jnp.arange(size, dtype=jnp.int32)[:, None] * number_of_slices
         used = jnp.arange(rows_in.shape[1])[None] < blocks[:, None]
         first_used = jnp.argsort(~used.reshape(-1), stable=True)
-        flat = [
-            _shift(rows_in, x.shape[1]), _shift(rows_out, size_out), slices.reshape(-1, slices.shape[-1])
-        ]  # fmt: skip
+        flat = _shift(rows_in, x.shape[1]), _shift(rows_out, size_out), slices.reshape(-1)
         y = gather_multiply_add(size * size_out)(
             x.reshape(-1, x.shape[2]), kernel, *(value[first_used] for value in flat), jnp.sum(blocks)
         )
         return y.reshape(size, size_out, -1), True
 
-    return loop
+    return jax.jit(loop)  # layers of one shape are traced once
 
 
 def _shift(rows: jax.Array, size: int) -> jax.Array:
@@ -72,6 +64,7 @@ def _shift(rows: jax.Array, size: int) -> jax.Array:
     return jnp.where(rows < size, rows + number * size, spare).reshape(-1, rows.shape[2])
 
 
+@functools.partial(jax.jit, static_argnames="volume")
 def kernel_gradient(
     x: jax.Array,
     y: jax.Array,
@@ -87,10 +80,6 @@ def kernel_gradient(
         return values.at[index].get(mode="fill", fill_value=0)
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
-        a, b = rows_in[i], rows_out[i]
-        total = total.at[slices[i, 0]].add(rows(x, a).T @ rows(y, b))
-        if slices.shape[1] == 2:
-            total = total.at[slices[i, 1]].add(rows(x, b).T @ rows(y, a))
-        return total
+        return total.at[slices[i]].add(rows(x, rows_in[i]).T @ rows(y, rows_out[i]))
 
     return jax.lax.fori_loop(0, blocks, body, jnp.zeros((volume, x.shape[1], y.shape[1]), x.dtype))

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from dyn_jax.sparse3d.blocked import gather_multiply_add, kernel_gradient
 from dyn_jax.sparse3d.maps import KernelMap
-
-
-def _slices(pairs: KernelMap) -> jax.Array:
-    """[block number, 1 or 2], see `gather_multiply_add`."""
-    if pairs.mirrored:
-        return jnp.stack([pairs.offset, pairs.volume - 1 - pairs.offset], axis=1)
-    return pairs.offset[:, None]
 
 
 @jax.custom_vjp
@@ -36,7 +28,7 @@ def convolve(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> jax.Ar
     """
     _check(features, kernel, pairs)
     loop = gather_multiply_add(pairs.size_out)
-    out = loop(features, kernel, pairs.rows_in, pairs.rows_out, _slices(pairs), pairs.blocks)
+    out = loop(features, kernel, pairs.rows_in, pairs.rows_out, pairs.offset, pairs.blocks)
     return out if pairs.centre is None else out + features @ kernel[pairs.centre]
 
 
@@ -46,11 +38,10 @@ def _forward(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> tuple[
 
 def _backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     features, kernel, pairs = saved
-    rows = (pairs.rows_in, pairs.rows_out, _slices(pairs), pairs.blocks)
-    # pairs run from out to in now; a mirrored map's second slice swaps along with its rows
+    listed = pairs.offset, pairs.blocks
     loop = gather_multiply_add(pairs.size_in)
-    to_features = loop(cotangent, kernel.transpose(0, 2, 1), rows[1], rows[0], rows[2], rows[3])
-    to_kernel = kernel_gradient(features, cotangent, *rows, pairs.volume)
+    to_features = loop(cotangent, kernel.transpose(0, 2, 1), pairs.rows_out, pairs.rows_in, *listed)
+    to_kernel = kernel_gradient(features, cotangent, pairs.rows_in, pairs.rows_out, *listed, pairs.volume)
     if pairs.centre is not None:
         to_features = to_features + cotangent @ kernel[pairs.centre].T
         to_kernel = to_kernel.at[pairs.centre].add(features.T @ cotangent)

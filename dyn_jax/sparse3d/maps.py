@@ -7,6 +7,10 @@ data; the loop's length follows it, and a capacity too large costs memory for th
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,11 +28,9 @@ class KernelMap(flax.struct.PyTreeNode):
       rows_out: [blocks, block] int32, ascending inside an offset.
       offset: [blocks] int32, the kernel slice of a block.
       blocks: scalar int32, how many blocks are in use; they come first.
-      neighbours: [size_out] int32, pairs of every output row (also of those that `mirrored` or `centre` leave out).
+      neighbours: [size_out] int32, pairs of every output row, that of `centre` included.
       size_in, size_out: rows of the two levels.
       volume: kernel slices.
-      mirrored: one level onto itself by a symmetric kernel: only the first half of the offsets is listed; slice
-        ``volume - 1 - k`` is the listed pairs of slice k swapped.
       centre: the slice that maps every row to itself and is not listed, or None.
     """
 
@@ -40,12 +42,30 @@ class KernelMap(flax.struct.PyTreeNode):
     size_in: int = flax.struct.field(pytree_node=False)
     size_out: int = flax.struct.field(pytree_node=False)
     volume: int = flax.struct.field(pytree_node=False)
-    mirrored: bool = flax.struct.field(pytree_node=False, default=False)
     centre: int | None = flax.struct.field(pytree_node=False, default=None)
 
     def swap(self) -> KernelMap:
         """The map of the transposed convolution. `neighbours` then still counts the pairs of the old output rows."""
         return self.replace(rows_in=self.rows_out, rows_out=self.rows_in, size_in=self.size_out, size_out=self.size_in)
+
+
+class Wanted(NamedTuple):
+    """A kernel map to be made: pairs (i, j) with ``source[i] = target[j] + offset_k * stride * dilation``, the stride
+    being the source's.
+
+    Attributes:
+      source, target: levels of the input and of the output; the same object for a submanifold convolution.
+      kernel_size, dilation: an integer or three.
+      region: see `offsets`.
+      block: pairs in one block; the default fits the size of the target.
+    """
+
+    source: Sites
+    target: Sites
+    kernel_size: Size
+    dilation: Size = 1
+    region: str = "cube"
+    block: int | None = None
 
 
 def kernel_map(
@@ -57,68 +77,98 @@ def kernel_map(
     region: str = "cube",
     block: int | None = None,
 ) -> KernelMap:
-    """Pairs (i, j) with ``source[i] = target[j] + offset_k * stride * dilation``, the stride being the source's.
+    """One map, see `Wanted`."""
+    return kernel_maps([Wanted(source, target, kernel_size, dilation, region, block)])[0]
 
-    Args:
-      source, target: levels of the input and of the output; the same object for a submanifold convolution.
-      kernel_size, dilation: an integer or three.
-      region: see `offsets`.
-      block: pairs in one block; the default fits the size of the target.
-    """
+
+class _Plan(NamedTuple):
+    """What is static of a wanted map; `listed`: the slices whose pairs are looked for."""
+
+    wanted: Wanted
+    steps: np.ndarray
+    listed: np.ndarray
+    centre: int | None
+    mirrored: bool
+    block: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(slices looked for, rows of the target)."""
+        return len(self.listed), self.wanted.target.capacity
+
+    @property
+    def blocks(self) -> int:
+        """Room for them."""
+        return max(1, self.shape[0] * -(-self.shape[1] // self.block))
+
+
+def _plan(wanted: Wanted) -> _Plan:
+    source, target, kernel_size, dilation, region, block = wanted
     steps = offsets(kernel_size, region) * (np.array(source.stride) * np.array(triple("dilation", dilation)))
     volume = len(steps)
     centre = int(np.flatnonzero(~steps.any(axis=1))[0]) if source is target and not steps.all(axis=1).all() else None
     mirrored = source is target and np.array_equal(steps, -steps[::-1])
-    if mirrored:
-        listed = np.arange(volume // 2)
-    else:
-        listed = np.array([k for k in range(volume) if k != centre], int)
+    listed = np.arange(volume // 2) if mirrored else np.array([k for k in range(volume) if k != centre], int)
     if block is None:
         block = int(np.clip(2 ** np.floor(np.log2(max(target.capacity, 1) / 8)), 64, 2048))
-    shifts = np.concatenate([np.zeros((len(listed), 1), np.int32), steps[listed].astype(np.int32)], axis=1)
-    row, there = source.find(target.coordinates[None] + shifts[:, None], target.valid)
+    return _Plan(wanted, steps, listed, centre, mirrored, block)
+
+
+def kernel_maps(wanted: Sequence[Wanted]) -> list[KernelMap]:
+    """The maps that are wanted, made side by side: the pairs of all are counted in one scan.
+
+    A scan is a tree of small kernels; one for each of twenty maps is most of what XLA has to compile in a network.
+    """
+    plans = [_plan(one) for one in wanted]
+    found = [_find(plan) for plan in plans]
+    number = jnp.cumsum(jnp.concatenate([there.reshape(-1) for _, there in found]), dtype=jnp.int32)
+    ends = itertools.accumulate(there.size for _, there in found)
+    return [
+        _in_blocks(plan, row, there, number[end - there.size : end].reshape(there.shape))
+        for plan, (row, there), end in zip(plans, found, ends)
+    ]
+
+
+def _find(plan: _Plan) -> tuple[jax.Array, jax.Array]:
+    """(row of the source, whether there is one), [listed slice, target row] each."""
+    source, target = plan.wanted.source, plan.wanted.target
+    shifts = np.insert(plan.steps[plan.listed].astype(np.int32), 0, 0, axis=1)  # the batch column
+    return source.find(target.coordinates[None] + jnp.asarray(shifts)[:, None], target.valid)
+
+
+def _in_blocks(plan: _Plan, row: jax.Array, there: jax.Array, number: jax.Array) -> KernelMap:
+    """The map of what was found, given the number of every pair among those that are there."""
+    source, target, block, blocks = plan.wanted.source, plan.wanted.target, plan.block, plan.blocks
+    listed, volume = len(plan.listed), len(plan.steps)
+    before = number[:, :1] - there[:, :1]
+    end = jnp.cumsum(-(-(number[:, -1:] - before) // block), axis=0)  # blocks, inclusive
+    start = jnp.concatenate([jnp.zeros((1, 1), end.dtype), end])[:-1] * block
+    unused = jnp.arange(blocks * block, dtype=jnp.int32)
+    spare = unused.size + jnp.arange(there.size, dtype=jnp.int32).reshape(there.shape)
+    slot = jnp.where(there, start + number - before - 1, spare).reshape(-1)
+
+    def fill(rows: jax.Array, size: int) -> jax.Array:
+        flat = (size + unused).at[slot].set(rows.reshape(-1), mode="drop", unique_indices=True)
+        return flat.reshape(blocks, block)
+
+    rows_in = fill(row, source.capacity)
+    rows_out = fill(jnp.broadcast_to(jnp.arange(target.capacity, dtype=jnp.int32), there.shape), target.capacity)
+    index = jnp.sum(jnp.arange(blocks)[:, None] >= end[None, :, 0], axis=1)
+    offset = jnp.asarray(plan.listed if listed else [0], jnp.int32).at[index].get(mode="clip")
+    used = end[-1, 0].astype(jnp.int32) if listed else jnp.int32(0)
     neighbours = jnp.sum(there, axis=0, dtype=jnp.int32)
-    if mirrored:
-        # the swapped pairs: how often a row is somebody's source (integers: the order of the writes does not matter)
-        slot = jnp.where(there, row, target.capacity).reshape(-1)
-        neighbours = neighbours.at[slot].add(1, mode="drop")
-    if centre is not None:
+    if plan.mirrored:
+        # integers: the order of the writes does not matter
+        swapped = jnp.where(there, row, target.capacity).reshape(-1)
+        neighbours = neighbours.at[swapped].add(1, mode="drop")
+        rows_in, rows_out = _in_turns(rows_in, rows_out), _in_turns(rows_out, rows_in)
+        offset, used = _in_turns(offset, volume - 1 - offset), 2 * used
+    if plan.centre is not None:
         neighbours = neighbours + target.valid
-    rows_in, rows_out, offset, blocks = _in_blocks(row, there, block, source.capacity, target.capacity)
-    return KernelMap(
-        rows_in,
-        rows_out,
-        jnp.asarray(listed, jnp.int32)[offset] if len(listed) else offset,
-        blocks,
-        neighbours,
-        source.capacity,
-        target.capacity,
-        volume,
-        mirrored,
-        centre,
-    )
+    sizes = source.capacity, target.capacity
+    return KernelMap(rows_in, rows_out, offset, used, neighbours, *sizes, volume, plan.centre)
 
 
-def _in_blocks(
-    row: jax.Array, there: jax.Array, block: int, size_in: int, size_out: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(rows_in, rows_out, index of the offset per block, blocks in use) of a table [offset, target row]."""
-    listed, count = row.shape
-    capacity = max(1, listed * -(-count // block))
-    pairs = jnp.sum(there, axis=1, dtype=jnp.int32)
-    end = jnp.cumsum(-(-pairs // block))  # blocks, inclusive
-    start = (end - -(-pairs // block)) * block
-    place = start[:, None] + jnp.cumsum(there.astype(jnp.int32), axis=1) - 1
-    size = capacity * block
-    slot = jnp.where(there, place, size + jnp.arange(listed * count, dtype=jnp.int32).reshape(row.shape)).reshape(-1)
-    spare = jnp.arange(size, dtype=jnp.int32)
-
-    def fill(values: jax.Array, rows: int) -> jax.Array:
-        flat = (rows + spare).at[slot].set(values.reshape(-1), mode="drop", unique_indices=True)
-        return flat.reshape(capacity, block)
-
-    target_row = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), row.shape)
-    number = jnp.arange(capacity)
-    offset = jnp.searchsorted(end, number, side="right").astype(jnp.int32) if listed else jnp.zeros(capacity, jnp.int32)
-    blocks = end[-1].astype(jnp.int32) if listed else jnp.int32(0)
-    return fill(row, size_in), fill(target_row, size_out), jnp.minimum(offset, max(listed - 1, 0)), blocks
+def _in_turns(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The rows of two arrays in turns: of a symmetric kernel on one level, a slice's pairs swapped are its mirror's."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])

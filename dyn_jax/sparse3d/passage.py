@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -11,15 +12,14 @@ import jax.numpy as jnp
 
 from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.kernel import Size, triple
-from dyn_jax.sparse3d.maps import KernelMap, kernel_map
+from dyn_jax.sparse3d.maps import KernelMap, Wanted, kernel_map, kernel_maps
 from dyn_jax.sparse3d.pooling import pool_any
-from dyn_jax.sparse3d.segments import any_of, segments
-from dyn_jax.sparse3d.sites import Sites, coarsen, floor_to, reached
+from dyn_jax.sparse3d.sites import Sites, floor_to, reached, sites_of
 from dyn_jax.types import UnitTrace
 
 
 def pyramid(sites: Sites, factors: Sequence[Size], capacities: Sequence[int] | None = None) -> tuple[Sites, ...]:
-    """Levels of a network, from the finest: each the `coarsen` of the one before.
+    """Levels of a network, from the finest: each what `coarsen` makes of the one before, all at once.
 
     Args:
       sites: the finest level.
@@ -31,15 +31,26 @@ def pyramid(sites: Sites, factors: Sequence[Size], capacities: Sequence[int] | N
     """
     if capacities is not None and len(capacities) != len(factors) + 1:
         raise ValueError(f"capacity: got {len(capacities)} levels {tuple(capacities)}, expected {len(factors) + 1}")
+    if not factors:
+        return (sites,)
+    sizes = (sites.capacity,) * len(factors) if capacities is None else tuple(capacities[1:])
+    steps, stride = [], sites.stride
+    for u, v, w in (triple("factor", factor) for factor in factors):
+        stride = (stride[0] * u, stride[1] * v, stride[2] * w)
+        steps.append(stride)
+    coordinates = jnp.stack([floor_to(sites.coordinates, step) for step in steps])
+    coarser = jax.vmap(lambda rows: sites_of(rows, sites.valid, max(sizes)))(coordinates)
     levels = [sites]
-    for number, factor in enumerate(factors, start=1):
-        levels.append(coarsen(levels[-1], factor, None if capacities is None else capacities[number]))
+    for number, (step, size) in enumerate(zip(steps, sizes)):
+        level: Sites = jax.tree.map(operator.itemgetter(number), coarser)
+        level = level.replace(stride=step, overflow=level.overflow | sites.overflow)
+        levels.append(level.cut(size))
     return tuple(levels)
 
 
 @dataclasses.dataclass
 class Passage:
-    """Made afresh in every forward pass; kernel maps are built when a layer first asks for them.
+    """Made afresh in every forward pass.
 
     Attributes:
       levels: from `pyramid`.
@@ -48,6 +59,7 @@ class Passage:
       form: what a soft occupancy multiplies, and what convolutions read (eq. 27).
       clouds: rows of the trace: how many clouds the batch column tells apart.
       region: order of the kernels' slices, see `offsets`.
+      maps: the kernel maps by (level in, level out, size); one that is missing is made when a layer asks for it.
     """
 
     levels: tuple[Sites, ...]
@@ -56,18 +68,18 @@ class Passage:
     form: Form = PAPER
     clouds: int = 1
     region: str = "cube"
-    _maps: dict[tuple, KernelMap] = dataclasses.field(default_factory=dict)
+    maps: dict[tuple, KernelMap] = dataclasses.field(default_factory=dict)
     _macs: dict[tuple, int] = dataclasses.field(default_factory=dict)
 
     def pairs(self, source: int, target: int, kernel_size: Size) -> KernelMap:
         """The kernel map between two levels (transposed where the target is the finer one)."""
         key = (source, target, triple("kernel_size", kernel_size))
-        if key not in self._maps:
+        if key not in self.maps:
             if target < source:
-                self._maps[key] = self.pairs(target, source, kernel_size).swap()
+                self.maps[key] = self.pairs(target, source, kernel_size).swap()
             else:
-                self._maps[key] = kernel_map(self.levels[source], self.levels[target], kernel_size, region=self.region)
-        return self._maps[key]
+                self.maps[key] = kernel_map(self.levels[source], self.levels[target], kernel_size, region=self.region)
+        return self.maps[key]
 
     def read(self, x: jax.Array, level: int) -> jax.Array:
         """What a convolution with neighbours reads of `x` [voxel, channel]."""
@@ -104,9 +116,9 @@ class Passage:
         if size is None:
             neighbours = self.levels[target].valid.astype(dtype)
         elif target < source:
-            neighbours = _received(self._maps[(source, target, size)]).astype(dtype)
+            neighbours = _received(self.maps[(source, target, size)]).astype(dtype)
         else:
-            neighbours = self._maps[key].neighbours.astype(dtype)
+            neighbours = self.maps[key].neighbours.astype(dtype)
         name = f"level{target}" + ("" if source == target else f"_from{source}")
         name += "_pointwise" if size is None else "_k" + "x".join(map(str, size))
         value, cost = self._by_cloud(value, target), self._by_cloud(float(macs) * neighbours, target)
@@ -132,63 +144,50 @@ def _received(pairs: KernelMap) -> jax.Array:
     return jnp.zeros(pairs.size_out, jnp.int32).at[rows.reshape(-1)].add(1, mode="drop")
 
 
-def coarser_values(
-    levels: Sequence[Sites], exists: jax.Array, occupancy: jax.Array | None
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...] | None]:
-    """(exists, occupancy) of every level from those of the finest: a parent exists where a child does.
-
-    The occupancy is ``1 - prod (1 - o)`` over the children, the same as gathering from the points (eq. 31).
-    """
-    all_exist, all_occupied = [exists], [] if occupancy is None else [occupancy]
-    for fine, coarse in zip(levels, levels[1:]):
-        parent, _ = coarse.find(floor_to(fine.coordinates, coarse.stride), fine.valid)
-        there = jnp.where(all_exist[-1], parent, coarse.capacity)
-        all_exist.append(jnp.zeros(coarse.capacity, bool).at[there].set(True, mode="drop"))
-        if occupancy is not None:
-            all_occupied.append(any_of(all_occupied[-1], segments(parent, coarse.capacity)))
-    return tuple(all_exist), None if occupancy is None else tuple(all_occupied)
-
-
 def passage_over(
-    sites: Sites,
+    levels: Sequence[Sites],
     exists: jax.Array,
     occupancy: jax.Array | None,
-    factors: Sequence[Size],
-    capacities: Sequence[int] | None,
     form: Form,
     clouds: int = 1,
+    *,
+    kernels: Sequence[tuple[int, int, Size]],
+    below: Size,
+    region: str = "cube",
 ) -> Passage:
-    """The passage through the `pyramid` over a finest level and what is known there."""
-    levels = pyramid(sites, factors, capacities)
-    return Passage(levels, *coarser_values(levels, exists, occupancy), form, clouds)
+    """The passage through levels and what is known of the finest one.
 
+    A coarser voxel exists where the kernel between two levels meets one that does, and its occupancy is "any of" what
+    that kernel meets: with children as what it meets, the same as gathering from the points (eq. 31).
 
-def reaching_passage(
-    sites: Sites,
-    exists: jax.Array,
-    occupancy: jax.Array | None,
-    factors: Sequence[Size],
-    bounds: Size,
-    capacities: Sequence[int],
-    form: Form,
-    clouds: int = 1,
-) -> Passage:
-    """The passage through levels that are all that a kernel of size 3 reaches, see `sites.reached`; slices are dense.
-
-    A coarser voxel exists where the kernel meets one that does, and its occupancy is "any of" what the kernel meets.
+    Args:
+      levels: from the finest.
+      exists, occupancy: [voxel] of the finest level; without an occupancy every voxel exists.
+      form, clouds, region: see `Passage`.
+      kernels: (level in, level out, size), what the network's convolutions and poolings use; made together, see
+        `kernel_maps`. A transposed one counts as that from the finer level.
+      below: size of the kernel between two levels that tells what exists; 2 with a stride of 2: the children.
     """
+    between = [(number, number + 1, below) for number in range(len(levels) - 1)]
+    wanted = [*kernels, *between] if occupancy is not None else kernels
+    keys = list(dict.fromkeys((a, b, triple("kernel_size", size)) for a, b, size in wanted))
+    made = kernel_maps([Wanted(levels[a], levels[b], size, region=region) for a, b, size in keys])
+    passage = Passage(tuple(levels), (exists,), None, form, clouds, region, dict(zip(keys, made)))
+    if occupancy is None:
+        passage.exists = (exists, *(level.valid for level in levels[1:]))
+        return passage
+    all_exist, all_occupied = [exists], [occupancy]
+    for number, _, size in between:
+        pairs = passage.pairs(number, number + 1, size)
+        all_exist.append(jax.lax.stop_gradient(pool_any(all_exist[-1].astype(occupancy.dtype), pairs)) > 0.5)
+        all_occupied.append(pool_any(all_occupied[-1], pairs))
+    passage.exists, passage.occupancy = tuple(all_exist), tuple(all_occupied)
+    return passage
+
+
+def reaching(sites: Sites, factors: Sequence[Size], bounds: Size, capacities: Sequence[int]) -> tuple[Sites, ...]:
+    """Levels that are all that a kernel of size 3 reaches, from the finest; see `sites.reached`."""
     levels = [sites]
     for factor, capacity in zip(factors, capacities[1:], strict=True):
         levels.append(reached(levels[-1], factor, 3, bounds=bounds, capacity=capacity))
-    passage = Passage(tuple(levels), (exists,), None, form, clouds, "dense")
-    all_exist, all_occupied = [exists], None if occupancy is None else [occupancy]
-    for number in range(len(factors)):
-        pairs = passage.pairs(number, number + 1, 3)
-        if all_occupied is None:
-            all_exist.append(levels[number + 1].valid)
-            continue
-        all_exist.append(jax.lax.stop_gradient(pool_any(all_exist[-1].astype(all_occupied[0].dtype), pairs)) > 0.5)
-        all_occupied.append(pool_any(all_occupied[-1], pairs))
-    passage.exists = tuple(all_exist)
-    passage.occupancy = None if all_occupied is None else tuple(all_occupied)
-    return passage
+    return tuple(levels)

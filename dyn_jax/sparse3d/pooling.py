@@ -91,20 +91,14 @@ def _max_forward(features: jax.Array, pairs: KernelMap, where: jax.Array | None)
 
     part = jnp.ones(pairs.size_in, bool) if where is None else where
 
-    def take(state: tuple, source: jax.Array, target: jax.Array, number: jax.Array) -> tuple:
+    def body(i: jax.Array, state: tuple) -> tuple:
         best, chosen = state
+        source, target, number = pairs.rows_in[i], pairs.rows_out[i], pairs.offset[i]
         value, old = features.at[source].get(mode="clip"), best.at[target].get(mode="clip")
         before = chosen.at[target].get(mode="clip")
         wins = better(value, old, number, before, part.at[source].get(mode="clip"))
         best = best.at[target].set(jnp.where(wins, value, old), **_UNIQUE)
         return best, chosen.at[target].set(jnp.where(wins, number, before), **_UNIQUE)
-
-    def body(i: jax.Array, state: tuple) -> tuple:
-        number = pairs.offset[i]
-        state = take(state, pairs.rows_in[i], pairs.rows_out[i], number)
-        if pairs.mirrored:
-            state = take(state, pairs.rows_out[i], pairs.rows_in[i], pairs.volume - 1 - number)
-        return state
 
     shape = (pairs.size_out, features.shape[1])
     best, chosen = jnp.full(shape, -jnp.inf, features.dtype), jnp.full(shape, pairs.volume, jnp.int32)
@@ -119,16 +113,10 @@ def _max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None, 
     chosen, pairs = saved
     cotangent = jnp.asarray(cotangent)
 
-    def give(to: jax.Array, source: jax.Array, target: jax.Array, number: jax.Array) -> jax.Array:
-        value = cotangent.at[target].get(mode="clip")
-        return to.at[source].add(jnp.where(chosen.at[target].get(mode="clip") == number, value, 0), **_UNIQUE)
-
     def body(i: jax.Array, to: jax.Array) -> jax.Array:
-        number = pairs.offset[i]
-        to = give(to, pairs.rows_in[i], pairs.rows_out[i], number)
-        if pairs.mirrored:
-            to = give(to, pairs.rows_out[i], pairs.rows_in[i], pairs.volume - 1 - number)
-        return to
+        target = pairs.rows_out[i]
+        value, is_best = cotangent.at[target].get(mode="clip"), chosen.at[target].get(mode="clip") == pairs.offset[i]
+        return to.at[pairs.rows_in[i]].add(jnp.where(is_best, value, 0), **_UNIQUE)
 
     to = jnp.zeros((pairs.size_in, cotangent.shape[1]), cotangent.dtype)
     to = jax.lax.fori_loop(0, pairs.blocks, body, to)
@@ -154,7 +142,7 @@ def pool_any(occupancy: jax.Array, pairs: KernelMap) -> jax.Array:
       [size_out]; 0 without neighbours.
 
     Raises:
-      ValueError: values of another level; a map of a level onto itself, which does not list all its pairs.
+      ValueError: values of another level; a map of a level onto itself, which does not list its centre.
 
     Source: LGM paper eq. 31 on coarser levels; its release on Cylinder3D.
     """
@@ -163,7 +151,7 @@ def pool_any(occupancy: jax.Array, pairs: KernelMap) -> jax.Array:
 
 def _any_forward(occupancy: jax.Array, pairs: KernelMap) -> tuple[jax.Array, tuple]:
     _check(occupancy[:, None], pairs)
-    if pairs.mirrored or pairs.centre is not None:
+    if pairs.centre is not None:
         raise ValueError("pairs: got a map of a level onto itself, expected one between two levels")
     off = 1 - jnp.asarray(occupancy)
     product, before = _products(off, pairs, jnp.arange(pairs.rows_in.shape[0], dtype=jnp.int32))
@@ -275,11 +263,7 @@ def _add_rows(values: jax.Array, pairs: KernelMap) -> jax.Array:
     values = jnp.asarray(values)
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
-        a, b = pairs.rows_in[i], pairs.rows_out[i]
-        total = total.at[b].add(values.at[a].get(mode="clip"), **_UNIQUE)
-        if pairs.mirrored:
-            total = total.at[a].add(values.at[b].get(mode="clip"), **_UNIQUE)
-        return total
+        return total.at[pairs.rows_out[i]].add(values.at[pairs.rows_in[i]].get(mode="clip"), **_UNIQUE)
 
     total = jnp.zeros((pairs.size_out, values.shape[1]), values.dtype)
     total = jax.lax.fori_loop(0, pairs.blocks, body, total)

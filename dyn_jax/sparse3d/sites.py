@@ -86,9 +86,26 @@ class Sites(flax.struct.PyTreeNode):
     def find(self, coordinates: jax.Array, valid: jax.Array | bool = True) -> tuple[jax.Array, jax.Array]:
         """(row, is there): where coordinates [..., 4] are; the row is `capacity` where they are not."""
         wanted = self.frame.keys(coordinates, jnp.broadcast_to(valid, coordinates.shape[:-1]))
-        row = jnp.searchsorted(self.keys, wanted.reshape(-1), method="scan").reshape(wanted.shape).astype(jnp.int32)
-        there = (wanted != NO_KEY) & (self.keys.at[row].get(mode="fill", fill_value=NO_KEY) == wanted)
+        # filled up to a power of two with a key that nothing exceeds, a search by halves needs no ends
+        halvings = self.capacity.bit_length()
+        keys = jnp.pad(self.keys, (0, 2**halvings - self.capacity), constant_values=NO_KEY)
+
+        def halve(number: jax.Array, row: jax.Array) -> jax.Array:
+            half = jnp.int32(2**halvings) >> (number + 1)
+            return jnp.where(keys.at[row + half - 1].get(mode="promise_in_bounds") < wanted, row + half, row)
+
+        row = jax.lax.fori_loop(0, halvings, halve, jnp.zeros(wanted.shape, jnp.int32))
+        there = (wanted != NO_KEY) & (keys.at[row].get(mode="promise_in_bounds") == wanted)
         return jnp.where(there, row, self.capacity), there
+
+    def cut(self, capacity: int) -> Sites:
+        """The first `capacity` rows; `overflow` where more are in use."""
+        return self.replace(
+            keys=self.keys[:capacity],
+            coordinates=self.coordinates[:capacity],
+            count=jnp.minimum(self.count, capacity),
+            overflow=self.overflow | (self.count > capacity),
+        )
 
 
 def sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int | None = None, stride: Size = 1) -> Sites:

@@ -11,7 +11,8 @@ from jax.test_util import check_grads
 
 from dyn_jax import occupancy
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d.passage import coarser_values, pyramid
+from dyn_jax.sparse3d import PAPER
+from dyn_jax.sparse3d.passage import passage_over, pyramid
 from dyn_jax.sparse3d.segments import any_of, segments
 from dyn_jax.sparse3d.voxelize import near_voxels, point_scores, soft_features
 from dyn_jax.types import PointCloud, Reach
@@ -128,7 +129,7 @@ def build(rule: str, size: float):
         y = jnp.zeros((pairs.sites.capacity, scores.shape[1]), scores.dtype).at[row].set(scores, mode="drop")
         safe = jnp.where(o != 0, o, 1)[:, None]
         levels = pyramid(pairs.sites, (2,) * 4)
-        _, pooled = coarser_values(levels, pairs.exists, o)
+        pooled = passage_over(levels, pairs.exists, o, PAPER, kernels=[], below=2).occupancy
         values = {
             "o": o,
             "f": soft * o[:, None],

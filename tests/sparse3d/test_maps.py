@@ -11,6 +11,7 @@ import twins
 from levels import below, level, pairs_of, quick, rows_of, sites_at
 
 from dyn_jax.sparse3d import coarsen, kernel_map, offsets, sites_of
+from dyn_jax.sparse3d.maps import Wanted, kernel_maps
 
 CASES = [
     *((size, 1, 1, "cube") for size in (1, 2, 3, 4, 5, (1, 3, 3))),
@@ -27,15 +28,13 @@ def used(pairs):
 
 
 def listed(pairs) -> list[tuple[int, int, int]]:
-    """Every (row in, row out, slice) that the map stands for, the mirrored ones and the centre included."""
+    """Every (row in, row out, slice) that the map lists."""
     found = []
     for rows_in, rows_out, k in zip(*used(pairs)):
         for i, j in zip(rows_in.tolist(), rows_out.tolist()):
             assert (i < pairs.size_in) == (j < pairs.size_out)
             if i < pairs.size_in:
                 found.append((i, j, int(k)))
-                if pairs.mirrored:
-                    found.append((j, i, pairs.volume - 1 - int(k)))
     return found
 
 
@@ -43,17 +42,17 @@ def test_three_voxels_by_hand():
     """Voxels at x = 0, 1, 3 on a line: one pair of neighbours, seen from both."""
     sites = sites_at(jnp.array([[0, 3, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]], jnp.int32), jnp.ones(3, bool))
     pairs = pairs_of(sites, sites, (3, 1, 1))
-    assert (pairs.volume, pairs.centre, pairs.mirrored, int(pairs.blocks)) == (3, 1, True, 1)
+    assert (pairs.volume, pairs.centre, int(pairs.blocks)) == (3, 1, 2)
     assert sorted(listed(pairs)) == [(0, 1, 0), (1, 0, 2)]
     assert pairs.neighbours.tolist() == [2, 2, 1]
     two = pairs_of(sites, sites, (2, 1, 1))
-    assert (two.centre, two.mirrored) == (0, False) and listed(two) == [(1, 0, 1)]
+    assert two.centre == 0 and listed(two) == [(1, 0, 1)]
     assert two.neighbours.tolist() == [2, 1, 1]
     far = pairs_of(sites, sites, (3, 1, 1), dilation=(2, 1, 1))
     assert sorted(listed(far)) == [(1, 2, 0), (2, 1, 2)] and far.neighbours.tolist() == [1, 2, 2]
     down = pairs_of(sites, below(sites, 2), (2, 1, 1))  # coarse voxels 0 and 2
     assert sorted(listed(down)) == [(0, 0, 0), (1, 0, 1), (2, 1, 1)] and down.neighbours.tolist() == [2, 1, 0]
-    assert (down.centre, down.mirrored, down.size_in, down.size_out) == (None, False, 3, 3)
+    assert (down.centre, down.size_in, down.size_out) == (None, 3, 3)
 
 
 @pytest.mark.parametrize(("size", "stride", "dilation", "region"), CASES)
@@ -84,11 +83,11 @@ def test_offsets_count_in_strides_of_the_source():
 
 
 def test_two_levels_with_the_same_sites_are_not_taken_for_one():
-    """Centre and mirror are left out of the list only where both levels are the same object."""
+    """The centre is left out of the list only where both levels are the same object."""
     one = level(9, 40, 40)
     other = jax.tree.map(lambda leaf: leaf, one)
     apart, together = pairs_of(one, other, 3), pairs_of(one, one, 3)
-    assert (apart.centre, apart.mirrored, together.centre, together.mirrored) == (None, False, 13, True)
+    assert (apart.centre, together.centre) == (None, 13)
     assert sorted(listed(apart)) == sorted(listed(together) + [(row, row, 13) for row in range(40)])
     np.testing.assert_array_equal(apart.neighbours, together.neighbours)
 
@@ -112,6 +111,22 @@ def test_what_the_loops_rest_on(block, stride):
         assert real[: real.sum()].all() and (~real).sum() < pairs.rows_in.shape[1]
     behind = np.asarray(pairs.rows_in)[int(pairs.blocks) :]
     assert (behind >= pairs.size_in).all()
+
+
+def test_maps_made_together_equal_those_made_alone():
+    """Also beside a kernel of one, which asks for nothing, and a level without sites."""
+    fine, empty = level(13, 50, 60), level(11, 0, 8)
+    coarse = below(fine, 2, 30)
+    wanted = [(0, 0, 3), (0, 1, 2), (2, 2, 3), (1, 1, 1), (1, 1, (1, 3, 3))]
+
+    @quick
+    def both(*levels):
+        together = kernel_maps([Wanted(levels[a], levels[b], size) for a, b, size in wanted])
+        return together, [kernel_map(levels[a], levels[b], size) for a, b, size in wanted]
+
+    together, alone = both(fine, coarse, empty)
+    chex.assert_trees_all_equal(together, alone)
+    assert [int(pairs.blocks) > 0 for pairs in together] == [True, True, False, False, True]
 
 
 def test_a_kernel_of_one_lists_nothing():
