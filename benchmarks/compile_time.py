@@ -38,7 +38,7 @@ IMAGES = {  # batch, height and width
 }
 POINTS = {"minkunet-34c-scannet": 4096}
 FORMS: dict[str, dict[str, Any]] = {
-    "one after the other": {},
+    "one after the other": {"scan_from": None},
     "equal ones in a loop": {"scan_from": 2},
     "in a loop, evaluated again": {"scan_from": 2, "remat": True},
 }

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from dyn_jax import _validate
 from dyn_jax.nn.residual import BRANCHES
 
+SCAN_FROM = 12
+"""Equal blocks from which a loop is the default: fewer compile fast enough one after the other."""
+
 
 class BlockSpec(NamedTuple):
     """One block: stage and index in it (from 0), width before expansion, stride, channels in and out."""

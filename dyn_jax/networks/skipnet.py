@@ -10,7 +10,7 @@ import jax
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import FeedForwardGate, RecurrentGate
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form, runs
+from dyn_jax.networks.blocks import SCAN_FROM, BlockSpec, block_plan, blocks_per_stage, imagenet_form, runs
 from dyn_jax.nn import (
     CIFAR10_MEAN_STD,
     DIGITS_MEAN_STD,
@@ -63,7 +63,7 @@ class SkipNet(nn.Module):
     image_size: int = 32
     normalization: MeanStd | None = CIFAR10_MEAN_STD
     winograd: bool = False
-    scan_from: int | None = None
+    scan_from: int | None = SCAN_FROM
     remat: bool = False
     execution: str = "dense"
 

@@ -1,11 +1,14 @@
 """Equal blocks in one loop: the same answers, traces and gradients as one after the other, and smaller programs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dyn_jax import networks, occupancy
+from dyn_jax.evaluation import check
 from dyn_jax.networks import resnet, skipnet
 
 SMALL = {"widths": (4, 8, 8), "num_classes": 3}
@@ -19,7 +22,7 @@ SIZE = {"resnet": 8, "resnet-b": 8, "skipnet": 8}
 
 def made(name, blocks, **fields):
     images = np.random.default_rng(0).random((2, SIZE[name], SIZE[name], 3), np.float32)
-    plain, looped = NETWORKS[name](blocks), NETWORKS[name](blocks, scan_from=2, **fields)
+    plain, looped = NETWORKS[name](blocks, scan_from=None), NETWORKS[name](blocks, scan_from=2, **fields)
     shapes = jax.eval_shape(plain.init, jax.random.key(0), images)
     rng = np.random.default_rng(1)
     draw = lambda leaf: np.abs(0.5 + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
@@ -62,6 +65,8 @@ def test_programs_grow_with_different_blocks(name):
         return program.count("stablehlo.convolution") + program.count("call @grouped_pixels_conv")
 
     few, many = made(name, 4), made(name, 8)
+    deep = NETWORKS[name](14)  # by default
+    assert convolutions(deep, *made(name, 14)[2:]) == convolutions(many[1], *many[2:])
     assert convolutions(few[1], *few[2:]) == convolutions(many[1], *many[2:])
     assert convolutions(few[0], *few[2:]) < convolutions(many[0], *many[2:])
 
@@ -85,6 +90,14 @@ def test_training_and_random_gates_stay_unrolled():
     assert np.isfinite(output.logits).all()
     before, after = (tree["group1_layer1"]["bn1"]["mean"] for tree in (variables["batch_stats"], moved["batch_stats"]))
     assert not np.array_equal(before, after)
+
+
+def test_checks_find_in_a_loop_what_they_find_without():
+    """The default of a deep network: its derivative comes out of a scan."""
+    plain, looped, variables, images = made("resnet", 3)
+    given = {"eps": 0.1, "key": jax.random.key(0)}
+    found = [check(partial(net.apply, variables), images, jnp.array([0, 1]), **given) for net in (plain, looped)]
+    assert [finding.code for finding in found[0]] == [finding.code for finding in found[1]]
 
 
 def test_registry_passes_the_choice_on():
