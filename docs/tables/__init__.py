@@ -64,6 +64,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
+def columns(rows: Iterable[dict[str, Any]], cells: dict[str, Callable[[dict[str, Any]], Any]]) -> str:
+    """A Markdown table of rows: for each heading, what stands under it."""
+    return markdown(list(cells), ([cell(row) for cell in cells.values()] for row in rows))
+
+
 def _unbroken(cell: str) -> str:
     return re.sub(r" ([±/]) ", "\u00a0\\1\u00a0", re.sub(r" (%|dB)", "\u00a0\\1", cell))
 

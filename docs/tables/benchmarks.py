@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from docs import tables
-from docs.tables import block, find, markdown, named, record, source, span
+from docs.tables import block, columns, find, markdown, named, record, source, span
 
 SHARE = "share of the matrix peak"
 
@@ -37,8 +37,8 @@ def spread(median: float, low: float | None, high: float | None, form: str) -> s
     return f"{median:{form}}" if low is None or high is None else f"{median:{form}} ({low:{form}} to {high:{form}})"
 
 
-def _ratio(row: dict[str, Any], key: str, form: str = ".2f") -> str | None:
-    """The number, or None in a record without that peer."""
+def _if_there(row: dict[str, Any], key: str, form: str = ".2f") -> str | None:
+    """The number, or None in a row without it."""
     return format(row[key], form) if key in row else None
 
 
@@ -117,21 +117,15 @@ def bim() -> str:
     kept = record("bim_resnet32_cpu")
     peer = {r["contender"]: r["ms/step"] for r in kept["rows"]}.get("torchattacks BIM")
     s = kept["settings"]
-    body = [
-        (
-            *(
-                r["contender"],
-                f"{r['ms/step']:.0f}",
-                f"{r['CPU ms/step']:.0f}",
-                f"{r['images/s'] * s['steps'] / 100:.1f}",
-            ),
-            peer and f"{peer / r['ms/step']:.2f}",
-        )
-        for r in kept["rows"]
-    ]
-    header = ("contender", "ms/step", "CPU ms/step", "images/s at 100 steps", "times torchattacks")
+    cells = {
+        "contender": lambda r: r["contender"],
+        "ms/step": lambda r: f"{r['ms/step']:.0f}",
+        "CPU ms/step": lambda r: f"{r['CPU ms/step']:.0f}",
+        "images/s at 100 steps": lambda r: f"{r['images/s'] * s['steps'] / 100:.1f}",
+        "times torchattacks": lambda r: peer and f"{peer / r['ms/step']:.2f}",
+    }
     return block(
-        markdown(header, body),
+        columns(kept["rows"], cells),
         source("bim_resnet32_cpu"),
         f"Published weights, batch {s['batch']}, paired in one run, medians of {s['rounds']} rounds of {s['steps']} "
         "steps.",
@@ -142,16 +136,14 @@ def bim() -> str:
 def early_attack() -> str:
     """Early Attack beside the released loop."""
     kept = record("early_attack_cpu")
-    body = [
-        (
-            *(r["contender"], f"{r['images per second']:.1f} ({r['lowest']:.1f} to {r['highest']:.1f})"),
-            _ratio(r, "times the best released loop", ".1f"),
-        )
-        for r in kept["rows"]
-    ]
+    cells = {
+        "contender": lambda r: r["contender"],
+        "images/s": lambda r: spread(r["images per second"], r["lowest"], r["highest"], ".1f"),
+        "times the best released loop": lambda r: _if_there(r, "times the best released loop", ".1f"),
+    }
     s = kept["settings"]
     return block(
-        markdown(("contender", "images/s", "times the best released loop"), body),
+        columns(kept["rows"], cells),
         source("early_attack_cpu"),
         f"{s['steps']} iterations, {s['images']} images at once; wanted: 10 times the released loop.",
     )
@@ -161,18 +153,16 @@ def early_attack() -> str:
 def grad_auto() -> str:
     """GradAuto beside the released loop and a careful one."""
     kept = record("grad_auto_cpu")
-    body = [
-        (
-            *(r["contender"], f"{r['ms per step']:.0f} ({r['lowest']:.0f} to {r['highest']:.0f})"),
-            *(f"{r['images per second at 300 steps']:.2f}", _ratio(r, "times the released loop")),
-            _ratio(r, "times the careful loop"),
-        )
-        for r in kept["rows"]
-    ]
+    cells = {
+        "contender": lambda r: r["contender"],
+        "ms/step": lambda r: spread(r["ms per step"], r["lowest"], r["highest"], ".0f"),
+        "images/s at 300 steps": lambda r: f"{r['images per second at 300 steps']:.2f}",
+        "times the released loop": lambda r: _if_there(r, "times the released loop"),
+        "times a careful loop": lambda r: _if_there(r, "times the careful loop"),
+    }
     s = kept["settings"]
-    header = ("contender", "ms/step", "images/s at 300 steps", "times the released loop", "times a careful loop")
     return block(
-        markdown(header, body),
+        columns(kept["rows"], cells),
         source("grad_auto_cpu"),
         f"SkipNet-38, batch {s['batch']}, medians over the rounds of {s['steps']} steps, with the lowest and highest; "
         "wanted: 3 times the released loop, which is not reached. The careful loop freezes the parameters; the "
@@ -223,18 +213,20 @@ def sparse3d() -> str:
 def cylinder3d() -> str:
     """Cylinder3D at full size beside spconv, and its growth."""
     kept = record("cylinder3d_cpu")
-    body = [
-        (
-            *(r["what"], r["library"], f"{r['points']:,}" if "points" in r else None, f"{r['user s']:.2f}"),
-            *(f"{r['GFLOP']:.0f}", f"{r['GFLOP per user s']:.0f}"),
-            *(f"{r[key]:.0f}" if key in r else None for key in ("compile user s", "temporary MB")),
-        )
-        for r in kept["rows"]
-    ]
-    header = ("what", "library", "points", "user s", "GFLOP", "GFLOP per user s", "compile, user s", "temporary MB")
+    cells = {
+        "what": lambda r: r["what"],
+        "library": lambda r: r["library"],
+        "points": lambda r: _if_there(r, "points", ","),
+        "user s": lambda r: f"{r['user s']:.2f}",
+        "wall s": lambda r: f"{r['wall s']:.2f}",
+        "GFLOP": lambda r: f"{r['GFLOP']:.0f}",
+        "GFLOP per user s": lambda r: f"{r['GFLOP per user s']:.0f}",
+        "compile, user s": lambda r: _if_there(r, "compile user s", ".0f"),
+        "temporary MB": lambda r: _if_there(r, "temporary MB", ".0f"),
+    }
     peak = max(r["peak process MB"] for r in kept["rows"])
     return block(
-        markdown(header, body),
+        columns(kept["rows"], cells),
         source("cylinder3d_cpu"),
         "Wanted: all gradients of the first scan in under 3 user seconds. GFLOP: of the pairs that exist. Time grows "
         f"with the work to the power {kept['settings']['exponent of the growth']:.2f}; peak of the process "
@@ -246,17 +238,14 @@ def cylinder3d() -> str:
 def training_step() -> str:
     """A training step beside PyTorch's, and the gradient to a kernel in two forms."""
     kept = record("training_step_cpu")
-    body = [
-        (
-            row["contender"],
-            f"{row['ms']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})",
-            _ratio(row, "times PyTorch's step"),
-        )
-        for row in kept["rows"]
-    ]
+    cells = {
+        "contender": lambda r: r["contender"],
+        "ms": lambda r: spread(r["ms"], r["lowest"], r["highest"], ".1f"),
+        "times PyTorch's step": lambda r: _if_there(r, "times PyTorch's step"),
+    }
     s = kept["settings"]
     return block(
-        markdown(("contender", "ms", "times PyTorch's step"), body),
+        columns(kept["rows"], cells),
         source("training_step_cpu"),
         f"Batch {s['batch']}, medians of {s['rounds']} rounds, contenders in turns; wanted: at least as fast as "
         "PyTorch's eager step of the static network.",
@@ -267,17 +256,18 @@ def training_step() -> str:
 def compile_time() -> str:
     """Seconds until an attack runs."""
     kept = record("compile_time_cpu")
-    body = [
-        (
-            *(r["network"], r["blocks"], f"{r['trace s']:.1f}", f"{r['compile s']:.1f}"),
-            *(f"{r['trace and compile CPU s']:.1f}", spread(r["ms/step"], r["lowest"], r["highest"], ".0f")),
-            *(f"{r['times the plain step']:.2f}", f"{r['peak MiB']:.0f}"),
-        )
-        for r in kept["rows"]
-    ]
-    header = ("network", "blocks", "trace s", "compile s", "both, CPU s", "ms/step", "times the plain step", "peak MiB")
+    cells = {
+        "network": lambda r: r["network"],
+        "blocks": lambda r: r["blocks"],
+        "trace s": lambda r: f"{r['trace s']:.1f}",
+        "compile s": lambda r: f"{r['compile s']:.1f}",
+        "both, CPU s": lambda r: f"{r['trace and compile CPU s']:.1f}",
+        "ms/step": lambda r: spread(r["ms/step"], r["lowest"], r["highest"], ".0f"),
+        "times the plain step": lambda r: f"{r['times the plain step']:.2f}",
+        "peak MiB": lambda r: f"{r['peak MiB']:.0f}",
+    }
     return block(
-        markdown(header, body),
+        columns(kept["rows"], cells),
         source("compile_time_cpu"),
         "BIM, each case in a process of its own without JAX's cache; 16 CIFAR images, 2 of ImageNet's size, LGM on one "
         f"room of 4,096 points. Steps: medians of {kept['settings']['rounds']} rounds. The loops are the fields "
@@ -289,17 +279,18 @@ def compile_time() -> str:
 def growth() -> str:
     """Seconds and memory of an attack against steps, batch, lambdas and voxels."""
     kept = record("growth_cpu")
-    body = [
-        (
-            *(r["quantity"], f"{r['value']:,}", spread(r["s"], r["lowest"], r["highest"], ".3f"), f"{r['CPU s']:.3f}"),
-            *(f"{r['s by the line']:.3f}", f"{r['R2']:.4f}", f"{r['MiB']:.1f}"),
-        )
-        for r in kept["rows"]
-    ]
+    cells = {
+        "quantity": lambda r: r["quantity"],
+        "value": lambda r: f"{r['value']:,}",
+        "s": lambda r: spread(r["s"], r["lowest"], r["highest"], ".3f"),
+        "CPU s": lambda r: f"{r['CPU s']:.3f}",
+        "s by the line": lambda r: f"{r['s by the line']:.3f}",
+        "R2 of the line": lambda r: f"{r['R2']:.4f}",
+        "peak MiB": lambda r: f"{r['MiB']:.1f}",
+    }
     more = {r["quantity"]: f"{r['MiB for one more']:.3f} for one more of the {r['quantity']}" for r in kept["rows"]}
-    header = ("quantity", "value", "s", "CPU s", "s by the line", "R2 of the line", "peak MiB")
     return block(
-        markdown(header, body),
+        columns(kept["rows"], cells),
         source("growth_cpu"),
         f"LGM's BIM on DynConv-8, where it is not what grows: batch 16, {kept['settings']['steps']} steps, one lambda; "
         "voxels: LGM's point-BIM on MinkUNet-14A, one room of 1,024 to 8,192 points. MiB: "
@@ -311,16 +302,16 @@ def growth() -> str:
 def sharding() -> str:
     """The same chunks on one device and on several forced ones."""
     kept = record("sharding_cpu")
-    body = [
-        (
-            *(r["devices"], f"{r['CPU s']:.2f}", f"{r['wall s']:.2f}"),
-            *(f"{r['CPU overhead %']:+.1f}", f"{r['wall overhead %']:+.1f}"),
-        )
-        for r in kept["rows"]
-    ]
+    cells = {
+        "devices": lambda r: r["devices"],
+        "CPU s": lambda r: f"{r['CPU s']:.2f}",
+        "wall s": lambda r: f"{r['wall s']:.2f}",
+        "CPU overhead, %": lambda r: f"{r['CPU overhead %']:+.1f}",
+        "wall overhead, %": lambda r: f"{r['wall overhead %']:+.1f}",
+    }
     s = kept["settings"]
     return block(
-        markdown(("devices", "CPU s", "wall s", "CPU overhead, %", "wall overhead, %"), body),
+        columns(kept["rows"], cells),
         source("sharding_cpu"),
         f"{s['chunks']} chunks of {s['images']} images, {s['steps']} steps of BIM on {s['network']}; forced devices "
         "share the processors; wanted: under 5 %.",
@@ -331,15 +322,17 @@ def sharding() -> str:
 def deployed() -> str:
     """Deployed networks: time against executed multiply-adds, before and after an attack."""
     kept = record("deployed_cpu")
-    body = [
-        (
-            *(r["network"], r["execution"], r["attack"], f"{r['million multiply-adds']:.1f}"),
-            *(f"{r['ms']:.2f}", f"{r['CPU ms']:.2f}"),
-            *(f"{r[key]:.2f}" for key in ("times the multiply-adds", "times the ms", "times the CPU ms")),
-        )
-        for r in kept["rows"]
-    ]
-    header = ("network", "execution", "attack", "million multiply-adds", "ms", "CPU ms")
+    cells = {
+        "network": lambda r: r["network"],
+        "execution": lambda r: r["execution"],
+        "attack": lambda r: r["attack"],
+        "million multiply-adds": lambda r: f"{r['million multiply-adds']:.1f}",
+        "ms": lambda r: f"{r['ms']:.2f}",
+        "CPU ms": lambda r: f"{r['CPU ms']:.2f}",
+        "slowdown counted": lambda r: f"{r['times the multiply-adds']:.2f}",
+        "by the clock": lambda r: f"{r['times the ms']:.2f}",
+        "in CPU time": lambda r: f"{r['times the CPU ms']:.2f}",
+    }
     lines = (
         f"{name}: {fit['ms at none']:.2f} ms and {fit['ms per million']:.3f} ms a million multiply-adds "
         f"(R2 {fit['R2']:.2f})"
@@ -347,7 +340,7 @@ def deployed() -> str:
     )
     s = kept["settings"]
     return block(
-        markdown((*header, "slowdown counted", "by the clock", "in CPU time"), body),
+        columns(kept["rows"], cells),
         source("deployed_cpu"),
         f"Means over {s['images']} images, one at a time, of each image's median over {s['rounds']} rounds of "
         f"{s['calls']} calls; attacks of {s['steps']} steps. Slowdowns are against the first row of a network; "
