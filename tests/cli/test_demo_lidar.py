@@ -7,6 +7,7 @@ from dyn_jax import cli
 from dyn_jax.cli import demo_lidar, demo_points
 from dyn_jax.cli.demo_points import RoomRow
 from dyn_jax.datasets import STREET_CLASSES, streets
+from dyn_jax.occupancy import voxel
 from dyn_jax.training.points import SCAN_POINTS
 
 CLASSES = len(STREET_CLASSES)
@@ -44,7 +45,12 @@ def stubbed(monkeypatch, tmp_path):
         calls.append((name, eps, step, len(clouds)))
         return row(np.diag(np.arange(CLASSES)), name, eps), ["result"]
 
+    def attack_function(net, small, large, *, steps):
+        """Stands for minutes of compilation; the demo compiles for both gradients before it measures."""
+        return lambda variables, cloud, labels, eps, step, occupancy: calls.append(occupancy)
+
     monkeypatch.setattr(demo_points, "attack_rooms", attack)
+    monkeypatch.setattr(demo_lidar, "attack_function", attack_function)
     monkeypatch.setattr(demo_lidar.plotting, "scan_figure", lambda *arguments, iou: calls.append(arguments[-1]))
     return calls
 
@@ -52,7 +58,9 @@ def stubbed(monkeypatch, tmp_path):
 def test_the_command(stubbed, tmp_path, capsys):
     assert cli.main(["demo", "--lidar", "--streets", "2", "--output", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    runs = [call for call in stubbed if isinstance(call, tuple)]
+    compiled = [call for call in stubbed if isinstance(call, voxel.VoxelOccupancy)]
+    assert len(compiled) == 2 and set(compiled) == set(demo_points.GRADIENTS.values())
+    runs = [call for call in stubbed if type(call) is tuple]
     assert runs == [(name, eps, step, 2) for eps, step in demo_lidar.STEP.items() for name in ("FGM", "LGM")]
     pictures = [call for call in stubbed if isinstance(call, str)]
     assert pictures == [str(tmp_path / f"street_eps_{eps:g}.png") for eps in demo_lidar.STEP]
