@@ -10,7 +10,7 @@ from dyn_jax import _validate
 from dyn_jax.nn.residual import BRANCHES
 
 SCAN_FROM = 12
-"""Equal blocks from which a loop is the default: fewer compile fast enough one after the other."""
+"""Equal blocks from which a loop is the default."""
 
 
 class BlockSpec(NamedTuple):

@@ -29,7 +29,7 @@ class ResNet(nn.Module):
       normalization: (mean, std) per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
       scan_from: runs of at least so many equal blocks, 2 or more, are one loop, compiled once (not in training); None:
-        none is. Deep stages compile in half the time, and on CPU a step takes no longer.
+        none is. `python -m benchmarks.compile_time` measures both.
       remat: the loops of `scan_from` keep nothing inside a block for the backward pass, see `dyn_jax.nn.repeat`.
     """
 
