@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Callable
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from dyn_jax.occupancy.gate import Hard, Sigmoid, StraightThrough
 from dyn_jax.testing._compare import quick_jit as quick_jit
-from dyn_jax.types import Occupancy
+from dyn_jax.types import Occupancy, Output, Variables
 
 # {option of the compiler: (what every test has, what users have)}
 _OPTIONS = {"xla_backend_optimization_level": (0, 3), "xla_cpu_parallel_codegen_split_count": (1, 32)}
@@ -24,6 +26,11 @@ QUICK_FLAGS = " ".join(f"--{name}={quick}".lower() for name, (quick, _) in _OPTI
 def exact_jit(fun: Callable, **options) -> Callable:
     """``jax.jit`` as users have it, for what stands or falls with rounding or runs long: several times as dear."""
     return jax.jit(fun, compiler_options=USERS, **options)
+
+
+def traced_once(net: nn.Module, variables: Variables) -> Callable[..., Output]:
+    """``net.apply`` with these variables, which JAX traces once for all attacks and losses that call it."""
+    return jax.jit(functools.partial(net.apply, variables), inline=True)
 
 
 _KINDS = (Hard, Sigmoid, StraightThrough)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import traced_once
 
 import weights_convert
 from dyn_jax import networks
@@ -19,7 +18,7 @@ def resnet20(shared_dir, **fields):
 
     path = shared_dir / "data" / "checkpoints" / "resnet20-12fca82f.th"
     net = networks.create("resnet-20-cifar10", **fields)
-    return functools.partial(net.apply, weights_convert.convert("resnet-20-cifar10", read_state_dict(path)))
+    return traced_once(net, weights_convert.convert("resnet-20-cifar10", read_state_dict(path)))
 
 
 def nhwc(array):
@@ -38,4 +37,4 @@ def early_exits(name, golden, shared_dir):
 
         net = networks.create("rdi-resnet38-cifar10")
         state = read_state_dict(shared_dir / "data" / "checkpoints" / "rdi_resnet38_checkpoint_60000.pth.tar")
-    return functools.partial(net.apply, weights_convert.convert(net, state))
+    return traced_once(net, weights_convert.convert(net, state))

@@ -81,20 +81,21 @@ def one_step(forward, norm):
     return lambda x, s: (lambda found: (found.adversarial, -float(found.steps.loss.mean())))(run(x, s))
 
 
-@pytest.mark.parametrize("name", ["rdi", "sdn"])
-def test_all_linf_steps_of_every_image(network, compiled, golden, name):
+@pytest.mark.parametrize("name, steps", [("rdi", 5), ("sdn", LAST["linf"] + 1)])
+def test_linf_steps_of_every_image(network, compiled, golden, name, steps):
     arrays, forward = golden("deepsloth_linf_persample"), network(name)
     images, x = floats(arrays["x_uint8"]), nhwc(arrays[f"{name}/start"])
     step, losses = one_step(forward, "linf"), []
-    for number in range(1, LAST["linf"] + 2):
+    for number in range(1, steps + 1):
         before, (x, loss) = x, step(images, x)
         losses.append(loss)
         if number <= 5:
             assert off(x, nhwc(arrays[f"{name}/step{number}"])) <= (1e-3 if number == 1 else 0.03)
-    np.testing.assert_allclose(losses, arrays[f"{name}/loss"], rtol=1e-3)
-    assert off(before, nhwc(arrays[f"{name}/step30"])) <= 0.15
-    for key, got in exits_at(compiled(name), arrays, name, before).items():
-        assert np.sum(got == arrays[f"{name}/exit_after_{key}"]) >= 7
+    np.testing.assert_allclose(losses, arrays[f"{name}/loss"][:steps], rtol=1e-3)
+    if steps > LAST["linf"]:
+        assert off(before, nhwc(arrays[f"{name}/step30"])) <= 0.15
+        for key, got in exits_at(compiled(name), arrays, name, before).items():
+            assert np.sum(got == arrays[f"{name}/exit_after_{key}"]) >= 7
 
 
 @pytest.mark.parametrize("name", ["rdi", "sdn"])
@@ -154,7 +155,7 @@ def test_all_steps_of_a_universal_perturbation(network, compiled, golden, norm, 
     """An epoch of one step keeps every iterate; at the end, where signs have flipped, loss and exits are compared."""
     arrays, forward = golden(f"deepsloth_{norm}_universal"), network(name)
     images, head = floats(arrays["x_uint8" if kind == "univ" else "class_uint8"]), f"{name}/{kind}"
-    last = int(arrays["max_iter"]) if name == "rdi" or norm == "linf" else 5
+    last = int(arrays["max_iter"]) if norm == "linf" else 5
     search = attacks.deepsloth_universal(norm, steps=1, batches=1, epochs=last + 1)
     found = quick_jit(lambda x, s: search(forward, x, start=s))(images, nhwc(arrays[f"{head}/start"])[None])
     for number in range(1, 6):

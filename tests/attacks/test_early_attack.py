@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import traced_once
 
 import weights_convert
 from dyn_jax import attacks, networks
@@ -150,7 +151,7 @@ def test_released_loop_step_by_step(golden):
     trace, net_arrays = golden("attack_early_resnet56_a1"), golden("resnet56_sdn_cifar10")
     state = {key.removeprefix("sd/"): value for key, value in net_arrays.items() if key.startswith("sd/")}
     name = "sdn-resnet56-cifar10"
-    network = functools.partial(networks.create(name).apply, weights_convert.convert(name, state))
+    network = traced_once(networks.create(name), weights_convert.convert(name, state))
     nhwc = lambda array: jnp.asarray(array.transpose(0, 2, 3, 1))
     images, labels = nhwc(net_arrays["x01"][1:2]), jnp.asarray([int(trace["out_label"])])
     std = jnp.asarray(net_arrays["norm_std"]).reshape(1, 1, 1, 3)

@@ -1,10 +1,9 @@
 """Published ResNets and the images of the stored failure checks."""
 
-import functools
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import traced_once
 
 import weights_convert
 from dyn_jax import networks
@@ -17,7 +16,7 @@ def static(folder, depth):
 
     (path,) = (folder / "data" / "checkpoints").glob(f"resnet{depth}-*.th")
     name = f"resnet-{depth}-cifar10"
-    return functools.partial(networks.create(name).apply, weights_convert.convert(name, read_state_dict(path)))
+    return traced_once(networks.create(name), weights_convert.convert(name, read_state_dict(path)))
 
 
 @pytest.fixture(scope="session")

@@ -295,6 +295,7 @@ def quick(monkeypatch):
     for name in ("autoattack_reference", "cross_table", "lgm_table1_static", "rdi_defended", "sponge_activations"):
         monkeypatch.setattr(f"experiments.{name}.read_state_dict", lambda path: {})
     monkeypatch.setattr(_turns, "PEAK_SIZE", 8)
+    monkeypatch.setattr(_turns, "thread_counts", lambda torch: (1,))  # PyTorch's threads wait for others in a loop
     monkeypatch.setattr(_record, "RESULTS", None)  # nothing may be written beside the committed records
     with jax.debug_nans(False):
         jax.config.update("jax_disable_most_optimizations", True)
