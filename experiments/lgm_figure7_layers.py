@@ -91,7 +91,8 @@ def between(gates: np.ndarray, classes: np.ndarray, counts: np.ndarray | None = 
     """Share of the gates' variance that lies between classes, 0 to 1, corrected for chance.
 
     ``1 - (n - 1) / (n - k) (1 - eta^2)``, ``eta^2`` the sum of squares between the k classes over the whole one, both
-    summed over the layers (Kelley's epsilon^2): about 0 where gates do not know the class.
+    summed over the layers (Kelley's epsilon^2): about 0 where gates do not know the class. NaN where no gate varies, or
+    no class has two images.
 
     Args:
       gates: [image, layer].
@@ -104,8 +105,8 @@ def between(gates: np.ndarray, classes: np.ndarray, counts: np.ndarray | None = 
     centred = gates - counts @ gates / n
     sums = member.T @ centred
     inner = float(((sums**2).sum(1)[sizes > 0] / sizes[sizes > 0]).sum())
-    share = inner / float(counts @ (centred**2).sum(1))
-    return 1 - (n - 1) / (n - np.sum(sizes > 0)) * (1 - share)
+    whole, free = float(counts @ (centred**2).sum(1)), float(n - np.sum(sizes > 0))
+    return 1 - (n - 1) / free * (1 - inner / whole) if whole and free else float("nan")
 
 
 def numbers(seen: list[Seen], labels: np.ndarray) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def test_variance_between_classes():
     twice = between(np.concatenate([knows, noise], 1), classes, np.tile([2.0, 0.0], 100))
     half = between(np.concatenate([knows, noise], 1)[::2], classes[::2], np.full(100, 2.0))
     assert twice == pytest.approx(half)  # images that do not occur do not count
+    assert np.isnan(between(np.ones((200, 4)), classes)) and np.isnan(between(noise[::20], classes[::20]))
 
 
 def test_rates_and_plane():
