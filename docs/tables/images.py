@@ -184,13 +184,15 @@ def figure7() -> str:
         "classes fooled wholly": lambda r: r["classes all fooled"],
         "gates switched %": lambda r: f"{r['gates switched %']:.1f}",
         "between true classes %": lambda r: share(r, "by true class %"),
-        "less before": lambda r: change(r, "minus before"),
-        "LGM less FGM": lambda r: change(r, "minus FGM"),
+        "change from before": lambda r: change(r, "minus before"),
+        "LGM minus FGM": lambda r: change(r, "minus FGM"),
         "between classes mistaken for %": lambda r: share(r, "by mistaken class %"),
     }
     return block(
         columns(kept["rows"], cells),
         source("lgm_figure7_layers"),
+        "Claimed: classes differ before; after the attack layers behave alike for all of them, after LGM the most so; "
+        "layers still follow classes to some degree.",
         f"Share of the variance of SkipNet-32's {s['layers']} gates that lies between classes, corrected for chance "
         f"(0: the gates do not know the class), with bootstrap 95 % intervals over the images; {s['images']} JPEG test "
         f"images, all answered rightly before; BIM, all pixels, {s['steps']} steps of eps/4; LGM soft with lambda "
