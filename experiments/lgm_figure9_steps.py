@@ -174,6 +174,7 @@ def main() -> None:
     folder = pathlib.Path(arguments.results or _record.RESULTS)
     os.makedirs(folder, exist_ok=True)
     draw(rows, folder / "lgm_figure9_steps.png")
+    arguments.attacks = list(dict.fromkeys(row["attack"] for row in rows))  # those that had a lambda
     options = argparse.Namespace(**{k: v for k, v in vars(arguments).items() if k not in ("batch", "lambdas")})
     settings = {"data": "CIFAR-10 test images as JPEG (lossy)", "eps (of 255)": EPS, "steps": STEPS, "pixels %": 5}
     print(_record.save("lgm_figure9_steps", rows, folder=arguments.results, arguments=options, seed=0, **settings))
