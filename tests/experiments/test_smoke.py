@@ -161,6 +161,15 @@ CASES = {
         ENERGY, constants={"methods": lambda budget, of=gradauto_table2.methods: dict(list(of(budget).items())[-1:])}
     ),
     "experiments.gradauto_table3": Case(ENERGY),
+    "experiments.lgm_figure7_layers": Case(
+        "--data {} --images 3 --steps 1 --eps 16",
+        constants={"answered_rightly": lambda net, variables, images, labels, count: (images, labels), "RESAMPLES": 2},
+    ),
+    "experiments.lgm_figure9_steps": Case("--data {} --networks skipnet-32-cifar10 --attacks BIM APGD --images 3"),
+    "experiments.lgm_figures8_10": Case(
+        "--rooms 1 --points 64 --steps 1 --objects 2 --object-steps 1",
+        constants=SIZES | {"OBJECT_POINTS": 32, "EPS": (0.02,)},
+    ),
     "experiments.lgm_table1_static": Case(
         "--checkpoint none --data {}", constants={"CLAIMED": {1: 31.33}, "NORMALISATIONS": {"LGM loader": None}}
     ),

@@ -1,0 +1,201 @@
+"""LGM's figures 8 and 10: a room as the attacked network sees it, and objects with what they are taken for.
+
+    python -m experiments.lgm_figures8_10
+
+Point-BIM under LGM on the embedded rooms, in the paper's form and in the released one, and on the embedded objects, at
+every eps of tables IV and XI. Drawn are the first room and the first objects of the test split. The figures' captions
+claim that moves cannot be seen (rooms) or can (objects), and that a wrong answer still describes the shape. So the
+record also has moves in units of the spacing of the points, and how often a wrong answer was the clean object's second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.spatial import cKDTree
+
+from dyn_jax import attacks, metrics, plotting
+from dyn_jax.cli import demo_points
+from dyn_jax.datasets import OBJECT_CLASSES, ROOM_CLASSES, objects
+from dyn_jax.occupancy import voxel
+from dyn_jax.sparse3d import Capacity, bucket, capacity_for
+from dyn_jax.training.points import OBJECT_POINTS
+from dyn_jax.types import PointCloud
+from experiments import _record, _rooms
+from experiments._weights import load
+
+OBJECTS, EPS, LAMBDA = "minkfcnn-objects", (0.02, 0.05, 0.1, 0.2), 10.0
+DRAWN = 4
+FLAT = {"marker": "s", "linewidths": 0, "depthshade": False, "antialiased": False}  # few colours: a small file
+RIGHT, WRONG = "#1e8449", "#c0392b"
+
+
+def visible(clean: np.ndarray, moved: np.ndarray) -> float:
+    """How far points moved, on average, in units of the median distance to the nearest other point."""
+    spacing = np.median(cKDTree(clean).query(clean, k=2)[0][:, 1])
+    return float(np.linalg.norm(moved - clean, axis=1).mean() / spacing)
+
+
+def rooms(arguments: argparse.Namespace, path: pathlib.Path) -> tuple[list[dict[str, Any]], Any]:
+    """Rows of every room, form and eps, and the network; figure 8 is written to `path`."""
+    made = _rooms.setup(arguments.rooms, arguments.points)
+    occupancy, rows, first = voxel.lgm(voxel.sigmoid(LAMBDA)), [], {}
+    for form, how in _rooms.PROTOCOLS.items():
+        run = demo_points.attack_function(made.net, made.small, made.large, steps=arguments.steps, **how)
+        for eps, step in demo_points.STEP.items():
+            given = run, made.variables, made.clouds, made.labels, "LGM", occupancy, eps, step
+            row, results = demo_points.attack_rooms(*given)
+            _rooms.trusted(row.overflow, f"{form}, eps {eps}")
+            first[form, eps] = results[0]
+            for number, (result, labels) in enumerate(zip(results, made.labels)):
+                before, after = (np.argmax(z, 1) == labels for z in (result.logits_clean, result.logits_adversarial))
+                clean = np.asarray(made.clouds[number].xyz)
+                rows.append({"room": number, "form": form, "eps (m)": eps, "step (m)": step})
+                rows[-1] |= {
+                    "before %": round(100 * float(row.clean_rooms[number]), 2),
+                    "after %": round(100 * float(row.after_rooms[number]), 2),
+                    "became wrong %": round(100 * float(np.mean(before & ~after)), 2),
+                    "move in spacings": round(visible(clean, result.adversarial), 3),
+                }
+                print(rows[-1], flush=True)
+        jax.clear_caches()
+    draw_room(first, np.asarray(made.clouds[0].xyz), made.labels[0], path)
+    return rows, made.net
+
+
+def draw_room(found: dict[Any, attacks.AttackResult], xyz: np.ndarray, labels: np.ndarray, path: pathlib.Path) -> None:
+    """Labels over the prediction before; then the predictions after, one row a form; from above, without a ceiling."""
+    forms, sizes = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    shown = xyz[:, 2] < np.quantile(xyz[:, 2], 0.9)
+    colours = plotting.colours(2 * len(ROOM_CLASSES))[::2]
+    iou = lambda said: 100 * float(metrics.mean_iou(metrics.confusion(said, labels, len(ROOM_CLASSES))))
+    any_result = next(iter(found.values()))
+    said = np.argmax(any_result.logits_clean, 1)
+    panels = [[("labels", xyz, labels)], [(f"before: mIoU {iou(said):.0f} %", xyz, said)]]
+    for row, form in zip(panels, forms):
+        for eps in sizes:
+            result = found[form, eps]
+            says = np.argmax(result.logits_adversarial, 1)
+            title = f"{form}'s form, {100 * eps:g} cm: {iou(says):.0f} %"
+            row.append((title, np.asarray(result.adversarial), says))
+    width = 1 + len(sizes)
+    fig, axes = plotting.figure(2, width, figsize=(3 * width, 6), subplot_kw={"projection": "3d"})
+    for axis, (title, points, classes) in zip(axes.ravel(), panels[0] + panels[1]):
+        axis.scatter(*points[shown].T, c=colours[classes[shown]], s=2.5, **FLAT)
+        axis.set_title(title, fontsize=11)
+        axis.view_init(elev=50, azim=-60)
+        axis.set_box_aspect(np.ptp(xyz[shown], axis=0), zoom=1.25)
+        axis.set_axis_off()
+    legend(fig, ROOM_CLASSES, colours)
+    fig.savefig(path, dpi=72)
+
+
+def legend(fig: Any, names: tuple[str, ...], colours: np.ndarray) -> None:
+    """Below the panels."""
+    from matplotlib.lines import Line2D
+
+    dots = [Line2D([], [], marker="o", linestyle="", color=c, label=name) for c, name in zip(colours, names)]
+    fig.legend(handles=dots, loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
+
+
+def attacked_objects(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, dict[float, Any]]:
+    """Clean points [object, point, 3], labels, eps -> (moved points, logits before, logits after)."""
+    net, variables = load(OBJECTS)
+    data = objects("test", arguments.objects, points=OBJECT_POINTS)
+    xyz, labels = jnp.asarray(data.xyz), jnp.asarray(data.labels)
+    clouds = jax.vmap(lambda p: PointCloud(p, jnp.zeros((OBJECT_POINTS, 0)), jnp.ones(OBJECT_POINTS, bool)))(xyz)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], clouds) for i in range(len(labels))]
+    near = [capacity_for(each, net.voxel_size, net.levels, slack=1.8, reach=step) for step in (None, max(EPS) / 5)]
+    small, large = Capacity((bucket(OBJECT_POINTS), *near[0].levels[1:])), near[1]
+    forward = partial(net.apply, variables, occupancy=voxel.lgm(voxel.sigmoid(LAMBDA)), capacity=large)
+
+    @jax.jit
+    def run(clouds: PointCloud, labels: jax.Array, eps: jax.Array) -> tuple:
+        def one(cloud: PointCloud, label: jax.Array) -> tuple:
+            attack = attacks.point_bim(eps, eps / 5, arguments.object_steps)
+            r = attack(forward, cloud, label[None], victim=partial(net.apply, variables, capacity=small))
+            return r.adversarial, r.logits_clean[0], r.logits_adversarial[0], r.overflow[0]
+
+        return jax.vmap(one)(clouds, labels)
+
+    found = {}
+    for eps in EPS:
+        moved, before, after, overflow = jax.tree.map(np.asarray, run(clouds, labels, jnp.float32(eps)))
+        _rooms.trusted(overflow, f"objects, eps {eps}")
+        found[eps] = moved, before, after
+    return np.asarray(xyz), np.asarray(labels), found
+
+
+def object_rows(xyz: np.ndarray, labels: np.ndarray, found: dict[float, Any]) -> tuple[list[dict], list[dict]]:
+    """One row an eps, and one for each answer that is drawn."""
+    rows, answers = [], []
+    for eps, (moved, before, after) in found.items():
+        second = np.argsort(before, axis=1)[:, -2]
+        says, sure = after.argmax(1), np.asarray(jax.nn.softmax(after, axis=1)).max(1)
+        wrong = (says != labels) & (before.argmax(1) == labels)
+        moves = [visible(clean, object_) for clean, object_ in zip(xyz, moved)]
+        rows.append({"eps (m)": eps, "became wrong": int(wrong.sum())})
+        rows[-1] |= {"of which the second answer before": int((wrong & (says == second)).sum())}
+        rows[-1] |= {"mean confidence when wrong %": round(100 * float(sure[wrong].mean()), 1)}
+        rows[-1] |= {"move in spacings": round(float(np.mean(moves)), 2)}
+        answers += [
+            {"object": OBJECT_CLASSES[labels[n]], "eps (m)": eps, "answer": OBJECT_CLASSES[says[n]]}
+            | {"confidence %": round(100 * float(sure[n]), 1), "second before": OBJECT_CLASSES[second[n]]}
+            for n in range(min(DRAWN, len(labels)))
+        ]
+        print(rows[-1], flush=True)
+    return rows, answers
+
+
+def draw_objects(xyz: np.ndarray, labels: np.ndarray, found: dict[float, Any], path: pathlib.Path) -> None:
+    """Clean objects, then those of every eps: green where the answer is right, with its confidence."""
+    count = min(DRAWN, len(labels))
+    columns = [("clean", xyz, next(iter(found.values()))[1])]
+    columns += [(f"eps {eps:g} m", moved, after) for eps, (moved, _, after) in found.items()]
+    fig, axes = plotting.figure(
+        count, len(columns), figsize=(2.1 * len(columns), 2.1 * count), subplot_kw={"projection": "3d"}
+    )
+    for n, axis_row in enumerate(axes):
+        for axis, (name, points, logits) in zip(axis_row, columns):
+            says, sure = int(logits[n].argmax()), float(jax.nn.softmax(logits[n]).max())
+            colour = RIGHT if says == labels[n] else WRONG
+            axis.scatter(*points[n].T, color=colour, s=4, **FLAT)
+            head = f"{name}\n" if n == 0 else ""
+            axis.set_title(f"{head}{OBJECT_CLASSES[says]} {sure:.0%}", fontsize=9, color=colour)
+            axis.view_init(elev=20, azim=-60)
+            axis.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
+            axis.set_box_aspect((1, 1, 1), zoom=1.5)
+            axis.set_axis_off()
+    fig.savefig(path, dpi=75)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rooms", type=int, default=2, help="test rooms; the first one is drawn")
+    _rooms.add_points(parser)
+    parser.add_argument("--steps", type=int, default=20, help="of Point-BIM on rooms (the paper: 50)")
+    parser.add_argument("--objects", type=int, default=40, help="test objects, at most 200; the first ones are drawn")
+    parser.add_argument("--object-steps", type=int, default=15, help="of Point-BIM on objects")
+    parser.add_argument("--results", default=None, help="folder for record and figures (default: experiments/results)")
+    arguments = parser.parse_args()
+    folder = pathlib.Path(arguments.results or _record.RESULTS)
+    os.makedirs(folder, exist_ok=True)
+    rows, net = rooms(arguments, folder / "lgm_figure8_rooms.png")
+    xyz, labels, found = attacked_objects(arguments)
+    of_objects, answers = object_rows(xyz, labels, found)
+    draw_objects(xyz, labels, found, folder / "lgm_figure10_objects.png")
+    facts = _rooms.facts(arguments, net) | {"objects": len(labels), "network of objects": OBJECTS, "lambda": LAMBDA}
+    facts |= {"object_steps": arguments.object_steps, "eps of objects (m)": list(EPS)}
+    facts |= {"by object eps": of_objects, "answers": answers}
+    print(_record.save("lgm_figures8_10", rows, folder=arguments.results, seeds=[], **facts))
+
+
+if __name__ == "__main__":
+    main()
