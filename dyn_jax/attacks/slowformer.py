@@ -201,6 +201,8 @@ def slowformer(
     if batch_size is not None:
         _validate.positive_int("batch_size", batch_size)
     rate = _validate.positive("learning_rate", learning_rate)
+    for mean, std in zip(*mean_std, strict=True):
+        _validate.number("mean_std", mean), _validate.positive("mean_std", std)
     objective = objectives.energy() if objective is None else objective
     search = PatchSearch((rows, columns), steps, batch_size, rate, objective, (top, left), mean_std, levels)
     return Attack(search, Box(), objective, random=True, attack_all=True)
