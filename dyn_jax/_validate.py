@@ -96,8 +96,8 @@ def images(name: str, got: Any, channels: int | None = None) -> jax.Array:
     if channels is not None and got.shape[3] != channels:
         hint = "; the layout is NHWC, transpose NCHW images first" if got.shape[1] == channels else ""
         raise ValueError(f"{name}: got {got.shape[3]} channels (shape {got.shape}), expected {channels}{hint}")
-    if got.shape[0] == 0:
-        raise ValueError(f"{name}: got an empty batch (shape {got.shape}), expected at least one example")
+    if 0 in got.shape:
+        raise ValueError(f"{name}: got an empty batch (shape {got.shape}), expected at least one example and pixel")
     return jnp.asarray(got)
 
 
@@ -232,9 +232,8 @@ def cloud_rows(cloud: Any) -> None:
     count = jnp.shape(cloud.xyz)[0]
     if jnp.shape(cloud.valid) != (count,):
         raise ValueError(f"valid: got shape {jnp.shape(cloud.valid)}, expected ({count},)")
-    dtype = getattr(cloud.valid, "dtype", np.dtype(object))
-    if dtype != bool:
-        raise TypeError(f"valid: got dtype {dtype}, expected bool")
+    if not jnp.issubdtype(jnp.result_type(cloud.valid), jnp.bool_):
+        raise TypeError(f"valid: got dtype {jnp.result_type(cloud.valid)}, expected bool")
     positive_int("clouds", cloud.clouds)
     if cloud.batch is None:
         if cloud.clouds > 1:
