@@ -127,6 +127,12 @@ CALLS = {
         "did you mean 'skipnet-rl-rnn-38",
     ),
     "network field": (lambda: networks.create("resnet-20-cifar10", depth=3), TypeError, "got depth, expected fields"),
+    "no classes": (lambda: networks.create("resnet-20-cifar10", num_classes=0), ValueError, "num_classes: got 0"),
+    "flat normalisation": (
+        lambda: networks.create("resnet-20-cifar10", normalize=((0.5,) * 3, (0.0,) * 3)),
+        ValueError,
+        "normalize: got 0.0, expected a positive",
+    ),
     "normalize": (lambda: networks.create("resnet-20-cifar10", normalize=(0.5, 0.5)), TypeError, "normalize: got"),
     "batch size": (lambda: attacks.Batched(fgsm, forward, batch_size=0), ValueError, "batch_size"),
     "batched mask": (
