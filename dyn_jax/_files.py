@@ -171,6 +171,17 @@ def target(path: str | os.PathLike) -> str:
     return name
 
 
+def folder(name: str, path: str | os.PathLike) -> None:
+    """ValueError or PermissionError where a folder can neither be found nor made: for what is computed before."""
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise ValueError(f"{name}: got {os.fspath(path)!r}, but {there!r} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: got {os.fspath(path)!r}, but the folder {there!r} may not be written to")
+
+
 def write(path: str | os.PathLike, content: bytes) -> None:
     """Puts `content` at `target(path)` in one step: an interrupted write leaves what was there before."""
     name = target(path)
