@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from dyn_jax import _files, _validate
-from dyn_jax.datasets.base import ImageData, data_directory
+from dyn_jax.datasets.base import ImageData, checked_images, data_directory
 
 
 def cifar10_lossless(directory: str | os.PathLike, split: str) -> ImageData:
@@ -129,6 +129,4 @@ def _checked(path: str, images: np.ndarray, labels: np.ndarray, name: str) -> Im
             f"{path}: got images {images.dtype} {images.shape} and labels {labels.shape}, "
             "expected uint8 [n, 32, 32, 3] and one label each"
         )
-    if len(labels) == 0 or labels.min() < 0 or labels.max() > 9:
-        raise ValueError(f"{path}: got no labels or labels outside [0, 9]")
-    return ImageData(images, labels.astype(np.int32), name)
+    return checked_images(ImageData(images, labels, name), path, 10)
