@@ -126,6 +126,17 @@ def test_eps_is_a_leaf(name, float64):
     np.testing.assert_array_equal(stacked[0], images)
 
 
+@pytest.mark.parametrize("name, domain", GRID)
+def test_single_precision_stays_so_under_x64(name, domain):
+    """What a search makes of integers and numbers is float64 there; its state must not become so."""
+    case = attack_case(name)
+    forward, victim, inputs, labels, _ = domain_problem(domain, 16)
+    with jax.enable_x64(True):
+        run = lambda x: case.make(case.eps)(forward, x, labels, key=KEY, victim=victim)
+        result = jax.eval_shape(run, inputs)
+    assert result.adversarial.dtype == result.loss.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("name", [*KINDS, "apgd_t", "carlini_wagner", "fab_t", "fmn", "square", "rays"])
 def test_nan_logits_are_no_success(name):
     """A network that answers every changed image with NaN: argmax would call it class 0."""
