@@ -246,6 +246,19 @@ def test_nonfinite_logits_are_an_outcome_of_their_own():
     assert got.robust_accuracy <= 1 - bright.mean() and got.summary["unreliable"]
 
 
+def test_a_network_that_looks_at_its_neighbours_is_told():
+    """Batch statistics: what was broken among others like it is not when the robust ones are back."""
+
+    def among(variables, x):
+        return toy.static(variables, 0.5 + x - x.mean(0, keepdims=True))
+
+    images, labels = toy.data(6)
+    got = evaluate(among, toy.weights(), images, labels, eps="16/255", attacks="fgsm", budget=toy.SHORT, batch_size=3)
+    (told,) = (one for one in got.summary["checks"] if one["code"] == "not_confirmed")
+    assert got.summary["unreliable"] and len(told["examples"]) == got.summary["not_confirmed"] > 0
+    assert "batch statistics" in told["remedy"]
+
+
 def deeper():
     return networks.create("resnet-32-cifar10", widths=(1, 1, 1)).init(jax.random.key(0), np.zeros((1, 8, 8, 3), "f4"))
 
