@@ -121,6 +121,7 @@ CALLS = {
     "dlr classes": (lambda: objectives.dlr(Output(jnp.ones((2, 2))), LABELS), ValueError, "dlr: got 2 classes"),
     "confidence": (lambda: objectives.hinge_margin(-1.0), ValueError, "confidence: got -1.0"),
     "cw rate": (lambda: attacks.carlini_wagner(learning_rate=0.0), ValueError, "learning_rate: got 0.0"),
+    "recovery": (lambda: attacks.criteria.recovered(2.0), ValueError, "share: got 2.0, expected at most 1"),
     "network name": (
         lambda: networks.create("skipnet-rl-rnn-39-cifar10"),
         ValueError,
