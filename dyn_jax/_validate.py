@@ -134,12 +134,15 @@ def integers(name: str, got: Any, low: int | None = None, high: int | None = Non
 def finite(name: str, got: Any, like: jax.Array) -> jax.Array:
     """`got` with shape and dtype of `like`, which takes the place of what is not finite where only run time sees it.
 
-    ValueError on concrete values: a search from NaN finds nothing, and nothing found looks like robustness.
+    ValueError on concrete values, where `like` is finite (a cloud may be filled up with NaN): a search from NaN finds
+    nothing, and nothing found looks like robustness.
     """
     if jnp.shape(got) != like.shape:
         raise ValueError(f"{name}: got shape {jnp.shape(got)}, expected {like.shape}")
-    if is_concrete(got) and not (good := np.isfinite(np.asarray(got, np.float64))).all():
-        raise ValueError(f"{name}: got {int(np.sum(~good))} NaN or infinite values, expected finite ones")
+    if is_concrete(got, like):
+        bad = int(np.sum(~np.isfinite(np.asarray(got, np.float64)) & np.isfinite(np.asarray(like))))
+        if bad:
+            raise ValueError(f"{name}: got {bad} NaN or infinite values, expected finite ones")
     got = jnp.asarray(got, like.dtype)
     return jnp.where(jnp.isfinite(got), got, like)
 

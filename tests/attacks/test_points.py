@@ -201,7 +201,7 @@ def test_random_attacks_need_a_key():
         (lambda c: {"batch": np.full(POINTS, 2**32)}, r"batch: got indices in \[4294967296, 4294967296\]"),
         (lambda c: {"batch": np.zeros(POINTS), "clouds": 2}, r"batch: got float64\[12\], expected integers"),
         (lambda c: {"batch": np.zeros(3, int), "clouds": 2}, r"batch: got int64\[3\], expected integers"),
-        (lambda c: {"valid": np.ones(POINTS)}, "valid: got dtype float64, expected bool"),
+        (lambda c: {"valid": np.ones(POINTS)}, "valid: got dtype float.., expected bool"),
     ],
 )
 def test_clouds_that_no_step_could_move_or_no_one_owns(change, words):
