@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import stat
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 
 LIMIT = 2 * 2**30
 """Bytes of the largest file that is read, where a reader names no other limit."""
+UNPACKED, SPREAD = 2**28, 100
+"""An archive may unpack to so many bytes, and to so many more for each of its own: images shrink by less."""
 LISTED = 20
 """Entries of a listing in an error message; the others are counted."""
 
@@ -108,14 +111,35 @@ def read_npy(path: str | os.PathLike, wanted: str = "") -> np.ndarray:
     """The array in a .npy file, read-only; objects are refused, and a header that announces what the file lacks."""
     content = read(path, wanted)
     with reading(os.fspath(path), "a readable .npy file"):
-        file = io.BytesIO(content)
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        size = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or size != len(content) - file.tell():  # before any of it is allocated
-            raise ValueError(f"it announces {dtype} {short(str(shape))}, and has {len(content) - file.tell():,} bytes")
-        return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+        return _npy(content)
+
+
+def _npy(content: bytes) -> np.ndarray:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    if dtype.hasobject:
+        raise ValueError("it has Python objects, expected numbers or text")
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size != len(content) - file.tell():  # before any of it is allocated
+        raise ValueError(f"it announces {dtype} {short(str(shape))}, and has {len(content) - file.tell():,} bytes")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def read_npz(path: str | os.PathLike, names: Iterable[str], wanted: str = "an npz file") -> dict[str, np.ndarray]:
+    """Those of the arrays called `names` that an npz file has; objects are refused, and what unpacks without end."""
+    with opened(path, wanted) as file, reading(os.fspath(path), wanted):
+        packed = os.fstat(file.fileno()).st_size
+        if not zipfile.is_zipfile(file):
+            raise ValueError("no zip archive")
+        with zipfile.ZipFile(file) as archive:
+            there = set(archive.namelist())
+            kept = {name: archive.getinfo(f"{name}.npy") for name in names if f"{name}.npy" in there}
+            size = sum(member.file_size for member in kept.values())
+            if size > min(LIMIT, UNPACKED + SPREAD * packed):
+                raise ValueError(f"it unpacks to {size:,} bytes")
+            return {name: _npy(archive.read(member)) for name, member in kept.items()}
 
 
 def target(path: str | os.PathLike) -> str:
@@ -145,6 +169,17 @@ def target(path: str | os.PathLike) -> str:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"path: got {given!r}, but its folder {folder!r} may not be written to")
     return name
+
+
+def folder(name: str, path: str | os.PathLike) -> None:
+    """ValueError or PermissionError where a folder can neither be found nor made: for what is computed before."""
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise ValueError(f"{name}: got {os.fspath(path)!r}, but {there!r} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: got {os.fspath(path)!r}, but the folder {there!r} may not be written to")
 
 
 def write(path: str | os.PathLike, content: bytes) -> None:

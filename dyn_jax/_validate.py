@@ -56,10 +56,13 @@ def number(name: str, got: Any, minimum: float | None = None) -> Any:
             raise ValueError(f'{name}: got {got!r}, expected a number or a fraction such as "8/255"') from None
     if isinstance(got, bool) or not isinstance(got, (int, float, np.ndarray, np.generic, jax.Array)):
         raise TypeError(f"{name}: got {got!r} ({type(got).__name__}), expected a number or a string")
+    dtype = getattr(got, "dtype", np.dtype(float))
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name}: got dtype {dtype}, expected a real number")
     if np.ndim(got):
         raise ValueError(f"{name}: got an array of shape {np.shape(got)}, expected one number (a sweep is a jax.vmap)")
     if is_concrete(got):
-        if not np.all(np.abs(got) <= _LARGEST):
+        if not np.all(np.abs(np.asarray(got, np.float64)) <= _LARGEST):
             raise ValueError(f"{name}: got {got}, expected finite numbers")
         if minimum is not None and np.any(np.asarray(got) < minimum):
             raise ValueError(f"{name}: got {got}, expected at least {minimum}")
@@ -93,8 +96,8 @@ def images(name: str, got: Any, channels: int | None = None) -> jax.Array:
     if channels is not None and got.shape[3] != channels:
         hint = "; the layout is NHWC, transpose NCHW images first" if got.shape[1] == channels else ""
         raise ValueError(f"{name}: got {got.shape[3]} channels (shape {got.shape}), expected {channels}{hint}")
-    if got.shape[0] == 0:
-        raise ValueError(f"{name}: got an empty batch (shape {got.shape}), expected at least one example")
+    if 0 in got.shape:
+        raise ValueError(f"{name}: got an empty batch (shape {got.shape}), expected at least one example and pixel")
     return jnp.asarray(got)
 
 
@@ -112,6 +115,38 @@ def within(name: str, got: jax.typing.ArrayLike, bounds: tuple[float, float]) ->
         )
 
 
+def integers(name: str, got: Any, low: int | None = None, high: int | None = None, what: str = "values") -> jax.Array:
+    """Checks an integer dtype, and on concrete values a range: `low` to `high`, default what JAX can hold.
+
+    Without x64, JAX cuts 64-bit integers: 2^32 + 1 would become 1.
+    """
+    got = got if hasattr(got, "dtype") else np.asarray(got)
+    if not jnp.issubdtype(got.dtype, jnp.integer):
+        raise TypeError(f"{name}: got dtype {got.dtype}, expected integers")
+    if is_concrete(got) and np.size(got):
+        host, held = np.asarray(got), jnp.iinfo(jax.dtypes.canonicalize_dtype(got.dtype))
+        low, high = held.min if low is None else low, held.max if high is None else high
+        if host.min() < low or host.max() > high:
+            raise ValueError(f"{name}: got {what} in [{host.min()}, {host.max()}], expected [{low}, {high}]")
+    return jnp.asarray(got)
+
+
+def finite(name: str, got: Any, like: jax.Array) -> jax.Array:
+    """`got` with shape and dtype of `like`, which takes the place of what is not finite where only run time sees it.
+
+    ValueError on concrete values, where `like` is finite (a cloud may be filled up with NaN): a search from NaN finds
+    nothing, and nothing found looks like robustness.
+    """
+    if jnp.shape(got) != like.shape:
+        raise ValueError(f"{name}: got shape {jnp.shape(got)}, expected {like.shape}")
+    if is_concrete(got, like):
+        bad = int(np.sum(~np.isfinite(np.asarray(got, np.float64)) & np.isfinite(np.asarray(like))))
+        if bad:
+            raise ValueError(f"{name}: got {bad} NaN or infinite values, expected finite ones")
+    got = jnp.asarray(got, like.dtype)
+    return jnp.where(jnp.isfinite(got), got, like)
+
+
 def labels(name: str, got: Any, batch: int, classes: int | None = None) -> jax.Array:
     """Checks integer labels [batch]; on concrete values also that they lie in [0, classes)."""
     if not hasattr(got, "ndim"):
@@ -120,11 +155,7 @@ def labels(name: str, got: Any, batch: int, classes: int | None = None) -> jax.A
         raise TypeError(f"{name}: got dtype {got.dtype}, expected integer class labels")
     if got.shape != (batch,):
         raise ValueError(f"{name}: got shape {got.shape}, expected ({batch},), one label per example")
-    if classes is not None and is_concrete(got):
-        host = np.asarray(got)
-        if host.min() < 0 or host.max() >= classes:
-            raise ValueError(f"{name}: got labels in [{host.min()}, {host.max()}], expected [0, {classes - 1}]")
-    return jnp.asarray(got)
+    return integers(name, got, *(() if classes is None else (0, classes - 1)), what="labels")
 
 
 def rows(name: str, got: Any, batch: int) -> jax.Array:
@@ -180,11 +211,39 @@ def coordinates(name: str, got: Any, origin: Any = None) -> np.ndarray:
             raise ValueError(f"origin: got {origin!r:.200}, expected three finite numbers, [3]")
         metres = metres - origin
     kept = given.dtype if jnp.issubdtype(given.dtype, jnp.floating) else np.dtype(np.float64)
-    for dtype, size in ((kept, largest), (np.dtype(np.float32), float(np.abs(metres).max()))):
-        step = float(jnp.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(max(size, 1e-30))) / 2
-        if step > ROUNDING:
-            raise ValueError(
-                f"{name}: got coordinates up to {size:.9g} m, which {dtype} rounds by up to {step:.3g} m, expected at "
-                f"most {ROUNDING:g} m: subtract an origin (for example the smallest of each column) in float64"
-            )
+    unrounded(name, largest, kept)
+    unrounded(name, float(np.abs(metres).max()), np.dtype(np.float32))
     return metres.astype(np.float32)
+
+
+def unrounded(name: str, largest: float, dtype: np.dtype) -> None:
+    """ValueError where `dtype` rounds coordinates up to `largest`, metres, by more than `ROUNDING`."""
+    step = float(jnp.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(max(largest, 1e-30))) / 2
+    if step > ROUNDING:
+        raise ValueError(
+            f"{name}: got coordinates up to {largest:.9g} m, which {dtype} rounds by up to {step:.3g} m, expected at "
+            f"most {ROUNDING:g} m: subtract an origin (for example the smallest of each column) in float64"
+        )
+
+
+def cloud_rows(cloud: Any) -> None:
+    """Checks what says which points of a `PointCloud` are there and whose: `valid` [point], `batch` [point].
+
+    Raises:
+      TypeError, ValueError: another shape or dtype; on concrete values a batch index outside [0, clouds).
+    """
+    count = jnp.shape(cloud.xyz)[0]
+    if jnp.shape(cloud.valid) != (count,):
+        raise ValueError(f"valid: got shape {jnp.shape(cloud.valid)}, expected ({count},)")
+    if not jnp.issubdtype(jnp.result_type(cloud.valid), jnp.bool_):
+        raise TypeError(f"valid: got dtype {jnp.result_type(cloud.valid)}, expected bool")
+    positive_int("clouds", cloud.clouds)
+    if cloud.batch is None:
+        if cloud.clouds > 1:
+            raise ValueError(f"batch: got None with clouds={cloud.clouds}, expected [{count}] integers")
+        return
+    dtype = getattr(cloud.batch, "dtype", np.dtype(object))
+    if np.shape(cloud.batch) != (count,) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"batch: got {dtype}{list(np.shape(cloud.batch))}, expected integers [{count}]")
+    if is_concrete(cloud.batch, cloud.valid):
+        integers("batch", np.asarray(cloud.batch)[np.asarray(cloud.valid)], 0, cloud.clouds - 1, "indices")

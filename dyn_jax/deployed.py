@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _validate, metrics, occupancy
 from dyn_jax.networks.checkpoint import check_variables
@@ -50,7 +51,8 @@ class Deployed:
         """Waits for nothing, as all of JAX.
 
         Raises:
-          ValueError, TypeError: a batch, another shape, no floating point.
+          ValueError, TypeError: a batch, another shape, no floating point; pixels of a NumPy array that are not finite
+            or outside [0, 1] (one on the device is not waited for).
         """
         shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
         if shape is None or dtype is None:
@@ -61,6 +63,8 @@ class Deployed:
             raise ValueError(f"image: got shape {shape}, expected {self.shape}")
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"image: got dtype {dtype}, expected floating point in [0, 1] (divide uint8 by 255)")
+        if isinstance(image, np.ndarray):
+            _validate.within("image", image, (0.0, 1.0))
         return self.compiled(self.variables, jnp.asarray(image, jnp.float32))
 
 

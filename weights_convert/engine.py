@@ -16,6 +16,7 @@ from weights_convert import layout, names
 from weights_convert.tables import is_flax, is_minkowski, is_tensorflow, reorder, table_for
 
 Path = tuple[str, ...]
+_LARGEST = np.finfo(np.float32).max
 
 
 class ConversionError(ValueError):
@@ -45,11 +46,17 @@ def convert(
     Raises:
       ValueError: unknown name; unknown kernel order, or ``hybrid`` for another family; keys of several models,
         each under its own prefix.
-      TypeError: `state_dict` is not a mapping from names to arrays.
+      TypeError: `state_dict` is not a mapping from names to arrays; no network; fields beside a module.
       ConversionError: unmatched keys, missing leaves, wrong shapes, non-finite values, or two keys of one shared
         tensor that differ. Nothing is returned then.
     """
     module = dyn_jax.networks.create(network, **fields) if isinstance(network, str) else network
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"network: got {short(module)}, expected a name or a module")
+    if fields and module is network:
+        raise TypeError(
+            f"network: got a module and {listed(fields)}, expected a name with fields: a module has its own"
+        )
     arrays = _clean(state_dict)
     expected = {path: leaf.shape for path, leaf in target_shapes(module).items()}
     rename = table_for(module)
@@ -87,8 +94,8 @@ def convert(
             wanted = shape if len(shape) == 3 else layout.torch_shape(shape)
         if value is None:
             problems.append(f"wrong shape {key}: got {array.shape}, expected {wanted}")
-        elif not np.isfinite(value).all():
-            problems.append(f"not finite {key}: got NaN or infinite values")
+        elif not (np.abs(value) <= _LARGEST).all():
+            problems.append(f"not finite {key}: got NaN, infinite or values beyond float32")
         elif path in filled and not np.array_equal(filled[path], value):
             problems.append(f"shared tensor differs: {source[path]} and {key} are one layer, got two values")
         filled.setdefault(path, value)
@@ -118,7 +125,10 @@ def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
             raise TypeError(f"state_dict[{short(key)!r}]: got {type(value).__name__}, expected an array")
         if key.endswith(layout.DROPPED):
             continue
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except (TypeError, RuntimeError) as error:  # a PyTorch tensor that NumPy cannot see
+            raise TypeError(f"state_dict[{short(key)!r}]: {error}; see torch_io.read_state_dict") from error
         if array.dtype.kind not in "fiu":
             raise TypeError(f"state_dict[{short(key)!r}]: got dtype {array.dtype}, expected numbers")
         dtype = np.float64 if array.dtype == np.float64 else np.float32

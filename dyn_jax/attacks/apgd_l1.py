@@ -86,6 +86,6 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, err
     move = whole(values * FIRST_SHARE if drawn else count / SPARSER)
     still = jnp.zeros_like(start)
     kept = Kept.nothing(problem, start, errors)
-    state = _State(start, still, jnp.broadcast_to(eps, values.shape), move, count, still, kept)
+    state = _State(start, still, jnp.zeros_like(values) + eps, move, count, still, kept)
     state, records = jax.lax.scan(step, state, jnp.arange(-1, steps))
     return Found(state.kept.x(problem), records)

@@ -55,7 +55,8 @@ class AttackResult(flax.struct.PyTreeNode):
       clean_success: [row] bool, it already did so on the clean value.
       counted: [row] bool: rows with a label, but for dropped points; all of an image batch.
       invalid: [row] bool: nothing can be said: logits that are not finite, and what only run time can see inside jit:
-        pixels outside the box or not finite, labels that are no class, a victim that overflowed. Never a success.
+        pixels outside the box or not finite, labels or targets that are no class, a target equal to its label, a
+        victim that overflowed. Never a success.
       loss: [row], the objective on the victim at `adversarial`.
       distance: [image or point], the threat set's norm of the perturbation.
       steps: `Steps`, [example, step] each.
@@ -268,8 +269,8 @@ class Attack:
 
         Raises:
           ValueError, TypeError: wrong rank, channels or dtype; pixels outside the box or NaN; labels out of range, no
-            row that counts; a target equal to the label; an empty batch; no key for a random attack. (Inside jit,
-            values are traced: shapes and dtypes are checked, the rest is flagged in the result.)
+            row that counts; a target equal to the label; fewer than two classes; an empty batch; no key for a random
+            attack. (Inside jit, values are traced: shapes and dtypes are checked, the rest is flagged in the result.)
         """
         domain = domain_of(inputs, self.threat, mask)
         same = victim is None or victim is forward
@@ -280,6 +281,8 @@ class Attack:
         rows, classes = clean.logits.shape
         if rows not in (domain.examples, domain.clean.shape[0]):
             raise ValueError(f"forward: got logits of {rows} rows, expected {domain.examples}, one for each example")
+        if classes < 2:
+            raise ValueError(f"forward: got {classes} output(s), expected one per class; make two of one: [0, logit]")
         labels = jnp.argmax(clean.logits, axis=-1) if labels is None else labels
         labels = _labels("labels", labels, rows, classes, ignore if isinstance(domain, Coordinates) else None)
         counted = domain.counted(labels, classes, ignore)
@@ -287,12 +290,13 @@ class Attack:
             raise ValueError(f"labels: got no row with another label than {ignore}, expected at least one")
         known = (labels >= 0) & (labels < classes)
         labels = jnp.where(known, labels, 0)
+        sound = known | ~counted
         if targets is not None:
             targets = _labels("targets", targets, rows, classes, None)
             _validate.differ("targets", targets, jnp.where(counted, labels, -1))
+            sound &= ((targets >= 0) & (targets < classes) & (targets != labels)) | ~counted
         keys = self._keys(domain, key, index)
-        if start is not None and jnp.shape(start) != domain.clean.shape:
-            raise ValueError(f"start: got shape {jnp.shape(start)}, expected {domain.clean.shape}")
+        start = None if start is None else _validate.finite("start", start, domain.clean)
 
         clean_success = is_adversarial(clean.logits, labels, targets) & counted
         reach = None if self.reach is None or isinstance(domain, Pixels) else Reach(self.reach)
@@ -313,7 +317,7 @@ class Attack:
             jnp.zeros_like(problem.succeeds(clean.logits)) if self.attack_all else problem.succeeds(clean.logits)
         )
         problem = dataclasses.replace(problem, attacked=~left_alone)
-        found = self.search(problem, keys, None if start is None else jnp.asarray(start, domain.clean.dtype))
+        found = self.search(problem, keys, start)
 
         x = problem.project(jnp.where(jnp.isfinite(found.x), found.x, domain.clean))
         x = jax.lax.stop_gradient(x if self.keep_start else problem.pick(left_alone, domain.clean, x))
@@ -322,9 +326,9 @@ class Attack:
         steps, record = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), (steps, found.record))
         flags = [t.overflow for t in (clean.trace, adversarial.trace) if t.overflow is not None]
         lost = jnp.any(jnp.stack(flags)) if flags else jnp.zeros((), bool)
-        invalid = counted & ~(_finite(clean.logits) & _finite(adversarial.logits)) | lost
+        invalid = counted & ~(_finite(clean.logits) & _finite(adversarial.logits)) | ~sound | lost
         if isinstance(domain, Pixels):
-            invalid |= ~known | ~_inside(domain)
+            invalid |= ~_inside(domain)
         return AttackResult(
             adversarial=x,
             success=is_adversarial(adversarial.logits, labels, targets) & counted & ~invalid,
@@ -350,7 +354,7 @@ class Attack:
         if key is None or not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key) or key.shape:
             got = "None" if key is None else f"{type(key).__name__}{list(jnp.shape(key))}"
             raise ValueError(f"key: got {got}, expected one typed PRNG key such as jax.random.key(0)")
-        return domain.keys(key, jnp.arange(domain.examples) if index is None else jnp.asarray(index))
+        return domain.keys(key, jnp.arange(domain.examples) if index is None else _validate.integers("index", index))
 
 
 def is_adversarial(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:

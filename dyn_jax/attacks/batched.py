@@ -10,6 +10,7 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, AttackResult
+from dyn_jax.attacks.domains import check_binary
 
 
 def without_traces(result: AttackResult) -> AttackResult:
@@ -83,6 +84,8 @@ class Batched:
         if targets is not None:
             targets = np.asarray(_validate.labels("targets", targets, len(images)))
             _validate.differ("targets", targets, labels)
+        if mask is not None:
+            check_binary(mask)
 
         def call(rows: np.ndarray) -> Any:
             t = None if targets is None else targets[rows]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _validate, metrics
 from dyn_jax.attacks.base import Problem
@@ -73,11 +74,13 @@ def recovered(share: jax.typing.ArrayLike, objective: Objective = executed_share
         that `fmn` measures its distance to the boundary with another ruler than its gradient.
 
     Raises:
-      ValueError: share not positive; when called, what `executed_share` raises.
+      ValueError: share not in (0, 1]; when called, what `executed_share` raises.
 
     Source: GradAuto section 5 ("Metric") for the share.
     """
     share = _validate.positive("share", share)
+    if _validate.is_concrete(share) and np.asarray(share) > 1:
+        raise ValueError(f"share: got {share}, expected at most 1: no more than everything can run")
 
     def level(problem: Problem) -> jax.Array:
         clean = executed_share(problem.clean, problem.labels)

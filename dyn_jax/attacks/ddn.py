@@ -37,7 +37,7 @@ class Ddn:
 
     def step(self, problem: Problem, state: State, number: jax.Array) -> tuple[State, tuple[Steps, MinimalNorm]]:
         domain, threat = problem.domain, problem.ball
-        alpha: jax.Array = cosine(1.0, _LAST, number / self.steps) * self.step_size
+        alpha: jax.Array = cosine(1.0, _LAST, number.astype(state.eps.dtype) / self.steps) * self.step_size
         delta = state.x - domain.clean
         gradient, output, record = problem.evaluate(state.x)
         held = self.criterion.holds(problem, problem.judged(state.x, output))

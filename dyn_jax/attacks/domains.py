@@ -316,14 +316,14 @@ def domain_of(inputs: Any, threat: Threat, mask: Any = None) -> Pixels | Coordin
     _validate.within("images", images, threat.bounds)
     images = single(images)
     if mask is not None:
-        _check_binary(mask)
+        check_binary(mask)
         mask = jnp.asarray(mask)
         mask = mask[None, :, :, None] if mask.ndim == 2 else mask
         if mask.ndim != 4 or any(m not in (1, n) for m, n in zip(mask.shape, images.shape)):
             raise ValueError(
                 f"mask: got shape {mask.shape}, expected [height, width] or broadcastable to {images.shape}"
             )
-        mask = jnp.broadcast_to(mask, images.shape).astype(images.dtype)
+        mask = jnp.broadcast_to(mask > 0, images.shape).astype(images.dtype)
     return Pixels(images, threat, mask)
 
 
@@ -331,24 +331,25 @@ def _coordinates(cloud: PointCloud, threat: Threat, mask: Any) -> Coordinates:
     if jnp.ndim(cloud.xyz) != 2 or cloud.xyz.shape[1] != 3 or not jnp.issubdtype(cloud.xyz.dtype, jnp.floating):
         raise ValueError(f"xyz: got {cloud.xyz.dtype}{jnp.shape(cloud.xyz)}, expected floats [point, 3], metres")
     count = cloud.xyz.shape[0]
-    if cloud.clouds > 1 and cloud.batch is None:
-        raise ValueError(f"batch: got None with clouds={cloud.clouds}, expected [{count}] integers")
-    if jnp.shape(cloud.valid) != (count,):
-        raise ValueError(f"valid: got shape {jnp.shape(cloud.valid)}, expected ({count},)")
+    _validate.cloud_rows(cloud)
     if _validate.is_concrete(cloud.xyz, cloud.valid):
-        bad = int((~np.isfinite(np.asarray(cloud.xyz)[np.asarray(cloud.valid)])).any(axis=1).sum())
+        points = np.asarray(cloud.xyz)[np.asarray(cloud.valid)]
+        bad = int((~np.isfinite(points)).any(axis=1).sum())
         if bad:
             raise ValueError(f"xyz: got {bad} points with NaN or infinite values, expected finite ones")
+        held = single(jnp.zeros((), jax.dtypes.canonicalize_dtype(cloud.xyz.dtype))).dtype
+        _validate.unrounded("xyz", float(np.abs(points).max(initial=0)), held)
     if mask is not None:
-        _check_binary(mask)
+        check_binary(mask)
         if jnp.shape(mask) != (count,):
             raise ValueError(f"mask: got shape {jnp.shape(mask)}, expected ({count},): which points may move")
-        mask = jnp.asarray(mask).astype(jnp.float32)[:, None]
+        mask = (jnp.asarray(mask) > 0).astype(jnp.float32)[:, None]
     cloud = cloud.replace(xyz=single(jnp.asarray(cloud.xyz)), valid=jnp.asarray(cloud.valid))
     return Coordinates(cloud, threat.replace(bounds=(-np.inf, np.inf)), mask)
 
 
-def _check_binary(mask: Any) -> None:
+def check_binary(mask: Any) -> None:
+    """ValueError for other values than 0 and 1, where they are concrete; inside jit, what is above 0 counts as 1."""
     if _validate.is_concrete(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
         raise ValueError("mask: got values other than 0 and 1")
 

@@ -225,7 +225,7 @@ class EnergySearch:
         best = (domain.clean, (worst, worst))
         # shapes alone: what this pass says is not needed
         like = jax.eval_shape(problem.forward, domain.clean, problem.reach).trace.units
-        before = [jnp.zeros(unit.occupancy.shape, bool) for unit in like]
+        before = [jnp.zeros_like(delta, bool, shape=unit.occupancy.shape) for unit in like]
         begin = (delta, adam.init(delta), best, before)
         (delta, _, best, _), (steps, record) = jax.lax.scan(step, begin, jnp.arange(self.steps))
         x = best[0]

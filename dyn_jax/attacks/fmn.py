@@ -43,7 +43,7 @@ class Fmn:
 
     def step(self, problem: Problem, state: State, number: jax.Array) -> tuple[State, tuple[Steps, MinimalNorm]]:
         domain, threat = problem.domain, problem.ball
-        done = number / self.steps
+        done = number.astype(state.eps.dtype) / self.steps  # a quotient of integers would be float64 under x64
         alpha, gamma = cosine(*self.step_size, done), cosine(*self.gamma, done)
         delta = state.x - domain.clean
         gradient, output, record = problem.evaluate(state.x)

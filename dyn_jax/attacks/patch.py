@@ -100,9 +100,8 @@ class PatchSearch:
         wanted = (*self.size, domain.clean.shape[3])
         values = jnp.zeros_like(domain.clean[0, : self.size[0], : self.size[1]]) + (low + high) / 2
         if self.values is not None:
-            if jnp.shape(self.values) != wanted:
-                raise ValueError(f"values: got shape {jnp.shape(self.values)}, expected {wanted}")
-            values = jnp.clip(jnp.asarray(self.values, values.dtype), low, high)
+            _validate.within("values", self.values, (low, high))
+            values = jnp.clip(_validate.finite("values", self.values, values), low, high)
         self.corners(problem, keys, jnp.int32(0))  # a size or place that does not fit is met here
         worst = jnp.full_like(jnp.sum(problem.losses(problem.clean)), -jnp.inf)
         (_, values, _), steps = jax.lax.scan(step, (values, values, worst), jnp.arange(self.steps + 1))

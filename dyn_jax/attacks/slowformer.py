@@ -201,6 +201,9 @@ def slowformer(
     if batch_size is not None:
         _validate.positive_int("batch_size", batch_size)
     rate = _validate.positive("learning_rate", learning_rate)
+    for mean, std in zip(*mean_std, strict=True):
+        _validate.number("mean_std", mean)
+        _validate.positive("mean_std", std)
     objective = objectives.energy() if objective is None else objective
     search = PatchSearch((rows, columns), steps, batch_size, rate, objective, (top, left), mean_std, levels)
     return Attack(search, Box(), objective, random=True, attack_all=True)
@@ -254,8 +257,8 @@ def cut(image: jax.Array, size: tuple[int, int], place: tuple[int, int] = (0, 0)
 def check_place(images: jax.Array, size: tuple[int, ...], place: tuple[int, int]) -> None:
     """Raises ValueError unless a patch of `size` at `place` lies inside the images."""
     for name, length, begin, whole in zip(("rows", "columns"), size, place, images.shape[1:3]):
-        if begin + length > whole:
-            raise ValueError(f"size: got {length} {name} from {begin} on, expected at most {whole}, the images' {name}")
+        if begin < 0 or begin + length > whole:
+            raise ValueError(f"size: got {length} {name} from {begin} on, expected them in the images' {whole} {name}")
 
 
 def _pair(name: str, got: Any) -> tuple[Any, Any]:

@@ -40,12 +40,22 @@ def query(target: Network, images: np.ndarray, *, batch_size: int = 250) -> np.n
       batch_size: images in one call; the last call is filled up, so that one shape is compiled.
 
     Raises:
-      ValueError, TypeError: images that are no batch of at least one; batch_size not a positive integer.
+      ValueError, TypeError: images that are no batch of at least one, or outside [0, 1]; batch_size not a positive
+        integer; logits that are not finite: they say no class, and a copy would learn one from them.
     """
     _validate.positive_int("batch_size", batch_size)
     images = np.asarray(_validate.images("images", images))
-    predict = jax.jit(lambda x: jnp.argmax(as_forward(target)(x).logits, axis=-1))
-    return in_batches(lambda rows: predict(images[rows]), len(images), batch_size).astype(np.int32)
+    _validate.within("images", images, (0.0, 1.0))
+
+    def predict(x: jax.Array) -> jax.Array:
+        logits = as_forward(target)(x).logits
+        return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
+
+    run = jax.jit(predict)
+    said = in_batches(lambda rows: run(images[rows]), len(images), batch_size).astype(np.int32)
+    if (said < 0).any():
+        raise ValueError(f"target: got NaN or infinite logits for {int((said < 0).sum())} images, expected finite ones")
+    return said
 
 
 def transfer(

@@ -61,7 +61,7 @@ class UniversalSearch:
         if self.delta is not None:
             if jnp.shape(self.delta) not in (shape, shape[1:]):
                 raise ValueError(f"delta: got shape {jnp.shape(self.delta)}, expected {shape}")
-            delta = project(delta + jnp.broadcast_to(jnp.asarray(self.delta, delta.dtype), shape))
+            delta = project(delta + _validate.finite("delta", jnp.broadcast_to(self.delta, shape), delta))
         worst = total(jnp.full_like(problem.losses(problem.clean), -jnp.inf)) - jnp.inf  # classes without images too
         (_, delta, _), steps = jax.lax.scan(step, (delta, delta, worst), None, length=self.steps + 1)
         return Found(moved(delta), steps, Universal(delta[group][None]))

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"dyn-jax: interrupted{stop}", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (ValueError, TypeError, ArithmeticError, OSError, ImportError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, ImportError, MemoryError) as error:
         print(f"dyn-jax: {error}", file=sys.stderr)
         return 2
     return 0
@@ -99,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Attacks networks that ship with the package, prints a table and draws pictures; some minutes.",
     )
     demo.add_argument("--output", default="demo_output", metavar="FOLDER", help="where the pictures go")
-    demo.add_argument("--examples", type=int, default=100, help="test images, at most 500 (default 100)")
+    demo.add_argument("--examples", type=int, help="test images, at most 500 (default 100)")
     demo.add_argument("--data", metavar="FOLDER", help="with CIFAR-10: attack the networks of the papers' size instead")
     demo.add_argument("--points", action="store_true", help="attack the embedded rooms (sparse 3D) instead")
-    demo.add_argument("--rooms", type=int, default=2, help="test rooms of --points, at most 16 (default 2)")
+    demo.add_argument("--rooms", type=int, help="test rooms of --points, at most 16 (default 2)")
     demo.add_argument("--lidar", action="store_true", help="attack a network on simulated streets (LiDAR) instead")
-    demo.add_argument("--streets", type=int, default=1, help="test streets of --lidar, at most 16 (default 1)")
+    demo.add_argument("--streets", type=int, help="test streets of --lidar, at most 16 (default 1)")
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser(
@@ -159,19 +159,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from dyn_jax import _validate
+    from dyn_jax import _files, _validate
     from dyn_jax.cli import demo, demo_lidar, demo_points
 
-    for name, most in (("examples", 500), ("rooms", 16), ("streets", 16)):
-        if _validate.positive_int(f"--{name}", getattr(arguments, name)) > most:
-            raise ValueError(f"--{name}: got {getattr(arguments, name)}, expected at most {most}, all there are")
+    own = "streets" if arguments.lidar else "rooms" if arguments.points else "examples"
+    given = {name: getattr(arguments, name) for name in ("examples", "data", "rooms", "streets")}
+    for name, value in given.items():
+        if value is not None and name != own and (name, own) != ("data", "examples"):
+            raise ValueError(f"--{name}: got {value!r}, expected none: it says nothing about a demo of {own}")
+    if arguments.lidar and arguments.points:
+        raise ValueError("--points: got it beside --lidar, expected one of them")
+    usual, most = {"examples": (100, 500), "rooms": (2, 16), "streets": (1, 16)}[own]
+    count = usual if given[own] is None else _validate.positive_int(f"--{own}", given[own])
+    if count > most:
+        raise ValueError(f"--{own}: got {count}, expected at most {most}, all there are")
+    _files.folder("--output", arguments.output)
     if arguments.lidar:
-        demo_lidar.run(arguments.output, count=arguments.streets)
-        return
-    if arguments.points:
-        demo_points.run(arguments.output, count=arguments.rooms)
-        return
-    demo.run(arguments.output, examples=arguments.examples, folder=arguments.data)
+        demo_lidar.run(arguments.output, count=count)
+    elif arguments.points:
+        demo_points.run(arguments.output, count=count)
+    else:
+        demo.run(arguments.output, examples=count, folder=arguments.data)
 
 
 def _train(arguments: argparse.Namespace) -> None:

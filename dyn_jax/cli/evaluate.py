@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+import numpy as np
+
 EVALUATE = """\
 NETWORK is a name of `dyn-jax list` or module:attribute, a Linen module, a function that makes one without arguments, or
 a function (variables, images) of your own. Without --weights the network must be one that ships with the package.
@@ -60,7 +62,7 @@ def add_to(commands: Any) -> None:
     )
     _network(one)
     one.add_argument("--attack", required=True, metavar="NAME", help="e.g. apgd-ce, bim@soft, grad-auto, fmn")
-    one.add_argument("--output", metavar="FILE", help="adversarial images, npz")
+    one.add_argument("--output", metavar="FILE", help="npz of what the attack returned, and of what came of it")
     one.set_defaults(run=_attack)
 
     page = commands.add_parser("report", help="write the report of a finished run anew", description="RUN/report.html.")
@@ -115,23 +117,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _attack(arguments: argparse.Namespace) -> None:
     from dyn_jax import _files
     from dyn_jax.evaluation import evaluate, files
-    from dyn_jax.evaluation.plan import PLANS
+    from dyn_jax.evaluation.plan import PLANS, names_of
 
-    if arguments.attack in PLANS or "," in arguments.attack:
+    name, *others = names_of(arguments.attack)
+    if others or arguments.attack.strip() in PLANS:
         raise ValueError(
             f"--attack: got {arguments.attack!r}, expected one attack; several: dyn-jax evaluate --attacks"
         )
     if arguments.output is not None:
         _files.target(arguments.output)
     data = images_of(arguments.data, arguments.network)
-    found = evaluate(**_given(arguments, data), attacks=arguments.attack, progress=sys.stderr.isatty())
+    found = evaluate(**_given(arguments, data), attacks=name, progress=sys.stderr.isatty())
     assert found is not None  # one process
     _print(found)
     if arguments.output is not None:
-        got = {name: found.attacks[arguments.attack][name] for name in ("success", "distance", "macs", "prediction")}
-        kept = {"adversarial": found.examples["adversarial"], "label": found.examples["label"], **got}
-        if found.summary["energy"] is not None and not found.summary["broken"]:
-            kept["adversarial"] = found.examples["costliest"]
+        got = {field: found.attacks[name][field] for field in ("run", "success", "distance", "macs", "prediction")}
+        moved = got["run"][:, None, None, None]  # what was wrong already is as it was
+        images = np.where(moved, found.attacks[name]["adversarial"], found.examples["adversarial"])
+        kept = {"adversarial": images, "label": found.examples["label"], **got}
         _files.write(arguments.output, files.packed(kept))
         print(arguments.output)
 
@@ -190,6 +193,8 @@ def network_of(name: str, weights: str | None, entry: str | None = None) -> tupl
     from dyn_jax import networks
     from dyn_jax.networks.checkpoint import load_variables, whole
 
+    if entry is not None and (weights is None or weights.endswith(".msgpack")):
+        raise ValueError(f"--entry: got {entry!r}, expected none: only a PyTorch checkpoint has several state dicts")
     if ":" in name:
         net = _attribute(name)
         if weights is None:

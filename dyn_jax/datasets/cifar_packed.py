@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import zipfile
 
 import numpy as np
 
 from dyn_jax import _files, _validate
-from dyn_jax.datasets.base import ImageData, data_directory
+from dyn_jax.datasets.base import ImageData, checked_images, data_directory
 
 
 def cifar10_lossless(directory: str | os.PathLike, split: str) -> ImageData:
@@ -110,13 +109,11 @@ def _load(directory: str | os.PathLike, stem: str, split: str, keys: tuple[str, 
     path = os.path.join(os.path.expanduser(directory), f"{stem}_{split}.npz")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{stem}: no file {os.path.basename(path)} in {os.path.abspath(directory)}")
-    with _files.opened(path) as file, _files.reading(path, f"an npz with arrays {', '.join(keys)}"):
-        with zipfile.ZipFile(file) as members:
-            if (size := sum(member.file_size for member in members.infolist())) > _files.LIMIT:
-                raise ValueError(f"it unpacks to {size:,} bytes")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as archive:
-            return path, {key: archive[key] for key in keys}
+    wanted = f"an npz with arrays {', '.join(keys)}"
+    arrays = _files.read_npz(path, keys, wanted)
+    if missing := [key for key in keys if key not in arrays]:
+        raise _files.BadFile(f"{path}: got no array {missing[0]!r}, expected {wanted}")
+    return path, arrays
 
 
 def _decode(jpeg: bytes) -> np.ndarray:
@@ -132,6 +129,4 @@ def _checked(path: str, images: np.ndarray, labels: np.ndarray, name: str) -> Im
             f"{path}: got images {images.dtype} {images.shape} and labels {labels.shape}, "
             "expected uint8 [n, 32, 32, 3] and one label each"
         )
-    if len(labels) == 0 or labels.min() < 0 or labels.max() > 9:
-        raise ValueError(f"{path}: got no labels or labels outside [0, 9]")
-    return ImageData(images, labels.astype(np.int32), name)
+    return checked_images(ImageData(images, labels, name), path, 10)

@@ -12,6 +12,9 @@ from dyn_jax.datasets.base import ImageData, checked_images
 
 IMAGES, LABELS = ("image", "images", "x", "x_test"), ("label", "labels", "y", "y_test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+MOST_PIXELS = 2**24
+"""Of one image: a PNG of 17 kB unpacks to 432 MB."""
 
 
 def image_file(path: str | os.PathLike) -> ImageData:
@@ -25,9 +28,7 @@ def image_file(path: str | os.PathLike) -> ImageData:
       OSError, ValueError: no such file, not an npz, no such arrays, or arrays that do not fit together; NCHW images.
     """
     name = os.fspath(path)
-    with _files.opened(path, "an npz of images and labels") as file, _files.reading(name, "an npz file"):
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files if key in IMAGES + LABELS}
+    arrays = _files.read_npz(path, IMAGES + LABELS)
     found = [[arrays[key] for key in keys if key in arrays][:1] for keys in (IMAGES, LABELS)]
     if not all(found):
         there = _files.listed(arrays)
@@ -44,28 +45,36 @@ def image_folder(path: str | os.PathLike) -> ImageData:
     """Images of one size from a folder with a folder for each class; classes are numbered by the order of their names.
 
     Args:
-      path: of the folder: ``FOLDER/CLASS/*.png`` (or jpg, jpeg, bmp).
+      path: of the folder: ``FOLDER/CLASS/*.png`` (or jpg, jpeg, bmp), 8 bits a channel. What file managers and
+        notebooks put beside the classes (``.ipynb_checkpoints``, ``__MACOSX``) is no class.
 
     Returns:
       `ImageData`: images uint8 [n, height, width, 3], in the order of class and file name.
 
     Raises:
-      OSError, ValueError: no such folder, no images, images of different sizes or damaged ones: names the file.
+      OSError, ValueError: no such folder, no images, images of different sizes, of more than 8 bits, too large ones or
+        damaged ones: names the file.
     """
     from PIL import Image
 
     place = pathlib.Path(path)
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: no such folder; expected one with a folder of images for each class")
-    classes = sorted(entry for entry in place.iterdir() if entry.is_dir())
+    classes = sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
     images: list[np.ndarray] = []
     labels: list[int] = []
     for number, folder in enumerate(classes):
         for file in sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES):
             with _files.opened(file, "an image") as content, _files.reading(os.fspath(file), "an image"):
-                images.append(np.asarray(Image.open(content).convert("RGB")))
-            if images[-1].shape != images[0].shape:
-                raise ValueError(f"{file}: got an image of {images[-1].shape}, expected {images[0].shape} as the first")
+                image = Image.open(content)
+                shape = (image.height, image.width, 3)  # looked at before anything is unpacked
+                if images and shape != images[0].shape:
+                    raise _files.BadFile(f"{file}: got an image of {shape}, expected {images[0].shape} as the first")
+                if image.height * image.width > MOST_PIXELS:
+                    raise _files.BadFile(f"{file}: got an image of {shape}, expected at most {MOST_PIXELS:,} pixels")
+                if image.mode not in EIGHT_BITS:  # conversion would cut at 255
+                    raise _files.BadFile(f"{file}: got pixels of the kind {image.mode}, expected 8 bits a channel")
+                images.append(np.asarray(image.convert("RGB")))
             labels.append(number)
     if not images:
         raise ValueError(f"{place}: got no images, expected folders of {', '.join(SUFFIXES)} files, one for each class")

@@ -79,9 +79,9 @@ def read_scan(path: str | os.PathLike, labels: str | os.PathLike | None = None, 
         points are not there, or ids are unknown.
     """
     columns = COLUMNS[_validate.choice("sensor", sensor, COLUMNS)]
-    path = pathlib.Path(path)
     values = _values(path, np.dtype("<f4"))
-    if len(values) % columns:
+    path = pathlib.Path(path)
+    if len(values) % columns or (sensor == "kitti" and _has_rings(values)):
         others = [name for name, width in COLUMNS.items() if width != columns and len(values) % width == 0]
         hint = f"; it fits sensor={others[0]!r}" if others else ""
         raise ValueError(f"{path}: got {len(values)} numbers, expected rows of {columns} ({sensor}){hint}")
@@ -92,12 +92,12 @@ def read_scan(path: str | os.PathLike, labels: str | os.PathLike | None = None, 
     _validate.coordinates(f"{path}: xyz", rows[:, :3])
     ring = None
     if sensor == "nuscenes":
-        ring = rows[:, 4].astype(np.int32)
-        if (rows[:, 4] != ring).any() or ring.min() < 0:
+        if not _are_rings(rows[:, 4]):
             raise ValueError(f"{path}: got {rows[:, 4].min()} in the fifth column, expected the numbers of rings")
+        ring = rows[:, 4].astype(np.int32)
     found = None
     if labels is not None:
-        raw = _values(pathlib.Path(labels), np.dtype("<u4"))
+        raw = _values(labels, np.dtype("<u4"))
         if len(raw) != len(rows):
             raise ValueError(f"{labels}: got {len(raw)} labels, expected {len(rows)}, one for each point of {path}")
         try:
@@ -129,16 +129,29 @@ def write_scan(path: str | os.PathLike, xyz: jax.typing.ArrayLike, intensity: ja
     if not np.isfinite(rows).all():
         raise ValueError("xyz, intensity: got NaN or infinite values, expected finite ones")
     _validate.coordinates(f"{path}: xyz", points)
-    rows.astype("<f4").tofile(_files.target(path))
+    _files.write(path, rows.astype("<f4").tobytes())
 
 
-def _values(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected a file of {dtype.name} numbers")
-    size = path.stat().st_size
-    if not size or size % dtype.itemsize or size > _LARGEST:
-        raise ValueError(f"{path}: got {size} bytes, expected 1 to {_LARGEST // dtype.itemsize} numbers of 4 bytes")
-    return np.fromfile(path, dtype)
+def _are_rings(column: np.ndarray) -> bool:
+    return bool(((column >= 0) & (column < 2**16) & (column == np.floor(column))).all())
+
+
+def _has_rings(values: np.ndarray) -> bool:
+    """Whether numbers whose count fits rows of four are rows of five: lasers in every fifth, no share in every fourth.
+
+    One sweep of nuScenes in four has such a count, and would be read as a cloud of scrambled columns.
+    """
+    if len(values) % 20 or not _are_rings(values[4::5]) or _are_rings(values):
+        return False
+    shine = values[3::4]
+    return not ((shine >= 0) & (shine <= 1)).all()
+
+
+def _values(path: str | os.PathLike, dtype: np.dtype) -> np.ndarray:
+    content = _files.read(path, f"a file of {dtype.name} numbers", _LARGEST)
+    if not content or len(content) % dtype.itemsize:
+        raise _files.BadFile(f"{path}: got {len(content)} bytes, expected whole numbers of 4 bytes (truncated?)")
+    return np.frombuffer(content, dtype)
 
 
 def semantickitti(split: str = "val", folder: str | os.PathLike | None = None) -> Iterator[Scan]:
@@ -179,4 +192,4 @@ def scan_iou(matrix: jax.typing.ArrayLike) -> jax.Array:
 
     Source: SemanticKITTI's evaluation as Cylinder3D and LGM's release run it.
     """
-    return metrics.mean_iou(np.asarray(matrix)[1:, 1:], absent="skip")
+    return metrics.mean_iou(np.asarray(matrix)[1:][..., 1:], absent="skip")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,8 @@ class Evaluation:
         (number of the attack, -1: robust, -2: wrong to begin with), ``rate`` of wrong draws, ``adversarial`` (the clean
         image where robust), ``adversarial_8bit``, ``macs``, ``macs_worst``, ``costliest``, ``shares`` and
         ``shares_worst`` [example, unit].
-      attacks: name -> arrays [example, ...] of one attack, ``run`` says which examples it was run on.
+      attacks: name -> arrays [example, ...] of one attack, ``run`` says which examples it was run on; of one attack
+        alone also ``adversarial``, what it returned.
     """
 
     summary: dict[str, Any]
@@ -126,14 +127,16 @@ def evaluate(
     images = np.asarray(_validate.images("images", images), np.float32)
     _validate.within("images", images, (0.0, 1.0))
     labels = np.asarray(_validate.labels("labels", labels, len(images)), np.int32)
+    _validate.choice("norm", norm, ("linf", "l2", "l1"))
     threat, budget = Threat(norm, float(np.asarray(ball(norm, eps).eps))), Budget() if budget is None else budget
-    _validate.positive_int("batch_size", batch_size)
-    for name, number in zip(("draws of gradients", "draws of verdicts"), draws):
-        _validate.positive_int(name, number)
+    number, parts = (jax.process_index(), jax.process_count()) if part is None else part
+    _check_options(budget, seed, batch_size, draws, number, parts, len(images), facts, devices)
+    if resume and output is None:
+        raise ValueError("resume: got True without an output, expected the folder of the run to go on with")
     subject = subject_of(net, variables, occupancy)
     shape = subject.shape(images[:1])
     classes = shape.logits.shape[-1]
-    if classes == 1:
+    if classes < 2:
         raise ValueError("net: got one output, expected one for each class; make two of it: [0, logit]")
     _validate.labels("labels", labels, len(images), classes)
     entries = plan(
@@ -146,7 +149,6 @@ def evaluate(
         taps="tap" in subject.takes and not subject.stochastic,
     )
     job = Job(subject, entries, threat, budget, seed, min(batch_size, len(images)), draws, devices)
-    number, parts = (jax.process_index(), jax.process_count()) if part is None else part
     mine = np.arange(len(images))[number::parts]
     if output is None:
         if parts > 1:
@@ -167,6 +169,26 @@ def evaluate(
         return evaluation
     finally:
         folder.close()
+
+
+def _check_options(
+    budget: Any, seed: Any, batch_size: Any, draws: Any, number: Any, parts: Any, count: int, facts: Any, devices: Any
+) -> None:
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget: got {type(budget).__name__}, expected a dyn_jax.evaluation.Budget")
+    _validate.positive_int("seed", seed, 0)
+    _validate.positive_int("batch_size", batch_size)
+    if not isinstance(draws, tuple) or len(draws) != 2:
+        raise TypeError(f"draws: got {draws!r}, expected (of gradients, of verdicts)")
+    for name, each in zip(("draws of gradients", "draws of verdicts"), draws):
+        _validate.positive_int(name, each)
+    _validate.positive_int("part", number, 0)
+    if not number < _validate.positive_int("part", parts) <= count:
+        raise ValueError(f"part: got {(number, parts)}, expected (process, processes), at most one for each of {count}")
+    if facts is not None and not isinstance(facts, Mapping):
+        raise TypeError(f"facts: got {type(facts).__name__}, expected a mapping")
+    if devices is not None and not len(devices):
+        raise ValueError("devices: got none, expected at least one")
 
 
 def _config(job: Job, parts: int, facts: dict[str, Any] | None) -> dict[str, Any]:
@@ -227,7 +249,7 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
         got = phase(number + 1, entry.name, call, rows, images, labels, left=left)
         at = np.array([place[int(row)] for row in rows])
         for name, value in got.items():
-            if name != "adversarial":
+            if name != "adversarial" or len(job.entries) == 1:  # those of many would fill the memory
                 result[f"{number}/{name}"] = value
         result[f"{number}/rows"] = rows
         broken_invalid[at] |= got["invalid"] & standing[at]

@@ -119,6 +119,11 @@ CODES: dict[str, Code] = {
         "an attack without gradients broke images that no gradient attack broke",
         "gradients are masked: look at the other findings; report the worst case over all attacks",
     ),
+    "not_confirmed": Code(
+        ERROR,
+        "an image that an attack broke is not wrong when it is judged again among other images",
+        "let an answer depend on its own image alone: no batch statistics (train=False), no draws without a key",
+    ),
 }
 """Code -> severity, meaning, remedy: all that there is to find."""
 

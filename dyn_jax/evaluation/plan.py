@@ -48,8 +48,8 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("steps", "targets", "queries", "energy_steps"):
             _validate.positive_int(name, getattr(self, name))
-        if not self.lambdas:
-            raise ValueError("lambdas: got none, expected at least one")
+        if not isinstance(self.lambdas, Sequence) or not self.lambdas:
+            raise ValueError(f"lambdas: got {self.lambdas!r}, expected at least one, e.g. (1.0, 10.0)")
         for lam in self.lambdas:
             _validate.positive("lambdas", lam)
 
@@ -163,8 +163,10 @@ def names_of(wanted: str | Sequence[str]) -> tuple[str, ...]:
     """Names of attacks and of plans, separated by commas, -> names of attacks, each once.
 
     Raises:
-      ValueError: unknown, with the nearest names.
+      ValueError, TypeError: unknown, with the nearest names; no names.
     """
+    if not isinstance(wanted, Sequence) or not all(isinstance(part, str) for part in wanted):
+        raise TypeError(f"attacks: got {wanted!r}, expected names, e.g. 'standard,energy'")
     parts = wanted.split(",") if isinstance(wanted, str) else list(wanted)
     names: list[str] = []
     for part in (p.strip() for p in parts):

@@ -52,6 +52,10 @@ class Memory:
         self._kept[name] = dict(arrays)
 
 
+class Busy(OSError, RuntimeError):
+    """A folder that another process is writing to."""
+
+
 class Folder:
     """A run in a folder, held by this process until `close`.
 
@@ -64,7 +68,7 @@ class Folder:
     Raises:
       ValueError: the folder holds something else, or another run: says what differs.
       FileNotFoundError: no parent folder, or nothing to resume.
-      RuntimeError: another process works on this part.
+      Busy: another process works on this part.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class Folder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise RuntimeError(
+            raise Busy(
                 f"output: another process is writing to {os.fspath(path)!r}; wait for it, or name another folder"
             ) from error
         # what a kill left half-written; the folder of the run is shared where there are several processes

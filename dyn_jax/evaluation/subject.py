@@ -11,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn_jax import _files
 from dyn_jax import occupancy as occupancies
 from dyn_jax.attacks.forward import as_forward
+from dyn_jax.networks.checkpoint import check_own
 from dyn_jax.types import Occupancy, Output, Variables
 
 
@@ -58,11 +60,19 @@ class Subject:
         """Shapes of what it returns for these images, without running it.
 
         Raises:
-          TypeError, ValueError: whatever the network says about them, or a result that is no `Output` or logits.
+          TypeError, ValueError: whatever the network says about them, or a result that is no `Output` or logits;
+            variables of another module: missing, of another shape, or that it would not read.
         """
         key = jax.random.key(0) if self.stochastic else None
         batch = jax.ShapeDtypeStruct(jnp.shape(images), jnp.float32)
-        return jax.eval_shape(lambda v, x: self.forward(v)(x, key), self.variables, batch)
+        check_own(getattr(self.apply, "__self__", None), self.variables)
+        try:
+            return jax.eval_shape(lambda v, x: self.forward(v)(x, key), self.variables, batch)
+        except (TypeError, ValueError):
+            raise
+        except Exception as error:  # flax's own, or a KeyError of a function
+            why = _files.short(f"{type(error).__name__}: {error}", 300)
+            raise ValueError(f"net, variables: got some that fail on images {batch.shape}: {why}") from error
 
 
 def subject_of(net: Any, variables: Variables, occupancy: Occupancy | None = None) -> Subject:
@@ -87,4 +97,6 @@ def subject_of(net: Any, variables: Variables, occupancy: Occupancy | None = Non
     takes = frozenset(names & {"occupancy", "key", "tap"})
     if occupancy is not None and "occupancy" not in takes:
         raise TypeError("occupancy: got one, expected None: the network does not take occupancy=")
+    if occupancy is not None and not callable(occupancy):
+        raise TypeError(f"occupancy: got {type(occupancy).__name__}, expected one of dyn_jax.occupancy, or a function")
     return Subject(apply, variables, occupancies.hard() if occupancy is None else occupancy, takes)

@@ -14,6 +14,7 @@ import numpy as np
 from dyn_jax import metrics
 from dyn_jax.evaluation import reading
 from dyn_jax.evaluation.findings import ERROR, Finding
+from dyn_jax.evaluation.findings import finding as findings_of
 from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS, Entry
 
 Arrays = Mapping[str, np.ndarray]
@@ -107,6 +108,10 @@ def _afterwards(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> l
     first = {
         entry.name: examples["found_by"] == number for number, entry in enumerate(job.entries) if entry.kind == ACCURACY
     }
+    lost = examples["claimed"] & ~examples["broken"]
+    if lost.any() and not job.subject.stochastic:  # fresh draws may differ; nothing else may
+        text = f"{lost.sum()} of {examples['claimed'].sum()} broken images are not wrong when judged again"
+        found.append(finding(findings_of("not_confirmed", text, lost)))
     return found + [finding(one) for one in reading.from_ensemble(first).findings]
 
 

@@ -273,11 +273,11 @@ def rad_threshold(
       drop: in (0, 1); DeepSloth has .05 and .15.
 
     Raises:
-      ValueError: sweeps of different lengths; no threshold keeps the accuracy.
+      ValueError: sweeps of different lengths, or empty; no threshold keeps the accuracy.
 
     Source: released code of Hong et al. 2021 ("RAD").
     """
-    if not len(thresholds) == len(accuracy) == len(cost):
+    if not len(thresholds) == len(accuracy) == len(cost) > 0:
         raise ValueError(f"thresholds, accuracy, cost: got {len(thresholds)}, {len(accuracy)}, {len(cost)} numbers")
     least = final * (1 - _validate.share("drop", drop))
     best: int | None = None

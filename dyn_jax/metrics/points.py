@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _validate
 
@@ -23,16 +24,17 @@ def confusion(
       ignore: a label that does not count.
 
     Raises:
-      ValueError, TypeError: predictions and labels of different shapes, or no integers.
+      ValueError, TypeError: predictions and labels of different shapes, or no integers; outside jit, a prediction that
+        is no class where the label counts: no cell of the matrix has it.
     """
     _validate.positive_int("num_classes", num_classes)
-    predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
+    predictions, labels = (_validate.integers("predictions, labels", values) for values in (predictions, labels))
     _validate.same_shape("predictions, labels", predictions, labels)
-    if predictions.ndim != 1 or not all(jnp.issubdtype(a.dtype, jnp.integer) for a in (predictions, labels)):
-        raise TypeError(
-            f"predictions, labels: got {predictions.dtype}{predictions.shape}, {labels.dtype}, expected integers"
-        )
+    if predictions.ndim != 1:
+        raise TypeError(f"predictions, labels: got shape {predictions.shape}, expected integers [point]")
     counted = (labels >= 0) & (labels < num_classes) & (labels != ignore)
+    if _validate.is_concrete(predictions, counted):
+        _validate.integers("predictions", np.asarray(predictions)[np.asarray(counted)], 0, num_classes - 1)
     truth = jax.nn.one_hot(jnp.where(counted, labels, -1), num_classes)
     return truth.T @ jax.nn.one_hot(predictions, num_classes)
 
@@ -48,6 +50,11 @@ def iou(matrix: jax.typing.ArrayLike) -> jax.Array:
 
 def _iou(matrix: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
     """(IoU [class], 0 where the class is absent; present [class] bool)."""
+    if jnp.ndim(matrix) != 2 or jnp.shape(matrix)[0] != jnp.shape(matrix)[1]:
+        raise ValueError(f"matrix: got shape {jnp.shape(matrix)}, expected [class, class] as `confusion` makes it")
+    if _validate.is_concrete(matrix) and not (np.isfinite(matrix) & (np.asarray(matrix) >= 0)).all():
+        raise ValueError("matrix: got negative, NaN or infinite counts, expected numbers of points")
+    matrix = jnp.asarray(matrix, jnp.result_type(float))  # sums of scans pass 2^31, where JAX would cut an integer
     intersection = jnp.diagonal(matrix)
     union = jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1) - intersection
     there = union > 0
@@ -63,7 +70,7 @@ def mean_iou(matrix: jax.typing.ArrayLike, *, absent: str = "zero") -> jax.Array
         ``skip`` (left out of the mean; 0 if no class is left).
 
     Raises:
-      ValueError: unknown `absent`.
+      ValueError: unknown `absent`; a matrix that is not square, or holds what is no count.
     """
     _validate.choice("absent", absent, ("zero", "skip"))
     values, there = _iou(matrix)

@@ -104,7 +104,12 @@ def whole(variables: Variables) -> dict[str, Any]:
 
 
 def check_variables(network: nn.Module | str, variables: Variables) -> None:
-    """ValueError naming the first leaves that are missing, of no use, or of another shape or kind of number."""
+    """ValueError naming the first leaves that are missing, of no use, or of another shape or kind of number.
+
+    TypeError where `variables` is no mapping.
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables: got {type(variables).__name__}, expected a mapping with a 'params' collection")
     if isinstance(network, str):
         from dyn_jax.networks.registry import create
 
@@ -116,13 +121,22 @@ def check_variables(network: nn.Module | str, variables: Variables) -> None:
     for path in expected:
         if path in got:
             leaf, wanted = got[path], expected[path]
-            if leaf.shape != wanted.shape:
-                problems.append(f"wrong shape {'/'.join(path)}: got {leaf.shape}, expected {wanted.shape}")
+            if np.shape(leaf) != wanted.shape:
+                problems.append(f"wrong shape {'/'.join(path)}: got {np.shape(leaf)}, expected {wanted.shape}")
             elif jnp.issubdtype(leaf.dtype, jnp.floating) != jnp.issubdtype(wanted.dtype, jnp.floating):
                 problems.append(f"wrong dtype {'/'.join(path)}: got {leaf.dtype}, expected {wanted.dtype}")
     if problems:
         name = type(network).__name__
         raise ValueError(f"variables: {len(problems)} leaves do not fit the {name}: {_files.listed(problems, '; ')}")
+
+
+def check_own(network: Any, variables: Variables) -> None:
+    """`check_variables` of a network of this package; somebody else's may have layers that only training makes.
+
+    Without it, a deeper network's weights run in a shallower one, most of them unread.
+    """
+    if isinstance(network, nn.Module) and type(network).__module__.startswith("dyn_jax."):
+        check_variables(network, variables)
 
 
 def target_shapes(network: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:

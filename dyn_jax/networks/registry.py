@@ -115,7 +115,7 @@ def create(name: str, *, normalize: bool | tuple = True, **fields: Any) -> nn.Mo
       returns an `Output`.
 
     Raises:
-      ValueError: unknown name (the nearest ones are listed).
+      ValueError: unknown name (the nearest ones are listed); no class; a deviation that is not positive.
       TypeError: unknown field, or a `normalize` that is neither a bool nor a (mean, std) pair.
 
     A released loader may normalise differently: LGM's uses CIFAR-10's own statistics for the static ResNets too,
@@ -131,6 +131,11 @@ def create(name: str, *, normalize: bool | tuple = True, **fields: Any) -> nn.Mo
         if "normalization" not in known:
             raise TypeError(f"create({name!r}): got normalize={normalize!r}, expected none: features come as they are")
         fields["normalization"] = _mean_std(normalize)
+    if (statistics := fields.get("normalization")) is not None:
+        for deviation in statistics[1]:
+            _validate.positive("normalize", deviation)
+    if "num_classes" in fields:
+        _validate.positive_int("num_classes", fields["num_classes"])
     return module.clone(**fields)
 
 

@@ -45,18 +45,7 @@ def check_cloud(cloud: PointCloud, voxel_size: float, channels: int | None = Non
     if cloud.features.ndim != 2 or len(cloud.features) != count or channels not in (None, cloud.features.shape[1]):
         wanted = "channels" if channels is None else channels
         raise ValueError(f"features: got shape {cloud.features.shape}, expected [{count}, {wanted}]")
-    if cloud.valid.shape != (count,):
-        raise ValueError(f"valid: got shape {cloud.valid.shape}, expected ({count},)")
-    if cloud.valid.dtype != bool:
-        raise TypeError(f"valid: got dtype {cloud.valid.dtype}, expected bool")
-    _validate.positive_int("clouds", cloud.clouds)
-    if cloud.batch is None and cloud.clouds > 1:
-        raise ValueError(f"batch: got None with clouds={cloud.clouds}, expected [{count}] integers")
-    if cloud.batch is not None and (
-        np.shape(cloud.batch) != (count,) or not jnp.issubdtype(cloud.batch.dtype, jnp.integer)
-    ):
-        got = f"{cloud.batch.dtype}{list(np.shape(cloud.batch))}" if hasattr(cloud.batch, "dtype") else cloud.batch
-        raise ValueError(f"batch: got {got}, expected integers [{count}]")
+    _validate.cloud_rows(cloud)
     cloud = jax.tree.map(jnp.asarray, cloud)
     if _validate.is_concrete(cloud):
         _check_values(cloud, voxel_size)
@@ -83,10 +72,6 @@ def _check_values(cloud: PointCloud, voxel_size: float) -> None:
             f"xyz: got coordinates of up to {farthest:.6g} m, which {cloud.xyz.dtype} rounds to {step:.2g} m, expected "
             f"at most 1/{FINEST} of a voxel ({voxel_size} m); subtract an origin first"
         )
-    if cloud.batch is not None:
-        used = np.asarray(cloud.batch)[valid]
-        if used.min() < 0 or used.max() >= cloud.clouds:
-            raise ValueError(f"batch: got indices in [{used.min()}, {used.max()}], expected [0, {cloud.clouds - 1}]")
 
 
 def as_reach(reach: Reach | jax.typing.ArrayLike | None) -> Reach | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate
 from dyn_jax.occupancy.voxel import VoxelOccupancy, relate
 from dyn_jax.sparse3d.allocate import Capacity, capacity_for
-from dyn_jax.sparse3d.cloud import check_cloud
+from dyn_jax.sparse3d.cloud import as_reach, check_cloud
 from dyn_jax.sparse3d.cylinder import Cylinder, Partition
 from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.segments import Segments, any_of, segments, spread, sum_over
@@ -198,8 +198,9 @@ def default_capacity(
     """`capacity`, or what the cloud needs under this occupancy.
 
     Raises:
-      ValueError: a capacity for another number of levels.
+      TypeError, ValueError: a capacity for another number of levels; see `as_reach`.
     """
+    as_reach(reach)
     if capacity is not None:
         if len(capacity.levels) != levels:
             raise ValueError(f"capacity: got {len(capacity.levels)} levels {capacity.levels}, expected {levels}")

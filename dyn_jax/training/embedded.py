@@ -149,6 +149,8 @@ def train(
     if (trunk is None) == (name in TRUNKS):
         wanted = f"the variables of {TRUNKS[name]}" if name in TRUNKS else "none, it is trained from scratch"
         raise ValueError(f"trunk: got {trunk!r}, expected {wanted} for {name}")
+    if folder is not None and not name.endswith("-cifar10"):
+        raise ValueError(f"folder: got {os.fspath(folder)!r}, expected none: the data of {name} come with the package")
     if trunk is not None:
         load_variables(trunk, TRUNKS[name])
     if checkpoint is not None:

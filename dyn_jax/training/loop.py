@@ -18,6 +18,8 @@ import optax
 from tqdm import tqdm
 
 from dyn_jax import _validate, metrics
+from dyn_jax.datasets.base import ImageData, checked_images
+from dyn_jax.networks.checkpoint import check_own
 from dyn_jax.training import runs
 from dyn_jax.training.recipe import Images, Progress, Recipe, Source, mean_cross_entropy
 from dyn_jax.training.runs import Position, State
@@ -58,12 +60,22 @@ def fit(
       Variables of numpy arrays.
 
     Raises:
-      ValueError: fewer examples than a batch; a recipe that trains some layers only, without `initial`; a checkpoint of
+      ValueError, TypeError: fewer examples than a batch; labels that are no classes of the network; a recipe that
+        trains some layers only, without `initial`; an `initial` of another network, or not finite; a checkpoint of
         another network, recipe, seed or data.
       FloatingPointError: the loss of an epoch is not finite.
     """
     run = _Run(net, data, seed, _validate.positive_int("every", every), report)
+    _validate.positive_int("seed", seed, 0)
+    if isinstance(data, ImageData):
+        checked_images(data, classes=getattr(net, "num_classes", None))
+    if initial is not None:
+        check_own(net, initial)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(initial)):
+            raise ValueError("initial: got NaN or infinite values, expected finite ones")
     for stage in recipe.stages:
+        _validate.positive_int("epochs", stage.epochs)
+        _validate.positive_int("batch_size", stage.batch_size)
         if stage.trains is not None and stage.before is None and initial is None:
             raise ValueError("initial: got None, expected trained variables for a recipe that trains some layers only")
         if (count := stage.source.count(data)) < stage.batch_size:

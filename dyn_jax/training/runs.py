@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 
+from dyn_jax import _files
 from dyn_jax.networks.checkpoint import load_variables, save_variables
 from dyn_jax.training.recipe import Recipe
 
@@ -69,8 +70,13 @@ def load(path: str | os.PathLike | None, identity: dict[str, str]) -> tuple[dict
     content = load_variables(path, allow_nonfinite=True)
     if not {"of", *Position._fields} <= set(content.get("run", {})):
         raise ValueError(f"checkpoint: {os.fspath(path)!r} holds variables, but is no checkpoint of a training run")
-    run = content["run"]
-    saved = json.loads(bytes(run["of"]))
+    with _files.reading(os.fspath(path), "a checkpoint of a training run"):
+        run, saved = content["run"], dict(json.loads(bytes(content["run"]["of"])))
+        restorable = all(isinstance(content.get(name), dict) for name in ("params", "batch_stats", "optimizer"))
+        stage, epoch, step = (int(run[name]) for name in ("stage", "epoch", "step"))
+        losses, entropies = (tuple(run[name]) for name in ("losses", "cross_entropies"))
+        if not restorable or min(stage, epoch, step) < 0:
+            raise ValueError("it has no state to go on from")
     differ = [
         f"{key} is {_short(saved.get(key, 'none'))} there and {_short(wanted)} here"
         for key, wanted in identity.items()
@@ -82,10 +88,7 @@ def load(path: str | os.PathLike | None, identity: dict[str, str]) -> tuple[dict
             f"checkpoint: {os.fspath(path)!r} is of another run: {'; '.join(differ[:4])}{more}. "
             "Remove it, or name another file"
         )
-    stage, epoch, step = (int(run[name]) for name in ("stage", "epoch", "step"))
-    return content, Position(
-        stage, epoch, step, run["cross_entropy"], tuple(run["losses"]), tuple(run["cross_entropies"])
-    )
+    return content, Position(stage, epoch, step, run["cross_entropy"], losses, entropies)
 
 
 def restore(content: dict[str, Any], optimizer: optax.GradientTransformation) -> State:

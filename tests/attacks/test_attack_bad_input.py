@@ -76,20 +76,71 @@ CALLS = {
     "mask shape": (lambda: fgsm(forward, IMAGES, LABELS, mask=jnp.ones((3, 3))), ValueError, "mask: got shape"),
     "mask values": (lambda: fgsm(forward, IMAGES, LABELS, mask=jnp.full((4, 4), 0.5)), ValueError, "mask: got values"),
     "start": (lambda: fgsm(forward, IMAGES, LABELS, start=IMAGES[:1]), ValueError, "start: got shape"),
+    "start NaN": (lambda: fgsm(forward, IMAGES, LABELS, start=IMAGES * np.nan), ValueError, "start: got 96 NaN"),
+    "delta NaN": (
+        lambda: attacks.universal(0.1, 0.1, 1, delta=IMAGES[0] * np.nan)(forward, IMAGES, LABELS),
+        ValueError,
+        "delta: got 48 NaN",
+    ),
+    "patch in 255": (
+        lambda: attacks.patch((2, 2), 0.1, 1, place=(0, 0), values=np.full((2, 2, 3), 99.0))(forward, IMAGES, LABELS),
+        ValueError,
+        r"values: got values in \[99, 99\], expected \[0",
+    ),
+    "no deviation": (
+        lambda: attacks.slowformer((2, 2), 1, mean_std=((0.5, 0.5, 0.5), (0.2, 0.0, 0.2))),
+        ValueError,
+        "mean_std: got 0.0, expected a positive",
+    ),
+    "one output": (
+        lambda: fgsm(lambda x: x[:, 0, 0, :1], IMAGES, LABELS),
+        ValueError,
+        r"got 1 output.* make two of one: \[0, logit\]",
+    ),
+    "label beyond 32 bits": (lambda: fgsm(forward, IMAGES, np.array([2**32, 1])), ValueError, r"labels: got labels in"),
+    "target beyond 32 bits": (
+        lambda: fgsm(forward, IMAGES, LABELS, targets=np.array([2**32 + 1, 0])),
+        ValueError,
+        "targets: got labels in",
+    ),
+    "index": (
+        lambda: attacks.pgd(0.1, 0.1, 2)(forward, IMAGES, LABELS, key=jax.random.key(0), index=np.ones(2)),
+        TypeError,
+        "index: got dtype float64, expected integers",
+    ),
+    "index beyond 32 bits": (
+        lambda: attacks.pgd(0.1, 0.1, 2)(forward, IMAGES, LABELS, key=jax.random.key(0), index=np.array([0, 2**32])),
+        ValueError,
+        "index: got values in",
+    ),
+    "eps bool": (lambda: attacks.fgsm(np.bool_(True)), TypeError, "eps: got dtype bool"),
+    "eps complex": (lambda: attacks.fgsm(np.complex64(1)), TypeError, "eps: got dtype complex64"),
     "rate": (lambda: attacks.random_pixels(jax.random.key(0), 4, 4, 1.5), ValueError, "rate: got 1.5"),
     "not callable": (lambda: fgsm(None, IMAGES, LABELS), TypeError, "forward: got NoneType"),
     "tuple": (lambda: fgsm(lambda x: (x, x), IMAGES, LABELS), TypeError, "forward: returned a tuple"),
     "dlr classes": (lambda: objectives.dlr(Output(jnp.ones((2, 2))), LABELS), ValueError, "dlr: got 2 classes"),
     "confidence": (lambda: objectives.hinge_margin(-1.0), ValueError, "confidence: got -1.0"),
     "cw rate": (lambda: attacks.carlini_wagner(learning_rate=0.0), ValueError, "learning_rate: got 0.0"),
+    "recovery": (lambda: attacks.criteria.recovered(2.0), ValueError, "share: got 2.0, expected at most 1"),
     "network name": (
         lambda: networks.create("skipnet-rl-rnn-39-cifar10"),
         ValueError,
         "did you mean 'skipnet-rl-rnn-38",
     ),
     "network field": (lambda: networks.create("resnet-20-cifar10", depth=3), TypeError, "got depth, expected fields"),
+    "no classes": (lambda: networks.create("resnet-20-cifar10", num_classes=0), ValueError, "num_classes: got 0"),
+    "flat normalisation": (
+        lambda: networks.create("resnet-20-cifar10", normalize=((0.5,) * 3, (0.0,) * 3)),
+        ValueError,
+        "normalize: got 0.0, expected a positive",
+    ),
     "normalize": (lambda: networks.create("resnet-20-cifar10", normalize=(0.5, 0.5)), TypeError, "normalize: got"),
     "batch size": (lambda: attacks.Batched(fgsm, forward, batch_size=0), ValueError, "batch_size"),
+    "batched mask": (
+        lambda: attacks.Batched(fgsm, forward)(IMAGES, LABELS, mask=np.full((4, 4), 0.5)),
+        ValueError,
+        "mask: got values",
+    ),
 }
 
 
@@ -124,3 +175,18 @@ def test_an_occupancy_that_changes_shape_is_named():
             lambda x: net.init(jax.random.key(0), x, occupancy=jnp.mean),
             jax.ShapeDtypeStruct((2, 32, 32, 3), "float32"),
         )
+
+
+def test_targets_that_jit_cannot_refuse_are_invalid():
+    def attacked(targets, mask):
+        return fgsm(forward, IMAGES, LABELS, targets=targets, mask=mask)
+
+    for targets in (np.array(LABELS), np.full(2, 9), np.full(2, -1)):  # equal to the label, no class
+        result = jax.jit(attacked)(targets, np.ones((4, 4)))
+        assert result.invalid.all() and not result.success.any()
+    half, whole = (jax.jit(attacked)(np.array([2, 0]), np.full((4, 4), share)) for share in (0.5, 1.0))
+    np.testing.assert_array_equal(half.adversarial, whole.adversarial)  # not half of the ball
+
+
+def test_a_half_precision_number_is_no_overflow():
+    assert attacks.fgsm(np.float16(0.125)).threat.eps == 0.125  # warnings are errors

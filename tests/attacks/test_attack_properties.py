@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from catalogue import ALL_ATTACKS, GRID, attack_case, domain_problem, tiny_forward, tiny_problem, tiny_victim
 from compiled import quick_jit
+from jax.sharding import Mesh, PartitionSpec
 
 from dyn_jax import attacks, metrics
 from dyn_jax.testing import check_attack
@@ -129,6 +130,27 @@ def test_eps_is_a_leaf(name, float64):
     stacked = jnp.stack([r.adversarial for r in loop])
     np.testing.assert_allclose(swept.adversarial, stacked, atol=1e-9)
     np.testing.assert_array_equal(stacked[0], images)
+
+
+@pytest.mark.parametrize("name, domain", GRID)
+def test_single_precision_stays_so_under_x64(name, domain):
+    """What a search makes of integers and numbers is float64 there; its state must not become so."""
+    case = attack_case(name)
+    forward, victim, inputs, labels, _ = domain_problem(domain, 16)
+    with jax.enable_x64(True):
+        run = lambda x: case.make(case.eps)(forward, x, labels, key=KEY, victim=victim)
+        result = jax.eval_shape(run, inputs)
+    assert result.adversarial.dtype == result.loss.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ALL_ATTACKS)
+def test_attacks_trace_under_shard_map(name):
+    """A state that begins as a constant is the same on every device, and what the loop makes of it is not."""
+    case, rows = ALL_ATTACKS[name], PartitionSpec("device")
+    run = lambda x, y, i: case.make(case.eps)(tiny_forward, x, y, key=KEY, victim=tiny_victim, index=i).adversarial
+    spread = jax.shard_map(run, mesh=Mesh(np.array(jax.devices()[:1]), ("device",)), in_specs=rows, out_specs=rows)
+    images, labels, _ = tiny_problem()
+    assert jax.eval_shape(spread, images, labels, jnp.arange(len(images))).shape == images.shape
 
 
 @pytest.mark.parametrize("name", [*KINDS, "apgd_t", "carlini_wagner", "fab_t", "fmn", "square", "rays"])

@@ -58,3 +58,7 @@ def test_bad_input():
         attacks.query(linear(0), some(), batch_size=0)
     with pytest.raises(ValueError, match="empty batch"):
         attacks.query(linear(0), some()[:0])
+    with pytest.raises(ValueError, match=r"images: got values in .* expected \[0"):
+        attacks.query(linear(0), some() * 255)
+    with pytest.raises(ValueError, match="target: got NaN or infinite logits for 20 images"), jax.debug_nans(False):
+        attacks.query(lambda x: linear(0)(x).logits * jnp.nan, some())

@@ -193,6 +193,24 @@ def test_random_attacks_need_a_key():
             attack(classifier, cloud, jnp.zeros(1, jnp.int32))
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: {"xyz": c.xyz + np.float32(5e6)}, r"xyz: got coordinates up to .* rounds by up to 0.25 m"),
+        (lambda c: {"batch": np.full(POINTS, 3), "clouds": 2}, r"batch: got indices in \[3, 3\], expected \[0, 1\]"),
+        (lambda c: {"batch": np.full(POINTS, 2**32)}, r"batch: got indices in \[4294967296, 4294967296\]"),
+        (lambda c: {"batch": np.zeros(POINTS), "clouds": 2}, r"batch: got float64\[12\], expected integers"),
+        (lambda c: {"batch": np.zeros(3, int), "clouds": 2}, r"batch: got int64\[3\], expected integers"),
+        (lambda c: {"valid": np.ones(POINTS)}, "valid: got dtype float.., expected bool"),
+    ],
+)
+def test_clouds_that_no_step_could_move_or_no_one_owns(change, words):
+    """Any network may be attacked: the door does not wait for it to look."""
+    cloud = a_cloud()
+    with pytest.raises((ValueError, TypeError), match=words):
+        attacks.bim(0.01, 0.01, 1)(segmenter, cloud.replace(**change(cloud)), labels_of(cloud))
+
+
 def test_noise_is_uniform_in_the_cube():
     cloud = PointCloud(jnp.zeros((4000, 3)), jnp.zeros((4000, 1)), jnp.ones(4000, bool))
     result = attacks.point_noise(0.2)(classifier, cloud, jnp.zeros(1, jnp.int32), key=jax.random.key(3))

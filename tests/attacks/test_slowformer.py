@@ -149,6 +149,9 @@ def test_a_patch_where_it_is_wanted():
     got = paste_at(images, patch, (3, 1))
     assert float(got.sum()) == 2 * 2 * 3 * 3 and (got[:, 3:5, 1:4] == 1).all()
     np.testing.assert_array_equal(cut(got[1], (2, 3), (3, 1)), patch)
+    for place in ((-1, 0), (5, 0)):  # a slice from -1 on would be empty, and the patch nowhere
+        with pytest.raises(ValueError, match=f"size: got 2 rows from {place[0]} on"):
+            paste_at(images, patch, place)
 
 
 def test_one_patch_for_all_images_that_ascends():

@@ -132,6 +132,7 @@ def test_unknown_network_names_the_nearest(capsys, tmp_path):
         (["."], "is a folder"),
         (["net", "--epochs", "0"], "epochs: got 0"),
         (["net", "--seed=-1"], "seed: got -1"),
+        (["net", "--data", "."], "folder: got '.', expected none: the data of sact-digits come with the package"),
         (["net", "--every", "0"], "every: got 0"),
         (["net", "--checkpoint", "missing/run"], "checkpoint: got 'missing/run'"),
         (["net", "--checkpoint", "./net"], "--checkpoint: got the file of --output"),
@@ -193,7 +194,15 @@ def test_output_that_is_no_checkpoint(capsys, tmp_path, no_data):
 
 
 @pytest.mark.parametrize(
-    "options", [["--examples=0"], ["--examples=-3"], ["--examples=501"], ["--points", "--rooms=17"]]
+    "options",
+    [
+        *(["--examples=0"], ["--examples=-3"], ["--examples=501"], ["--points", "--rooms=17"]),
+        *(["--rooms=3"], ["--points", "--data=."], ["--lidar", "--examples=3"], ["--lidar", "--points"]),
+        *(["--output=FILE"], ["--points", "--output=FILE/below"]),
+    ],
 )
-def test_demo_refuses_counts_that_there_are_not(capsys, options):
+def test_demo_refuses_what_cannot_be_done_or_says_nothing(capsys, tmp_path, monkeypatch, options):
+    """Before anything runs: no count that there is not, no option of another demo, no folder that is a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("")
     assert options[-1].split("=")[0] in complaint(capsys, ["demo", *options])

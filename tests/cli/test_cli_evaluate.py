@@ -77,6 +77,13 @@ def test_one_attack(own, tmp_path, capsys):
         wrong = np.asarray(toy.gated(toy.weights(), got["adversarial"]).logits).argmax(1) != labels
         np.testing.assert_array_equal(wrong[np.arange(21) != 3], got["success"][np.arange(21) != 3])
     assert "bim@soft" in capsys.readouterr().out
+    argv[argv.index("bim@soft")] = " fmn"  # a blank is no other attack; what it finds leaves the ball
+    assert cli.main(argv) == 0
+    with np.load(tmp_path / "out.npz") as got, np.load(tmp_path / "test.npz") as clean:
+        moved = np.abs(got["adversarial"] - clean["image"] / np.float32(255)).max((1, 2, 3))
+        found = np.isfinite(got["distance"])
+        assert found.sum() > 3
+        np.testing.assert_allclose(moved[found], got["distance"][found], atol=1e-6)
     assert "expected one attack" in complaint(capsys, [*argv[:-8], "--attack", "standard"])
 
 
@@ -108,6 +115,8 @@ MISTAKES = {
     "bright images": (["mine:net", "--weights", "mine.msgpack", "--data", "bright.npz"], "[0.0, 1.0]"),
     "energy without units": (["mine:static", "--weights", "mine.msgpack", "--attacks", "energy"], "adaptive units"),
     "lambdas": (["mine:net", "--weights", "mine.msgpack", "--lambdas", "1;2"], "--lambdas"),
+    "an entry of no checkpoint": (["mine:net", "--weights", "mine.msgpack", "--entry", "ema"], "--entry: got 'ema'"),
+    "weights with other keys": (["mine:net", "--weights", "other.msgpack"], "net, variables: got some that fail"),
 }
 
 
@@ -117,9 +126,21 @@ def test_mistakes(case, own, tmp_path, capsys):
     images, labels = toy.data()
     np.savez(tmp_path / "two.npz", image=images, label=labels % 2)
     np.savez(tmp_path / "bright.npz", image=images * 255, label=labels)
+    save_variables(tmp_path / "other.msgpack", {"params": {"x": np.zeros(3, np.float32)}})
     data = [] if "--data" in given else ["--data", "test.npz"]
     assert words in complaint(capsys, ["evaluate", *given, *data, "--output", "run"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_another_process_writes_to(own, tmp_path, capsys):
+    held = tmp_path / "run" / "shards" / "1-of-1"
+    held.mkdir(parents=True)
+    import fcntl
+
+    with open(held / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        argv = ["evaluate", *own, "--attacks", "fgsm", "--output", "run", *FAST]
+        assert "another process is writing to 'run'" in complaint(capsys, argv)
 
 
 def test_a_folder_of_another_run_is_left_alone(own, tmp_path, capsys):

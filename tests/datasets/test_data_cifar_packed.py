@@ -128,6 +128,14 @@ def test_what_is_held_back_is_in_no_form_among_what_is_trained_on(tmp_path):
         readers.cifar10_packed(tmp_path, "val")
 
 
+def test_labels_that_are_shares(tmp_path):
+    """Cast, 0.5 would be class 0 and NaN some class."""
+    for label in (0.5, np.nan):
+        np.savez(tmp_path / "cifar10_lossless_test.npz", image=np.zeros((2, 32, 32, 3), np.uint8), label=[1, label])
+        with pytest.raises(TypeError, match="test.npz: got labels of dtype float64, expected integers"):
+            readers.cifar10_lossless(tmp_path, "test")
+
+
 def test_a_bomb_is_not_unpacked(tmp_path):
     path = tmp_path / "cifar10_lossless_test.npz"
     np.savez_compressed(path, image=np.zeros((1, 1), np.uint8), label=np.zeros(1))

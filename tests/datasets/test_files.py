@@ -8,13 +8,24 @@ import os
 import pickle
 import struct
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 from spoilt import fails, written
 
 from dyn_jax import _files
-from dyn_jax.datasets import array_pickle, modelnet40, read_off_object, read_points_bin, read_s3dis_room
+from dyn_jax.datasets import (
+    array_pickle,
+    image_file,
+    image_folder,
+    modelnet40,
+    read_off_object,
+    read_points_bin,
+    read_s3dis_room,
+    read_scan,
+)
 from dyn_jax.datasets.cifar import cifar10
 from dyn_jax.datasets.points_files import map_labels, read_ply_vertices
 from dyn_jax.datasets.scannet import read_scannet_scene, scannet
@@ -36,6 +47,9 @@ READERS = {
     "npy": read_s3dis_room,
     "txt": read_s3dis_room,
     "npy_read": _files.read_npy,
+    "scan": read_scan,
+    "scan_labels": lambda path: read_scan(written(path.parent / "good.bin", bytes(16)), path),
+    "images_npz": image_file,
     "json": _files.read_json,
 }
 NAMES = {
@@ -74,6 +88,10 @@ def good(name):
         with h5py.File(buffer, "w") as file:
             file["data"], file["label"] = np.zeros((2, 5, 3), np.float32), np.zeros((2, 1), np.uint8)
         return buffer.getvalue()
+    if name == "images_npz":
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, image=np.zeros((2, 4, 4, 3), np.uint8), label=np.arange(2))
+        return buffer.getvalue()
     if name in ("npy", "npy_read"):
         buffer = io.BytesIO()
         np.save(buffer, rows)
@@ -89,6 +107,8 @@ def good(name):
         "points_bin": np.zeros(6, "<f4").tobytes(),
         "txt": b"1 2 3 4 5 6\n",
         "json": b'{"a": 1}',
+        "scan": bytes(16),
+        "scan_labels": bytes(4),
     }[name]
 
 
@@ -254,3 +274,35 @@ def test_ids_that_are_no_row_of_integers(ids):
 def test_scenes_that_are_no_names(tmp_path, names):
     with pytest.raises(ValueError, match="scenes: got .* expected names such as"):
         scannet(tmp_path, names)
+
+
+def test_npz_bombs(tmp_path):
+    """A member that is a thousand times the file, and one that announces what it does not have."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**19, 32, 32, 1)})
+    for size, words in ((2**29 + 128, "it unpacks to"), (200, "it announces uint8")):
+        path = tmp_path / "images.npz"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            with archive.open("image.npy", "w") as member:
+                for start in range(0, size, 2**20):
+                    member.write((header.getvalue() if not start else b"").ljust(min(2**20, size - start), b"\0"))
+        with pytest.raises(_files.BadFile, match=f"images.npz: .*{words}"):
+            image_file(path)
+
+
+def test_a_folder_of_images_with_strangers(tmp_path):
+    """Not classes, not 8 bits, not small: nothing shifts a label, is cut at 255 or fills the memory."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name / "1.png")
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "._1.png", b"a resource fork")
+    np.testing.assert_array_equal(image_folder(tmp_path).labels, [0, 1])
+    for image, words in (
+        (np.full((4, 4), 1000, np.uint16), "expected 8 bits"),
+        (np.zeros((4097, 4096), bool), "pixels"),
+    ):
+        Image.fromarray(image).save(tmp_path / "a" / "0.png")
+        with pytest.raises(_files.BadFile, match=f"0.png: .*{words}"):
+            image_folder(tmp_path)

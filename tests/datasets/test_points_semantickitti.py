@@ -81,6 +81,11 @@ def test_what_is_refused(folder, tmp_path):
     np.zeros((3, 5), "<f4").tofile(tmp_path / "sweep.bin")
     with pytest.raises(ValueError, match="it fits sensor='nuscenes'"):
         read_scan(tmp_path / "sweep.bin")
+    sweep = np.random.default_rng(0).normal(0, 9, (8, 5)).astype("<f4")
+    sweep[:, 4] = np.arange(8)
+    sweep.tofile(tmp_path / "sweep.bin")  # 40 numbers are also 10 rows of four
+    with pytest.raises(ValueError, match="it fits sensor='nuscenes'"):
+        read_scan(tmp_path / "sweep.bin")
     np.full((2, 5), 0.5, "<f4").tofile(tmp_path / "shifted.bin")
     with pytest.raises(ValueError, match="expected the numbers of rings"):
         read_scan(tmp_path / "shifted.bin", sensor="nuscenes")

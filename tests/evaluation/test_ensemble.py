@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dyn_jax import attacks, occupancy
+from dyn_jax import attacks, networks, occupancy
 from dyn_jax.attacks import to_8bit
 from dyn_jax.evaluation import Budget, ensemble, evaluate, plan
 from dyn_jax.evaluation.ensemble import Job
@@ -246,6 +246,23 @@ def test_nonfinite_logits_are_an_outcome_of_their_own():
     assert got.robust_accuracy <= 1 - bright.mean() and got.summary["unreliable"]
 
 
+def test_a_network_that_looks_at_its_neighbours_is_told():
+    """Batch statistics: what was broken among others like it is not when the robust ones are back."""
+
+    def among(variables, x):
+        return toy.static(variables, 0.5 + x - x.mean(0, keepdims=True))
+
+    images, labels = toy.data(6)
+    got = evaluate(among, toy.weights(), images, labels, eps="16/255", attacks="fgsm", budget=toy.SHORT, batch_size=3)
+    (told,) = (one for one in got.summary["checks"] if one["code"] == "not_confirmed")
+    assert got.summary["unreliable"] and len(told["examples"]) == got.summary["not_confirmed"] > 0
+    assert "batch statistics" in told["remedy"]
+
+
+def deeper():
+    return networks.create("resnet-32-cifar10", widths=(1, 1, 1)).init(jax.random.key(0), np.zeros((1, 8, 8, 3), "f4"))
+
+
 BAD = {
     "one output": ({"net": lambda v, x: toy.static(v, x)[:, :1], "labels": np.zeros(3, np.int32)}, "one output.*two"),
     "labels": ({"labels": np.array([0, 1, 9], np.int32)}, r"labels: got labels in \[0, 9\], expected \[0, 4\]"),
@@ -259,6 +276,23 @@ BAD = {
     "norm of ddn": ({"attacks": "ddn"}, "ddn in the linf norm, expected l2"),
     "norm of rays": ({"attacks": "rays", "norm": "l1"}, "rays in the l1 norm, expected linf"),
     "no attack": ({"attacks": ()}, "expected at least one"),
+    "labels beyond 32 bits": ({"labels": np.full(3, 2**32)}, r"labels: got labels in \[4294967296"),
+    "seed": ({"seed": 1.5}, "seed: got 1.5"),
+    "one number of draws": ({"draws": 5}, r"draws: got 5, expected \(of gradients, of verdicts\)"),
+    "budget": ({"budget": {"steps": 2}}, "budget: got dict, expected a dyn_jax.evaluation.Budget"),
+    "part": ({"part": (2, 2)}, r"part: got \(2, 2\)"),
+    "more parts than examples": ({"part": (0, 4)}, r"part: got \(0, 4\), .* at most one for each of 3"),
+    "no devices": ({"devices": []}, "devices: got none"),
+    "facts": ({"facts": "name"}, "facts: got str, expected a mapping"),
+    "nothing to resume from": ({"resume": True, "output": None}, "resume: got True without an output"),
+    "norm of clouds": ({"norm": "ray"}, "norm: got 'ray', expected one of l1, l2, linf"),
+    "occupancy": ({"net": toy.gated, "occupancy": "soft"}, "occupancy: got str"),
+    "attacks that are no names": ({"attacks": [3]}, r"attacks: got \[3\], expected names"),
+    "a deeper network's weights": (
+        {"net": networks.create("resnet-20-cifar10", widths=(1, 1, 1)), "variables": deeper},
+        r"60 leaves do not fit the ResNet: unexpected (batch_stats|params)/layer1_3",
+    ),
+    "one's own keys": ({"net": lambda v, x: v["w"] @ x}, "net, variables: .* KeyError: 'w'"),
     "weights": ({"variables": {"always": np.zeros((7, 5), np.float32)}}, "dot_general|incompatible|shape"),
 }
 
@@ -269,6 +303,8 @@ def test_bad_input_is_said_in_the_first_second(case, tmp_path):
     given = {"net": toy.static, "variables": toy.weights(), "images": images, "labels": np.zeros(3, np.int32)}
     given |= {"eps": "8/255", "attacks": "apgd-t", "output": tmp_path / "run"}
     changes, message = BAD[case]
+    if callable(changes.get("variables")):
+        changes = {**changes, "variables": changes["variables"]()}
     with pytest.raises((ValueError, TypeError), match=message):
         evaluate(**{**given, **changes})
     assert not (tmp_path / "run").exists()

@@ -136,6 +136,10 @@ LOGITS, LABELS = jnp.eye(2) * 5, np.arange(2)
         ),
         (lambda: metrics.architecture_change(gates([0, 0]), gates([1, 1]), where=np.array([0])), "where: got dtype"),
         (lambda: metrics.confusion(jnp.arange(2), LABELS[:, None], 2), r"got shape"),
+        (lambda: metrics.confusion(LABELS, LABELS + 2**32, 2), r"labels: got values in \[4294967296, 4294967297\]"),
+        (lambda: metrics.confusion(LABELS - 1, LABELS, 2), r"predictions: got values in \[-1, 0\], expected \[0, 1\]"),
+        (lambda: metrics.iou(np.ones((2, 3))), r"matrix: got shape \(2, 3\)"),
+        (lambda: metrics.mean_iou(np.full((2, 2), np.nan)), "matrix: got negative, NaN"),
         (lambda: metrics.dense_macs(Trace((unit_of([[1]], jnp.ones((1, 1))),))), "depends on the input"),
     ],
 )
@@ -148,6 +152,15 @@ def test_psnr():
     image = jnp.zeros((2, 2, 2, 3))
     other = image.at[0].set(0.1)
     np.testing.assert_allclose(metrics.psnr(other, image), [20.0, np.inf], rtol=1e-6)
+    bits = np.full((1, 2, 2, 3), 250, np.uint8)
+    np.testing.assert_allclose(metrics.psnr(bits, 0 * bits, peak=255), 20 * np.log10(255 / 250), rtol=1e-5)
+    with jax.debug_nans(False):
+        assert np.isnan(metrics.psnr(other * np.nan, image)).all()  # not infinitely good
+
+
+def test_counts_of_points_beyond_32_bits():
+    assert float(metrics.mean_iou(np.array([[2**33, 2**33], [0, 2**33]]))) == pytest.approx(0.5)
+    assert metrics.confusion(np.array([9, 0]), np.array([255, 0]), 2).sum() == 1  # what does not count may say anything
 
 
 @pytest.mark.parametrize(

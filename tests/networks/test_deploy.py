@@ -139,6 +139,7 @@ def test_other_occupancies_and_training_evaluate_everything(small):
         (np.zeros((16, 8, 3), np.float32), ValueError, r"image: got shape \(16, 8, 3\), expected \(16, 16, 3\)"),
         (np.zeros((16, 16, 3), np.uint8), TypeError, "image: got dtype uint8"),
         ([[0.0]], TypeError, "image: got list"),
+        (np.full((16, 16, 3), 9.0), ValueError, r"image: got values in \[9, 9\], expected \[0"),
     ],
 )
 def test_images_that_do_not_fit(small, image, error, message):
@@ -159,5 +160,7 @@ def test_networks_that_cannot_be_deployed(small):
         dyn_jax.deploy(ALL_NETWORKS["dynconv"], {})
     with pytest.raises(ValueError, match="variables: .* leaves do not fit the SDN: missing"):
         dyn_jax.deploy(net, {"params": {}})
+    with pytest.raises(TypeError, match="variables: got NoneType, expected a mapping"):
+        dyn_jax.deploy(net, None)
     with pytest.raises(ValueError, match="execution: got 'lazy', expected one of conditional, dense"):
         jax.eval_shape(net.clone(execution="lazy").apply, variables, some_images(16))

@@ -12,7 +12,14 @@ from levels import quick
 from dyn_jax.networks.minkunet import MinkUNet
 from dyn_jax.occupancy import voxel
 from dyn_jax.sparse3d import PAPER, RELEASE, any_of, capacity_for, from_numpy, near_voxels, point_cloud
-from dyn_jax.sparse3d.entry import SoftPoints, enter, flag_overflow, soft_floor, soft_voxel_features
+from dyn_jax.sparse3d.entry import (
+    SoftPoints,
+    default_capacity,
+    enter,
+    flag_overflow,
+    soft_floor,
+    soft_voxel_features,
+)
 from dyn_jax.types import PointCloud, Reach
 
 L, POINTS = 0.1, 60
@@ -325,3 +332,10 @@ def test_bad_tensors_and_too_small_a_capacity():
     assert not flag_overflow(enter(from_numpy(*rows), None, None, **ARGUMENTS).overflow)
     with pytest.raises(ValueError, match="capacity: voxels or pairs did not fit"):
         flag_overflow(jnp.array(True))
+
+
+@pytest.mark.parametrize("reach", ["far", -1.0, float("nan")])
+def test_a_reach_is_looked_at_where_nothing_looks_ahead_too(reach):
+    """Hard voxels do not use it; a mistake is one all the same."""
+    with pytest.raises(ValueError, match="reach: got"):
+        default_capacity(None, None, None, reach, 0.05, 1)

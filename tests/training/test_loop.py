@@ -105,6 +105,15 @@ def test_another_run_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"checkpoint: .*another run: .*{message}"):
             fit(**given, checkpoint=path)
     assert path.read_bytes() == kept
+    content = load_variables(path)
+    for spoilt in (
+        {"optimizer": {}, "run": {**content["run"], "of": np.frombuffer(b"[1]", np.uint8)}},
+        {"run": {**content["run"], "stage": np.array(-1)}},
+        {"run": {**content["run"], "losses": np.array(1.0)}},
+    ):
+        save_variables(path, {**content, **spoilt})
+        with pytest.raises(ValueError, match=f"{path}: not a checkpoint of a training run"):
+            fit(Tiny(), some(), recipe, checkpoint=path)
     save_variables(path, {"params": {}})
     with pytest.raises(ValueError, match="no checkpoint of a training run"):
         fit(Tiny(), some(), recipe, checkpoint=path)
@@ -132,6 +141,23 @@ def test_targets_are_checked_before_work(tmp_path):
         fit(Tiny(), some(3), TWO_STAGES)
     with pytest.raises(ValueError, match="every: got 0"):
         fit(Tiny(), some(), TWO_STAGES, every=0)
+    infinite = {"params": {"head": {"kernel": np.full((1, 3), np.inf)}}}
+    for change, message in (
+        ({"seed": 1.5}, "seed: got 1.5"),
+        ({"recipe": Recipe(0, 4)}, "epochs: got 0"),
+        ({"recipe": Recipe(1, 0)}, "batch_size: got 0"),
+        ({"initial": infinite}, "initial: got NaN or infinite"),
+        (
+            {"net": create("resnet-20-cifar10"), "initial": infinite},
+            "variables: .* leaves do not fit the ResNet",
+        ),
+        (
+            {"net": create("resnet-20-cifar10", num_classes=2)},
+            r"data: got labels in \[0, 2\], expected \[0, 1\]",
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            fit(**{"net": Tiny(), "data": some(), "recipe": Recipe(1, 4), **change})
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():

@@ -76,7 +76,7 @@ def test_every_problem_is_listed_at_once():
     del state["fc.bias"]
     state["fc.weights"] = np.zeros((3, 8), np.float32)
     state["conv1.weight"] = np.zeros((4, 3, 5, 5), np.float32)
-    state["bn1.bias"] = np.full(4, np.nan, np.float32)
+    state["bn1.bias"] = np.full(4, 1e60)  # finite as it comes, infinite as the network has it
     state["group2_layer0.downsample.0.weight"] = state["group2_ds0.0.weight"] + 1
     with pytest.raises(ConversionError) as error:
         weights_convert.convert(small(), state)
@@ -111,6 +111,18 @@ def test_another_network_is_refused_and_named():
 def test_what_is_no_state_dict(state, kind, words):
     with pytest.raises(kind, match=words):
         weights_convert.convert(small(), state)
+
+
+def test_networks_that_are_none_and_fields_that_would_be_lost():
+    for network, fields, words in (
+        (type(small()), {}, "got <type>, expected a name"),
+        (small(), {"num_classes": 5}, "num_classes, expected a"),
+    ):
+        with pytest.raises(TypeError, match=f"network: .*{words}"):
+            weights_convert.convert(network, torch_state(small()), **fields)
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"state_dict\['fc.bias'\]: .*requires grad"):
+        weights_convert.convert(small(), {"fc.bias": torch.nn.Parameter(torch.zeros(3))})
 
 
 def test_unknown_name_gives_the_nearest():
