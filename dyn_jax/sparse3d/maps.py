@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import flax.struct
@@ -119,7 +120,18 @@ def kernel_maps(wanted: Sequence[Wanted]) -> list[KernelMap]:
 
     A scan is a tree of small kernels; one for each of twenty maps is most of what XLA has to compile in a network.
     """
-    plans = [_plan(one) for one in wanted]
+    levels = {id(level): level for one in wanted for level in (one.source, one.target)}
+    place = {key: number for number, key in enumerate(levels)}
+    static = []  # and a submanifold's two levels are the same object inside jit too
+    for source, target, kernel_size, dilation, *rest in wanted:
+        sizes = triple("kernel_size", kernel_size), triple("dilation", dilation)
+        static.append((place[id(source)], place[id(target)], *sizes, *rest))
+    return _kernel_maps(tuple(levels.values()), tuple(static))
+
+
+@partial(jax.jit, static_argnames="static", inline=True)
+def _kernel_maps(levels: tuple[Sites, ...], static: tuple[tuple, ...]) -> list[KernelMap]:
+    plans = [_plan(Wanted(levels[source], levels[target], *rest)) for source, target, *rest in static]
     found = [_find(plan) for plan in plans]
     number = jnp.cumsum(jnp.concatenate([there.reshape(-1) for _, there in found]), dtype=jnp.int32)
     ends = itertools.accumulate(there.size for _, there in found)

@@ -7,6 +7,8 @@ a static capacity. Coordinates are never divided by the stride: a level of strid
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -117,9 +119,13 @@ def sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int | None = No
       capacity: rows of the level; default n.
       stride: of the level, for the record.
     """
+    return _sites_of(coordinates, valid, len(coordinates) if capacity is None else capacity, triple("stride", stride))
+
+
+@partial(jax.jit, static_argnames=("capacity", "stride"), inline=True)
+def _sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int, stride: tuple[int, int, int]) -> Sites:
     frame = frame_of(coordinates, valid)
     keys = jnp.sort(frame.keys(coordinates, valid))
-    capacity = keys.shape[0] if capacity is None else capacity
     new = (keys != NO_KEY) & (keys != jnp.concatenate([jnp.full(1, NO_KEY, keys.dtype), keys[:-1]]))
     place = jnp.cumsum(new.astype(jnp.int32)) - 1
     found = place[-1] + 1
@@ -128,7 +134,7 @@ def sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int | None = No
     count = jnp.minimum(found, capacity)
     rows = jnp.where((jnp.arange(capacity) < count)[:, None], frame.coordinates(unique), 0)
     overflow = (found > capacity) | ~frame.fits
-    return Sites(unique, rows, count, overflow, frame, triple("stride", stride))
+    return Sites(unique, rows, count, overflow, frame, stride)
 
 
 def floor_to(coordinates: jax.Array, stride: tuple[int, int, int]) -> jax.Array:
@@ -148,53 +154,50 @@ def coarsen(sites: Sites, factor: Size, capacity: int | None = None) -> Sites:
     return below.replace(overflow=below.overflow | sites.overflow)
 
 
-def reach_of(sites: Sites, factor: Size, kernel_size: Size, bounds: Size | None = None) -> tuple[jax.Array, jax.Array]:
-    """(coordinates [candidate, 4], valid [candidate]): every output site that some site reaches, with repetitions.
+def reached(
+    sites: Sites, factor: Size, kernel_size: Size, *, bounds: Size | None = None, capacity: int | None = None
+) -> Sites:
+    """The level below whose sites are all that a strided kernel reaches: spconv's rule, under which levels may grow.
 
-    An output u, a multiple of the coarser stride s, is reached where ``u + offset * stride`` is a site for an offset of
-    the centred kernel.
+    An output u, a multiple of the coarser stride, is reached where ``u + offset * stride`` is a site for an offset of
+    the centred kernel. With bounds D on an axis this is a dense convolution with padding ``k // 2`` on [0, D): a level
+    of stride s has ``ceil(D / s)`` cells there. Nothing wraps.
 
     Args:
       sites: the finer level.
       factor: of the strides, an integer or three.
       kernel_size: odd, an integer or three.
       bounds: outputs lie in [0, bounds) on every axis; None: anywhere.
+      capacity: rows; default as many as `sites` has, which a growing level exceeds.
+
+    Raises:
+      ValueError: an even kernel size.
     """
     factors, sizes = triple("factor", factor), triple("kernel_size", kernel_size)
     if any(size % 2 == 0 for size in sizes):
         raise ValueError(f"kernel_size: got {kernel_size}, expected odd sizes where outputs are all that is reached")
+    bounds = None if bounds is None else triple("bounds", bounds)
+    return _reached(sites, factors, sizes, bounds, capacity or sites.capacity)
+
+
+_Three = tuple[int, int, int]
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4), inline=True)
+def _reached(sites: Sites, factors: _Three, sizes: _Three, bounds: _Three | None, capacity: int) -> Sites:
     columns, fits = [sites.coordinates[:, :1]], sites.valid[:, None]
     for axis, (f, k, stride) in enumerate(zip(factors, sizes, sites.stride), start=1):
         cell = sites.coordinates[:, axis] // stride
         there = (cell + k // 2)[:, None] // f - jnp.arange(-(-k // f), dtype=jnp.int32)[None]
         near = there * f >= (cell - k // 2)[:, None]
         if bounds is not None:
-            near &= (there >= 0) & (there * (f * stride) < triple("bounds", bounds)[axis - 1])
+            near &= (there >= 0) & (there * (f * stride) < bounds[axis - 1])
         columns.append(there * (f * stride))
         fits = (fits[:, :, None] & near[:, None, :]).reshape(sites.capacity, -1)
     _, xs, ys, zs = columns
     shape = (sites.capacity, xs.shape[1], ys.shape[1], zs.shape[1])
     parts = (columns[0][:, :, None, None], xs[:, :, None, None], ys[:, None, :, None], zs[:, None, None, :])
-    stacked = jnp.stack([jnp.broadcast_to(part, shape).reshape(-1) for part in parts], axis=1)
-    return stacked, fits.reshape(-1)
-
-
-def reached(
-    sites: Sites, factor: Size, kernel_size: Size, *, bounds: Size | None = None, capacity: int | None = None
-) -> Sites:
-    """The level below whose sites are all that a strided kernel reaches: spconv's rule, under which levels may grow.
-
-    With bounds D on an axis this is a dense convolution with padding ``k // 2`` on [0, D): a level of stride s has
-    ``ceil(D / s)`` cells there. Nothing wraps.
-
-    Args:
-      sites, factor, kernel_size, bounds: see `reach_of`.
-      capacity: rows; default as many as `sites` has, which a growing level exceeds.
-
-    Raises:
-      ValueError: an even kernel size.
-    """
-    coordinates, valid = reach_of(sites, factor, kernel_size, bounds)
-    (a, b, c), (u, v, w) = sites.stride, triple("factor", factor)
-    below = sites_of(coordinates, valid, capacity or sites.capacity, (a * u, b * v, c * w))
+    candidates = jnp.stack([jnp.broadcast_to(part, shape).reshape(-1) for part in parts], axis=1)
+    (a, b, c), (u, v, w) = sites.stride, factors
+    below = sites_of(candidates, fits.reshape(-1), capacity, (a * u, b * v, c * w))
     return below.replace(overflow=below.overflow | sites.overflow)
