@@ -81,7 +81,8 @@ def source(*names: str) -> str:
         folder = next(folder for folder in FOLDERS if (folder / f"{name}.json").is_file())
         made = [f"`{r['command']}`", r["date"], f"commit {r['commit'][:7]}" if r["commit"] else None]
         made += [f"jax {r['versions']['jax']}", r["device"]["model"] or r["device"]["platform"].upper()]
-        made += [f"{r['device']['cores']} cores" if r["device"]["cores"] else None]
+        cores = r["device"]["cores"]
+        made += [f"{cores} core{'s' * (cores > 1)}" if cores else None]
         made += [f"seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else None]
         before = sorted({e["commit"][:7] for e in r.get("earlier", [])})
         made += [f"other rows at commit {', '.join(before)}" if before else None]
