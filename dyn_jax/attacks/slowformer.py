@@ -258,7 +258,8 @@ def check_place(images: jax.Array, size: tuple[int, ...], place: tuple[int, int]
     """Raises ValueError unless a patch of `size` at `place` lies inside the images."""
     for name, length, begin, whole in zip(("rows", "columns"), size, place, images.shape[1:3]):
         if begin < 0 or begin + length > whole:
-            raise ValueError(f"size: got {length} {name} from {begin} on, expected them in the images' {whole} {name}")
+            room = f"at most {whole - begin}" if begin >= 0 else f"them in the images' {whole}"
+            raise ValueError(f"size: got {length} {name} from {begin} on, expected {room}")
 
 
 def _pair(name: str, got: Any) -> tuple[Any, Any]:
