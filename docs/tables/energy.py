@@ -76,8 +76,12 @@ def _recovery(row: dict) -> str:
 @named("gradauto-reach")
 def gradauto_reach() -> str:
     """Why recoveries end where they do."""
-    kept = record("gradauto_reach")
-    body = [(r["network"], f"{r['ceiling %']:.0f}", f"{r['flat %']:.0f}") for r in kept["rows"]]
+    kept, cifar = record("gradauto_reach"), record("gradauto_reach_cifar")
+    rows = kept["rows"] + cifar["rows"]
+    manidp = next(row for row in rows if row["network"] == "ManiDP-32")
+    gains = zip(manidp["on before"], manidp["on when attacked alone"])
+    still = sum(alone - before < 0.01 for before, alone in gains)
+    body = [(r["network"], f"{r['ceiling %']:.0f}", f"{r['flat %']:.0f}") for r in rows]
     switched = [
         r["switched off per image"]
         for r in record("gradauto_table1")["rows"]
@@ -85,14 +89,17 @@ def gradauto_reach() -> str:
     ]
     return block(
         markdown(("network", "ceiling %", "flat %"), body),
-        source("gradauto_reach"),
-        f'{kept["settings"]["images"]} images. "Ceiling" is what would come back if every unit were at the best it '
+        source("gradauto_reach", "gradauto_reach_cifar"),
+        f"{kept['settings']['images']} digits; of the networks called -32 {cifar['settings']['images']} images of "
+        f"CIFAR-10, {cifar['settings']['steps']} steps. "
+        '"Ceiling" is what would come back if every unit were at the best it '
         "reaches when it is attacked alone (by its score, so that a saturated sigmoid does not count against a gate); "
         '"flat" is the share of elements that are off where their gating value has next to no slope. On SkipNet every '
         f"gate can be switched on, but not all for one image: in {kept['settings']['steps']} steps {span(switched)} "
         "gates are switched off again per image. On SACT and ManiDP part of the units has no gradient: a unit that "
         "halted because h reached 0.99 sits on a saturated sigmoid, and ManiDP's dropped saliencies are partly below "
-        "their ReLU.",
+        f"their ReLU. Of ManiDP-32's {manidp['units']} units {still} run less than a hundredth more of their channels "
+        "even when they are attacked alone.",
     )
 
 
