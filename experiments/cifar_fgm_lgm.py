@@ -248,8 +248,8 @@ def main() -> None:
             label = name if seed == 0 else f"{name}, seed {seed}"
             facts[label] = facts_of(net, variables, held, sets, flips, arguments.batch)
             print(label, facts[label], flush=True)
-    # how many at once is no setting of the numbers
-    options = {k: v for k, v in vars(arguments).items() if k not in ("batch", "threads", "join")}
+    # how many at once is no setting of the numbers, nor is their name
+    options = {k: v for k, v in vars(arguments).items() if k not in ("batch", "threads", "join", "record")}
     settings = {"data": "CIFAR-10 test images as JPEG (lossy)", "lambdas": list(LAMBDAS)}
     options = argparse.Namespace(**options)
     seeds = sorted({seed for _, seed in victims})
