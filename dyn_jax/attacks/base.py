@@ -18,7 +18,7 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.domains import Coordinates, Domain, Pixels, domain_of
-from dyn_jax.attacks.forward import Network, as_forward
+from dyn_jax.attacks.forward import Network, as_forward, traced_once
 from dyn_jax.attacks.threat import Ball, Box, Dropped, Threat
 from dyn_jax.objectives import Objective
 from dyn_jax.types import Output, PointCloud, Reach, Trace
@@ -276,7 +276,7 @@ class Attack:
         same = victim is None or victim is forward
         forward = as_forward(forward)
         victim = forward if victim is None or same else as_forward(victim)
-        judge = _traced_once(lambda x: victim(domain.input(x)))
+        judge = traced_once(lambda x: victim(domain.input(x)))
         clean = judge(domain.clean)
         rows, classes = clean.logits.shape
         if rows not in (domain.examples, domain.clean.shape[0]):
@@ -386,12 +386,6 @@ def _inside(domain: Pixels) -> jax.Array:
     low, high = domain.threat.bounds
     slack = _validate.BOUND_SLACK
     return jnp.all((domain.clean >= low - slack) & (domain.clean <= high + slack), axis=(1, 2, 3))
-
-
-def _traced_once(fun: Callable[[jax.Array], Output]) -> Callable[[jax.Array], Output]:
-    """`fun`, which a surrounding jit traces once for all its calls; outside of one, eager as it was."""
-    within = jax.jit(fun, inline=True)
-    return lambda x: (fun if _validate.is_concrete(x) else within)(x)
 
 
 def _labels(name: str, got: Any, rows: int, classes: int, ignore: int | None) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dyn_jax import _validate
 from dyn_jax.types import Output, Reach
 
 Network = Callable[..., Any]
@@ -46,6 +47,12 @@ def as_forward(fun: Network) -> Callable[..., Output]:
         return result
 
     return forward
+
+
+def traced_once(fun: Callable[[jax.Array], Output]) -> Callable[[jax.Array], Output]:
+    """`fun`, which a surrounding jit traces once for all its calls; outside of one, eager as it was."""
+    within = jax.jit(fun, inline=True)
+    return lambda x: (fun if _validate.is_concrete(x) else within)(x)
 
 
 def _takes_reach(fun: Callable) -> bool:
