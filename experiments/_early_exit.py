@@ -1,6 +1,7 @@
 """What the four experiments on early exits share: networks, surrogates, attacks, densities, command line.
 
-Networks are trained on first use and kept in a cache folder, so the four scripts share them.
+Networks are trained on first use and kept in a cache folder, so the four scripts share them. Images are the embedded
+handwritten digits, or CIFAR-10 where its folder is given: of its test images, as in the paper, half are held out.
 """
 
 from __future__ import annotations
@@ -19,48 +20,96 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dyn_jax import attacks, networks
-from dyn_jax.datasets import ImageData, digits
+from dyn_jax.datasets import ImageData, cifar10_packed, digits, to_float
 from dyn_jax.datasets.corruptions import with_corrupted_copies
 from dyn_jax.plotting import figure
-from dyn_jax.training import embedded
 from dyn_jax.training.loop import fit
-from dyn_jax.training.sdn import digits_recipe
+from dyn_jax.training.recipe import SGD, Recipe
+from dyn_jax.training.sdn import digits_recipe, sdn_recipe
 from dyn_jax.types import Output, Trace, Variables
 from experiments import _record
 from experiments._weights import kept
 
 VARIANTS = ("vgg16", "resnet56", "mobilenet")
+STAGE = {"sdn": "full", "cnn": "static"}
 # (surrogate, target) of the black-box rows: every architecture attacks another one.
 PAIRS = (("resnet56", "vgg16"), ("vgg16", "mobilenet"), ("mobilenet", "resnet56"))
-EPS, PGD_STEPS = 32 / 255, 10  # handwritten digits are rich in contrast
-ATTACKS: dict[str, attacks.Attack] = {
-    "FGSM": attacks.fgsm(EPS),
-    "PGD": attacks.pgd(EPS, EPS / 8, PGD_STEPS),
-    "MI-FGSM": attacks.mi_fgsm(EPS, EPS / 10, 10),
+PGD_STEPS = 10
+ATTACKS: dict[str, Callable[[float], attacks.Attack]] = {
+    "FGSM": attacks.fgsm,
+    "PGD": lambda eps: attacks.pgd(eps, eps / 8, PGD_STEPS),
+    "MI-FGSM": lambda eps: attacks.mi_fgsm(eps, eps / 10, 10),
 }
-HELD_OUT = 150  # of the 500 test digits: these label the surrogates' data, the attacked ones are among the rest
+
+
+def cifar_recipe(stage: str, epochs: int) -> Recipe:
+    """As published, in a tenth of the epochs: larger batches, a cosine in place of milestones."""
+    return sdn_recipe(stage, epochs, SGD(0.1, 5e-4), batch_size=256)
+
+
+class Domain(NamedTuple):
+    """The images of a study, and what depends on them.
+
+    Attributes:
+      label, suffix: of the networks' names and of the records.
+      data: ``(split, folder)`` -> images, ``train`` or ``test``.
+      recipe: ``(stage, epochs)``, see `sdn_recipe`.
+      held_out: number of test images that label the surrogates' data; those that are attacked are among the rest.
+      eps: of the attacks; handwritten digits are rich in contrast.
+      epochs, surrogate_epochs, examples: unless the command says otherwise.
+      severe: how strong the surrogates' corrupted copies are, see `with_corrupted_copies`.
+    """
+
+    label: str
+    suffix: str
+    data: Callable[[str, str | None], ImageData]
+    recipe: Callable[[str, int], Recipe]
+    held_out: int
+    eps: float
+    epochs: int
+    surrogate_epochs: int
+    examples: int
+    severe: str
+
+
+DIGITS = Domain("digits", "", lambda split, _: digits(split), digits_recipe, 150, 32 / 255, 10, 12, 200, "imagenet")
+CIFAR = Domain("cifar10", "_cifar", lambda s, f: cifar10_packed(f, s), cifar_recipe, 5000, 8 / 255, 10, 5, 500, "cifar")
+TITLES = {"digits": "handwritten digits", "cifar10": "CIFAR-10, test images as JPEG (lossy)"}
 
 
 def setting(description: str) -> argparse.Namespace:
-    """The options of all four scripts: where trained networks are kept, how many, and how long training takes."""
+    """The options of all four scripts: the data, where trained networks are kept, how many, how long training takes."""
     parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", default=None, help="folder of cifar10_{lossless,jpeg}_{train,test}.npz; else digits")
     parser.add_argument("--cache", default=os.path.join("~", ".cache", "dyn_jax", "early_exit"), metavar="FOLDER")
     parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--surrogate-epochs", type=int, default=12)
-    parser.add_argument("--examples", type=int, default=200, help="images attacked, at most 350")
+    parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--surrogate-epochs", type=int, default=None)
+    parser.add_argument("--examples", type=int, default=None, help="images attacked, of those not held out")
     parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
     how = parser.parse_args()
+    how.domain = DIGITS if how.data is None else CIFAR
+    for option in ("epochs", "surrogate_epochs", "examples"):
+        if getattr(how, option) is None:
+            setattr(how, option, getattr(how.domain, option))
     how.cache, how.seeds = pathlib.Path(how.cache).expanduser(), list(range(how.seeds))
-    how.examples = min(how.examples, 500 - HELD_OUT)
+    how.attacks = {name: make(how.domain.eps) for name, make in ATTACKS.items()}
     return how
+
+
+@functools.cache
+def images_of(domain: Domain, split: str, folder: str | None) -> ImageData:
+    """Read once for all networks."""
+    return domain.data(split, folder)
 
 
 def attacked_data(how: argparse.Namespace) -> tuple[jax.Array, jax.Array]:
     """Images and labels that the attacks see."""
-    data = digits("test")
-    rows = slice(HELD_OUT, HELD_OUT + how.examples)
-    return jnp.asarray(data.images[rows]), jnp.asarray(data.labels[rows])
+    data, first = images_of(how.domain, "test", how.data), how.domain.held_out
+    if how.examples > (rest := len(data.labels) - first):
+        raise ValueError(f"--examples: got {how.examples}, expected at most {rest}")
+    rows = slice(first, first + how.examples)
+    return to_float(data.images[rows]), jnp.asarray(data.labels[rows])
 
 
 # Networks are arguments here (pytrees of their variables): another seed compiles nothing.
@@ -91,26 +140,31 @@ def _apply(name: str) -> Callable:
 
 def network(how: argparse.Namespace, family: str, variant: str, seed: int) -> Callable:
     """The trained ``sdn-*`` or ``cnn-*`` network as images -> Output."""
-    name = f"{family}-{variant}-digits"
-    train = partial(embedded.train, name, seed=seed, epochs=how.epochs)
+    name = f"{family}-{variant}-{how.domain.label}"
+
+    def train() -> Variables:
+        recipe = how.domain.recipe(STAGE[family], how.epochs)
+        return fit(networks.create(name), images_of(how.domain, "train", how.data), recipe, seed=seed)
+
     return Partial(_apply(name), kept(how.cache / f"{name}-{seed}-{how.epochs}.msgpack", train))
 
 
 def surrogate(how: argparse.Namespace, family: str, variant: str, target_variant: str, seed: int) -> Callable:
     """A copy of the target of the other family, trained on its answers to held-out and corrupted images."""
     target_family = "cnn" if family == "sdn" else "sdn"
-    name = f"{family}-{variant}-digits"
+    name = f"{family}-{variant}-{how.domain.label}"
 
     def train() -> Variables:
         target = network(how, target_family, target_variant, seed)
-        test = digits("test")
-        held_out = ImageData(test.images[:HELD_OUT], test.labels[:HELD_OUT], test.name)
-        data = with_corrupted_copies(held_out, seed=seed)
+        test, count = images_of(how.domain, "test", how.data), how.domain.held_out
+        held_out = ImageData(test.images[:count], test.labels[:count], test.name)
+        data = with_corrupted_copies(held_out, seed=seed, table=how.domain.severe)
         data = data._replace(labels=attacks.query(target, data.images))
-        recipe = digits_recipe("full" if family == "sdn" else "static", how.surrogate_epochs)
+        recipe = how.domain.recipe(STAGE[family], how.surrogate_epochs)
         return fit(networks.create(name), data, recipe, seed=100 + seed)
 
-    stem = f"{family}-{variant}-of-{target_family}-{target_variant}-{seed}-{how.epochs}-{how.surrogate_epochs}"
+    stem = f"{family}-{variant}-of-{target_family}-{target_variant}-{how.domain.label}"
+    stem += f"-{seed}-{how.epochs}-{how.surrogate_epochs}"
     return Partial(_apply(name), kept(how.cache / f"{stem}.msgpack", train))
 
 
@@ -134,7 +188,7 @@ def on_dynamic_targets(
     surrogate_of = {target: source for source, target in PAIRS}
     for box in ("white", "black"):
         for variant in VARIANTS:
-            seen: dict[str, list[Seen]] = {name: [] for name in ATTACKS}
+            seen: dict[str, list[Seen]] = {name: [] for name in how.attacks}
             for seed in how.seeds:
                 target = network(how, "sdn", variant, seed)
                 if box == "white":
@@ -142,7 +196,7 @@ def on_dynamic_targets(
                 else:
                     source = surrogate(how, "cnn", surrogate_of[variant], variant, seed)
                 clean = answers(target, images).trace
-                for name, attack in ATTACKS.items():
+                for name, attack in how.attacks.items():
                     result = attack_on(attack, source, images, labels, key_of(seed))
                     seen[name].append(Seen(result, clean, answers(target, result.adversarial).trace))
             yield box, variant, seen
@@ -169,9 +223,10 @@ def density(values: Sequence[np.ndarray], support: range) -> dict[str, Any]:
 def report(
     name: str, how: argparse.Namespace, rows: list[dict], panels: dict[str, dict], xlabel: str, **facts: Any
 ) -> None:
-    """Draws the densities and writes the record; the claims, the data and all else are among the `facts`."""
-    folder = pathlib.Path(how.results or _record.RESULTS)
-    facts = {"eps": EPS, "pgd_steps": PGD_STEPS, "densities": panels, **facts}
+    """Draws the densities and writes the record; the claims and all else are among the `facts`."""
+    folder, name = pathlib.Path(how.results or _record.RESULTS), name + how.domain.suffix
+    facts |= {"data": TITLES[how.domain.label], "held out for the surrogates": how.domain.held_out}
+    facts |= {"eps": how.domain.eps, "pgd_steps": PGD_STEPS, "densities": panels}
     facts |= {key: vars(how)[key] for key in ("seeds", "epochs", "surrogate_epochs", "examples")}
     _record.save(name, rows, folder=folder, **facts)
     print(plot_densities(panels, folder / f"{name}.png", xlabel))

@@ -2,7 +2,7 @@
 
 ``python -m experiments.early_exit_rq2_efficiency``: change of the exit at which the dynamic network stops. White box:
 the static twin is attacked; black box: a static surrogate of another architecture. Source: 2308.08709, section 4,
-figures 3 and 4 (CIFAR; here: handwritten digits).
+figures 3 and 4.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, An
 def main() -> None:
     how = common.setting(__doc__)
     rows, panels = measure(how)
-    data = "handwritten digits"
-    common.report("early_exit_rq2", how, rows, panels, "change of the exit", claimed=CLAIMS, data=data)
+    common.report("early_exit_rq2", how, rows, panels, "change of the exit", claimed=CLAIMS)
     print(common.flat_table(rows))
 
 

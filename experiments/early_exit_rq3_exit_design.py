@@ -2,8 +2,7 @@
 
 ``python -m experiments.early_exit_rq3_exit_design``: among examples that change the last exit's label, the first exit
 whose label differs from what it said about the clean image. White box: the dynamic network's own last exit is
-attacked; black box: a static surrogate of another architecture. Source: 2308.08709, section 5, figures 5, 6, 8 and 9
-(CIFAR; here: handwritten digits).
+attacked; black box: a static surrogate of another architecture. Source: 2308.08709, section 5, figures 5, 6, 8 and 9.
 """
 
 from __future__ import annotations
@@ -62,8 +61,7 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, An
 def main() -> None:
     how = common.setting(__doc__)
     rows, panels = measure(how)
-    xlabel, data = "first exit whose label changes", "handwritten digits"
-    common.report("early_exit_rq3", how, rows, panels, xlabel, claimed=CLAIMS, data=data)
+    common.report("early_exit_rq3", how, rows, panels, "first exit whose label changes", claimed=CLAIMS)
     print(common.flat_table(rows))
 
 

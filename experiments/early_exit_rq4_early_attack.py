@@ -2,7 +2,7 @@
 
 ``python -m experiments.early_exit_rq4_early_attack``: success by alpha, against FGSM and PGD on all exits but the last;
 transfer to the other architectures, T1 (last exit kept) and T2 (all early exits changed). Source: 2308.08709, section
-6, tables 1 and 2 (CIFAR; here: handwritten digits).
+6, tables 1 and 2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from experiments import _early_exit as common
 from experiments._record import save
 
 ALPHAS = (0.001, 0.01, 0.1, 1.0, 20.0, 40.0)
-STEPS, EXAMPLES, RATE = 200, 40, 0.05
+STEPS, RATE = 200, 0.05
+EXAMPLES = {"digits": 40, "cifar10": 100}
 CLAIMS = {
     "table 1": "more than 80 % success, but for two pairs (CIFAR-10 VGG-16 and MobileNet); PGD and FGSM hardly any",
     "alpha": "1 is the best for 70 % of the pairs",
@@ -38,9 +39,9 @@ def early_exits_only(output: Output, labels: jax.Array, targets: jax.Array | Non
     return sum(objectives.exit_objective(i)(output, labels, targets) for i in range(count - 1))
 
 
-BASELINES = {
-    "FGSM": attacks.fgsm(common.EPS, objective=early_exits_only, attack_all=True),
-    "PGD": attacks.pgd(common.EPS, common.EPS / 8, common.PGD_STEPS, objective=early_exits_only, attack_all=True),
+BASELINES: dict[str, Callable[[float], attacks.Attack]] = {
+    "FGSM": lambda eps: attacks.fgsm(eps, objective=early_exits_only, attack_all=True),
+    "PGD": lambda eps: attacks.pgd(eps, eps / 8, common.PGD_STEPS, objective=early_exits_only, attack_all=True),
 }
 
 
@@ -55,7 +56,8 @@ def early_attack_on(
 
 def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of success (by alpha, and the baselines) and of transfer."""
-    images, labels = (part[:EXAMPLES] for part in common.attacked_data(how))
+    images, labels = (part[: EXAMPLES[how.domain.label]] for part in common.attacked_data(how))
+    baselines = {name: make(how.domain.eps) for name, make in BASELINES.items()}
     success, distances, moved = (collections.defaultdict(list) for _ in range(3))
     for seed in how.seeds:
         made: dict[str, jax.Array] = {}
@@ -64,7 +66,7 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
             net = common.network(how, "sdn", variant, seed)
             results = {f"Early Attack, alpha {a:g}": early_attack_on(net, *arguments, jnp.float32(a)) for a in ALPHAS}
             made[variant] = results["Early Attack, alpha 1"].adversarial
-            results |= {name: common.attack_on(attack, net, *arguments) for name, attack in BASELINES.items()}
+            results |= {name: common.attack_on(attack, net, *arguments) for name, attack in baselines.items()}
             for name, result in results.items():
                 hit = exits.early_success(result.trace_clean, result.trace_adversarial)
                 success[variant, name].append(hit.mean())
@@ -102,10 +104,11 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
 def main() -> None:
     how = common.setting(__doc__)
     rows, transfers = measure(how)
-    facts = {"data": f"{EXAMPLES} handwritten digits", "steps": STEPS, "learning_rate": RATE, "start": "the image"}
-    facts |= {"alphas": list(ALPHAS), "baselines' eps": common.EPS, "baselines' steps": common.PGD_STEPS}
-    facts |= {"seeds": how.seeds, "epochs": how.epochs, "claimed": CLAIMS, "transfer": transfers}
-    save("early_exit_rq4", rows, folder=how.results, **facts)
+    label = how.domain.label
+    facts = {"data": f"{EXAMPLES[label]} of {common.TITLES[label]}", "steps": STEPS, "learning_rate": RATE}
+    facts |= {"start": "the image", "alphas": list(ALPHAS), "baselines' eps": how.domain.eps}
+    facts |= {"baselines' steps": common.PGD_STEPS, "seeds": how.seeds, "epochs": how.epochs}
+    save(f"early_exit_rq4{how.domain.suffix}", rows, folder=how.results, **facts, claimed=CLAIMS, transfer=transfers)
     print(common.flat_table(rows))
     print(common.flat_table(transfers))
 

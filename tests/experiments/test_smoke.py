@@ -34,7 +34,14 @@ from dyn_jax.networks.sdn import SDN
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import voxel
 from dyn_jax.training import embedded, loop
-from experiments import _record, cross_table, early_exit_rq4_early_attack, energy_other_networks, gradauto_table2
+from experiments import (
+    _early_exit,
+    _record,
+    cross_table,
+    early_exit_rq4_early_attack,
+    energy_other_networks,
+    gradauto_table2,
+)
 from experiments.cifar_fgm_lgm import Setting
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # means over the none that a tiny attack fools
@@ -87,8 +94,9 @@ def here(name: str, options: list[str]) -> int:
 DEMO = {"dyn_jax.cli.demo.ATTACKS": {"BIM-10": lambda eps: attacks.bim(eps, eps / 4, 2)}}
 EARLY_EXIT = "--cache {} --seeds 1 --examples 6 --epochs 1 --surrogate-epochs 1"
 EXITS = {
-    "experiments._early_exit.HELD_OUT": 3,
-    "experiments._early_exit.ATTACKS": {"FGSM": attacks.fgsm(0.1)},
+    "experiments._early_exit.DIGITS": _early_exit.DIGITS._replace(held_out=3),
+    "experiments._early_exit.CIFAR": _early_exit.CIFAR._replace(held_out=1),
+    "experiments._early_exit.ATTACKS": {"FGSM": attacks.fgsm},
     "experiments._early_exit.VARIANTS": ("vgg16", "resnet56"),
     "experiments._early_exit.PAIRS": (("resnet56", "vgg16"), ("vgg16", "resnet56")),
 }
@@ -102,6 +110,15 @@ CASES = {
         constants={"LAMBDAS": (1.0, 10.0), "ATTACKS": {"FGSM": Setting(attacks.fgsm, (8,))}, "AT_ONCE": 2},
     ),
     "experiments.cifar_networks": Case("--data {} --networks skipnet-32-cifar10 --images 2"),
+    "experiments.cifar_hrl": Case(
+        "--data {} --trunk {}/trunk --alphas 1",
+        constants={
+            "load_variables": lambda *_: None,
+            "opened": lambda variables: variables,
+            "dyn_jax.networks.embed": lambda net, *_, seed, **__: variables_of(net, seed),
+            "fit": lambda net, *_, seed, **__: variables_of(net, seed),
+        },
+    ),
     "experiments.adversarial_training": Case(
         "--seeds 1 --epochs 1 --examples 3",
         constants={
@@ -139,7 +156,9 @@ CASES = {
     ),
     "experiments.early_exit_rq1_transferability": Case(EARLY_EXIT, "early_exit_rq1", EXITS),
     "experiments.early_exit_rq2_efficiency": Case(EARLY_EXIT, "early_exit_rq2", EXITS),
-    "experiments.early_exit_rq3_exit_design": Case(EARLY_EXIT, "early_exit_rq3", EXITS),
+    "experiments.early_exit_rq3_exit_design": Case(
+        f"{EARLY_EXIT} --data {{}} --examples 1", "early_exit_rq3_cifar", EXITS
+    ),
     "experiments.early_exit_rq4_early_attack": Case(
         EARLY_EXIT,
         "early_exit_rq4",
