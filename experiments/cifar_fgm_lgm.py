@@ -145,15 +145,15 @@ def _changes(before: Any, after: Any) -> jax.Array:
 
 def attack_rows(head: dict[str, Any], run: Callable, eps: float, held: Images, test: Images) -> list[dict[str, Any]]:
     """FGM, and each LGM with the lambda that leaves least on the held-back images."""
-    static = head["network"] == STATIC
-    grid, left = [make(lam) for make in LGM.values() for lam in LAMBDAS], []
-    for first in range(0, 0 if static else len(grid), AT_ONCE):
+    kinds = {} if head["network"] == STATIC else LGM
+    grid, left = [make(lam) for make in kinds.values() for lam in LAMBDAS], []
+    for first in range(0, len(grid), AT_ONCE):
         left += list(run(held, eps, stacked(grid[first : first + AT_ONCE]))["stands"].mean(1))
-    of = {kind: left[i * len(LAMBDAS) : (i + 1) * len(LAMBDAS)] for i, kind in enumerate(LGM)}
-    best = {kind: 1.0 if static else LAMBDAS[int(np.argmin(shares))] for kind, shares in of.items()}
-    got = run(test, eps, stacked([FGM, *(make(best[kind]) for kind, make in LGM.items())]))
+    of = {kind: left[i * len(LAMBDAS) : (i + 1) * len(LAMBDAS)] for i, kind in enumerate(kinds)}
+    best = {kind: LAMBDAS[int(np.argmin(shares))] for kind, shares in of.items()}
+    got = run(test, eps, stacked([FGM, *(LGM[kind](lam) for kind, lam in best.items())]))
     head, rows = head | {"eps": eps}, []
-    for i, (gradient, lam) in enumerate([("FGM", None), *best.items()][: 1 if static else None]):
+    for i, (gradient, lam) in enumerate([("FGM", None), *best.items()]):
         after, error = percent(got["stands"][i])
         row = head | {"gradient": gradient, "lambda": lam, "after %": after, "se": error}
         row |= {"units switched %": round(100 * float(got["change"][i].mean()), 2)}
