@@ -32,6 +32,7 @@ from dyn_jax import attacks, metrics, networks, occupancy
 from dyn_jax.attacks.batched import in_batches
 from dyn_jax.datasets import cifar10_lossless, cifar10_packed, to_float
 from dyn_jax.networks.checkpoint import load_variables
+from dyn_jax.objectives import hinge_margin
 from dyn_jax.types import Variables
 from experiments import _record, _weights
 from experiments._flipped import Flipped
@@ -70,6 +71,10 @@ ATTACKS = {
         f"{name}-{STEPS}, 5 % of the pixels, targeted": Setting(make, (64,), MASK, True)
         for name, make in ON_FEW.items()
     },
+    # goes on where the network that it differentiates is fooled and the deployed one is not
+    f"C&W-{STEPS} of confidence 20, 5 % of the pixels": Setting(
+        lambda eps: attacks.lgm_carlini_wagner(eps, eps / 4, STEPS, objective=hinge_margin(20.0)), (64,), MASK
+    ),
 }
 
 

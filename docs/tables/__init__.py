@@ -79,7 +79,12 @@ def source(*names: str) -> str:
     for name in names:
         r = record(name)
         folder = next(folder for folder in FOLDERS if (folder / f"{name}.json").is_file())
-        made = [f"`{r['command']}`", r["date"], f"commit {r['commit'][:7]}" if r["commit"] else None]
+        first, *others = r["command"].split(" ; ")
+        made = [
+            f"`{first}`" + (f" and {len(others)} more of its kind, named in the record" if others else ""),
+            r["date"],
+        ]
+        made += [f"commit {r['commit'][:7]}" if r["commit"] else None]
         made += [f"jax {r['versions']['jax']}", r["device"]["model"] or r["device"]["platform"].upper()]
         cores = r["device"]["cores"]
         made += [f"{cores} core{'s' * (cores > 1)}" if cores else None]
