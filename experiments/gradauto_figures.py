@@ -1,6 +1,7 @@
-"""GradAuto's figures 1 to 3, drawn from the attack's own record, on the embedded SkipNet+HRL.
+"""GradAuto's figures 1 to 3, drawn from the attack's own record, on the embedded SkipNet+HRL or one of CIFAR-10.
 
     python -m experiments.gradauto_figures [--images 8] [--network skipnet-rl-digits]
+    python -m experiments.gradauto_figures --data FOLDER --network skipnet-32-cifar10
 
 Figure 1: the plain complexity loss (eq. 7): gradient norm and gating values along the steps, for the two images whose
 gates switch off most often. Figure 2: the same images with both corrections, and the angle between the complexity and
@@ -114,14 +115,15 @@ def main() -> None:
     os.makedirs(folder, exist_ok=True)
     results, images = runs(arguments)
     chosen = np.argsort(-results["eq. 7"].record.switched_off.sum(1), kind="stable")[:2]
-    figure_1(results["eq. 7"], chosen, os.path.join(folder, "gradauto_fig1.png"))
-    figure_2(results["GradAuto"], chosen, os.path.join(folder, "gradauto_fig2.png"))
-    figure_3(results, images, os.path.join(folder, "gradauto_fig3.png"))
+    suffix = "" if arguments.data is None else "_cifar"
+    one, two, three = (os.path.join(folder, f"gradauto_fig{number}{suffix}.png") for number in (1, 2, 3))
+    figure_1(results["eq. 7"], chosen, one)
+    figure_2(results["GradAuto"], chosen, two)
+    figure_3(results, images, three)
     record = results["GradAuto"].record
     both = np.asarray(record.cosine) != 0
     print(f"obtuse in {100 * np.mean(np.asarray(record.cosine)[both] < 0):.1f} % of the steps with both gradients")
-    for number in (1, 2, 3):
-        print(os.path.join(folder, f"gradauto_fig{number}.png"))
+    print("\n".join((one, two, three)))
 
 
 if __name__ == "__main__":

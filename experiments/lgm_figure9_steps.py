@@ -2,7 +2,7 @@
 
     python -m experiments.lgm_figure9_steps --data FOLDER
 
-Attacks, eps and lambdas are those of `cifar_fgm_lgm`'s record, where lambda was chosen on held-back images; an attack
+Attacks, eps and lambdas are those of the record `cifar_fgm_lgm_iterated`, where lambda was chosen on held-back images; an attack
 whose lambda it lacks is left out. The deployed network judges what the attack would return if it ended after each
 step: soft LGM differentiates another network, so both are evaluated in the one pass that is differentiated.
 """
@@ -33,7 +33,7 @@ from experiments.cifar_fgm_lgm import FGM, LGM, MASK, ON_FEW, STEPS, Leaded, sta
 NETWORKS = {"skipnet-32-cifar10": "SkipNet-32", "dynconv-32-cifar10": "DynConv-32"}
 EPS = 16  # of 255; the paper's 8 in its code's unit of 2/255
 AT = (1, 5, 10, 20)
-RECORD = pathlib.Path(__file__).parent / "results" / "cifar_fgm_lgm.json"
+RECORD = pathlib.Path(__file__).parent / "results" / "cifar_fgm_lgm_iterated.json"
 
 
 def chosen(rows: list[dict[str, Any]], network: str, attack: str, eps: float) -> dict[str, float]:
