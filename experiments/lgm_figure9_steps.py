@@ -2,9 +2,9 @@
 
     python -m experiments.lgm_figure9_steps --data FOLDER
 
-Attacks, eps and lambdas are those of the record `cifar_fgm_lgm_iterated`, where lambda was chosen on held-back images; an attack
-whose lambda it lacks is left out. The deployed network judges what the attack would return if it ended after each
-step: soft LGM differentiates another network, so both are evaluated in the one pass that is differentiated.
+Attacks, eps and lambdas are those of the record `cifar_fgm_lgm_iterated`, where lambda was chosen on held-back images;
+an attack whose lambda it lacks is left out. The deployed network judges what the attack would return if it ended after
+each step: soft LGM differentiates another network, so both are evaluated in the one pass that is differentiated.
 """
 
 from __future__ import annotations
