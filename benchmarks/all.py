@@ -36,13 +36,14 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "compile_time": Plan("--steps 3 --rounds 5", 7),
+    "compile_time": Plan("--steps 3 --rounds 5", 6),
     "bim_resnet32": Plan("--steps 10 --rounds 5", 4, ("checkpoint", "data")),
     "grad_auto": Plan("--steps 4 --rounds 5", 3),
     "early_attack": Plan("--steps 8 --rounds 5", 2),
     "training_step": Plan("--rounds 5", 2),
-    "deployed": Plan("--rounds 5", 5, ("data",), ("data",), figure=True),
-    "growth": Plan("--rounds 5", 5, figure=True),
+    "deployed": Plan("--rounds 5", 4, ("data",), ("data",), figure=True),
+    "compaction": Plan("--rounds 5", 3, ("data",), ("data",)),
+    "growth": Plan("--rounds 5", 4, figure=True),
     "sharding": Plan("--rounds 5", 2),
     "sparse3d": Plan("--growth --repeats 5", 4, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
     "cylinder3d": Plan("--repeats 3", 6, ("scan", "large"), ("scan",)),

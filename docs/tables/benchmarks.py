@@ -346,3 +346,28 @@ def deployed() -> str:
         f"{s['calls']} calls; attacks of {s['steps']} steps. Slowdowns are against the first row of a network; "
         f"`everything` evaluates all units. Lines through the images: {'; '.join(lines)}.",
     )
+
+
+@measured("bench-compaction", "compaction_cpu", "A batch under hard gates")
+def compaction() -> str:
+    """FGM of a batch, dense and with what is off left out."""
+    kept = record("compaction_cpu")
+    cells = {
+        "network": lambda r: r["network"],
+        "gates": lambda r: r["gates"],
+        "on": lambda r: f"{100 * r['share on']:.0f} %",
+        "form": lambda r: r["form"],
+        "ms": lambda r: spread(r["ms"], r["lowest"], r["highest"], ".0f"),
+        "CPU ms": lambda r: f"{r['CPU ms']:.0f}",
+        "times the dense one": lambda r: f"{r['times as fast, wall']:.2f}",
+        "in CPU time": lambda r: f"{r['times as fast, CPU']:.2f}",
+        "difference": lambda r: f"{r['difference']:.0e}",
+    }
+    s = kept["settings"]
+    return block(
+        columns(kept["rows"], cells),
+        source("compaction_cpu"),
+        f"FGM's gradient of {s['batch']} images, medians of {s['rounds']} rounds; wanted: 1.3 times as fast under a "
+        "network's own gates, equal to 1e-6. The difference is relative to the largest gradient; positions are summed "
+        "in another order, and where that switches a gate the gradient of an image is another.",
+    )

@@ -28,6 +28,7 @@ from docs import tables
 from dyn_jax import attacks, networks, objectives, occupancy
 from dyn_jax.networks import rdi
 from dyn_jax.networks.checkpoint import save_variables
+from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.minkfcnn import MinkowskiFCNN
 from dyn_jax.networks.minkunet import MinkUNet
 from dyn_jax.networks.sdn import SDN
@@ -75,6 +76,12 @@ def variables_of(network: nn.Module, seed: int = 0) -> dict:
         return np.abs(values) if path[0].key == "batch_stats" else values
 
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(network.init, jax.random.key(0), example))
+
+
+def blocks_of(name: str) -> tuple[nn.Module, dict]:
+    """A residual network of that family, of few and narrow blocks, with its weights."""
+    made = {"skipnet": SkipNet, "dynconv": DynConv}[name.split("-")[0]](depths=(2, 1), widths=(4, 4))
+    return made, variables_of(made)
 
 
 class Case(NamedTuple):
@@ -252,6 +259,11 @@ CASES = {
         "--data {} --images 2 --steps 2 --rounds 1 --figure {}/deployed.png",
         "deployed_cpu",
         {"NETWORKS": ("skipnet-32-cifar10", "sdn-resnet56-cifar10")},
+    ),
+    "benchmarks.compaction": Case(
+        "--data {} --batch 2 --rounds 1",
+        "compaction_cpu",
+        {"pretrained": lambda name: blocks_of(name), "ROWS": (1, 2), "RATES": (0.5,)},
     ),
     "benchmarks.growth": Case(
         "--steps 1 --rounds 1 --figure {}/growth.png", "growth_cpu", {"SIZES": (1, 2), "POINTS": (32, 64)}
