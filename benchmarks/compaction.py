@@ -2,17 +2,16 @@
 
     python -m benchmarks.compaction --data FOLDER [--batch 128] [--rounds 5] [--output FILE]
 
-Gradients of the cross-entropy to the images, dense and compacted, take turns; those by rows must agree. Rows: a block
-gathers those that are on, chunk by chunk of a static size, as many chunks as they fill, and writes them back, forward
-and backward. Positions: a convolution of stride 1 gathers the windows of the positions that are on (the first one of a
-block: that those read), a chunk at a time, multiplies and writes. Gates are the network's own, or synthetic: of every
-block, on where a score is among the batch's highest. The data is CIFAR-10 as JPEG.
+Gradients of the cross-entropy to the images, dense and compacted, take turns; those by rows must agree. Rows are
+SkipNet's own ``execution="rows"`` (`dyn_jax.nn.rows`). Positions: a convolution of stride 1 gathers the windows of the
+positions that are on (the first one of a block: that those read), a chunk at a time, multiplies and writes. Gates are
+the network's own, or synthetic: of every block, on where a score is among the batch's highest. The data is CIFAR-10 as
+JPEG.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,8 +29,7 @@ from dyn_jax.datasets import cifar10_packed, to_float
 from dyn_jax.gates.spatial import dilate
 from dyn_jax.networks import pretrained
 from dyn_jax.networks.skipnet import SkipNet
-from dyn_jax.nn import conv, execute, layers
-from dyn_jax.nn.residual import Projection
+from dyn_jax.nn import execute, layers, rows
 from dyn_jax.occupancy.gate import Hard
 
 ROWS = (16, 32, 64)  # of a chunk
@@ -49,87 +47,6 @@ class Highest(Hard):
 
     def __call__(self, score: jax.Array) -> jax.Array:
         return (score >= jnp.quantile(jax.lax.stop_gradient(score), 1 - self.rate)).astype(score.dtype)
-
-
-def by_chunks(size: int, on: jax.Array, body: Callable, state: tuple) -> tuple:
-    """``state = body(rows, start, state)`` for chunks of rows, those that are on first, while a chunk has one.
-
-    `start` counts the rows of the chunks before; `size` divides the batch.
-    """
-    order = jnp.argsort(~on, stable=True)
-    chunk = lambda i, state: body(jax.lax.dynamic_slice_in_dim(order, i * size, size), i * size, state)
-    return jax.lax.fori_loop(0, (jnp.sum(on) + size - 1) // size, chunk, state)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def block(size: int, stride: int, weights: tuple, on: jax.Array, x: jax.Array, shortcut: jax.Array | None) -> jax.Array:
-    """``on ? ReLU(shortcut + branch(x)) : shortcut`` of every row; a shortcut of None is x. No gradient to weights."""
-    return _block_fwd(size, stride, weights, on, x, shortcut)[0]
-
-
-def _block_fwd(
-    size: int, stride: int, weights: tuple, on: jax.Array, x: jax.Array, shortcut: jax.Array | None
-) -> tuple:
-    (k1, a1, b1), (k2, a2, b2) = weights
-    off = x if shortcut is None else shortcut
-
-    def chunk(rows: jax.Array, start: jax.Array, state: tuple) -> tuple:
-        here, (out, masks) = x[rows], state
-        y = layers.relu(conv.conv2d(here, k1, stride, 1) * a1 + b1)
-        identity = here if shortcut is None else shortcut[rows]
-        made = layers.add_relu(identity, conv.conv2d(y, k2, 1, 1) * a2 + b2)
-        made = jnp.where(on[rows].reshape(-1, 1, 1, 1), made, identity)
-        masks = jax.lax.dynamic_update_slice_in_dim(masks, jnp.stack([y > 0, made > 0], 1), start, 0)
-        return out.at[rows].set(made, unique_indices=True), masks
-
-    out, masks = by_chunks(size, on, chunk, (off, jnp.zeros((len(on), 2, *off.shape[1:]), bool)))
-    return out, (weights, on, masks, None if shortcut is None else x.shape[1:3])
-
-
-def _block_bwd(size: int, stride: int, kept: tuple, g: jax.Array) -> tuple:
-    ((k1, a1, _), (k2, a2, _)), on, masks, other = kept
-    shape = g.shape[1:3] if other is None else other
-
-    def chunk(rows: jax.Array, start: jax.Array, state: tuple) -> tuple:
-        given, runs = g[rows], on[rows].reshape(-1, 1, 1, 1)
-        y, out = jnp.moveaxis(jax.lax.dynamic_slice_in_dim(masks, start, len(rows), 0), 1, 0)
-        end = jnp.where(~runs | out, given, 0)
-        back = conv._input_gradient(jnp.where(runs, end, 0) * a2, k2, end.shape[1:3], 1, 1, False)
-        back = conv._input_gradient(jnp.where(y, back, 0) * a1, k1, shape, stride, 1, False)
-        made = (end + back,) if other is None else (end, back)
-        return tuple(into.at[rows].set(one, unique_indices=True) for into, one in zip(state, made))
-
-    into = (g,) if other is None else (g, jnp.zeros((len(g), *shape, k1.shape[2]), g.dtype))
-    into = by_chunks(size, on, chunk, into)
-    return jax.tree.map(jnp.zeros_like, kept[0]), None, into[-1], None if other is None else into[0]
-
-
-block.defvjp(_block_fwd, _block_bwd)
-
-
-class Rows(SkipNet):
-    """SkipNet whose gated blocks evaluate the rows that are on, in evaluation and under hard gates."""
-
-    size: int = 32
-
-    def _block(self, x, score, spec, name, occupancy, train):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if score is None:
-            return super()._block(x, score, spec, name, occupancy, train)
-        shortcut = None
-        if spec.changes_shape:
-            shortcut = Projection(spec.out_features, spec.stride, name=name.replace("layer", "ds"))(x, train)
-        o = occupancy(score)
-        weights = tuple(folded(self.variables, name, part) for part in "12")
-        return block(self.size, spec.stride, weights, o > 0, x, shortcut), o, 0, 0
-
-
-def folded(variables: Any, name: str, part: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(kernel, scale, shift) of a convolution and the batch normalisation behind it."""
-    norm, running = variables["params"][name][f"bn{part}"], variables["batch_stats"][name][f"bn{part}"]
-    scale = norm["scale"] * jax.lax.rsqrt(running["var"] + 1e-5)
-    shift = norm["bias"] - running["mean"] * scale
-    along = (1, 1, 1, -1)
-    return variables["params"][name][f"conv{part}"]["kernel"], scale.reshape(along), shift.reshape(along)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -200,12 +117,11 @@ def gradient(net: nn.Module) -> Callable:
 def compacted(net: nn.Module) -> dict[str, tuple[nn.Module, Any]]:
     """{form: (network, what it is traced under)}, the dense one first."""
     forms: dict[str, tuple[nn.Module, Any]] = {"dense": (net, contextlib.nullcontext())}
-    if not isinstance(net, SkipNet):
-        patched = lambda size: mock.patch.object(execute, "unit", positions(size))
-        return forms | {f"positions, {size} a chunk": (net, patched(size)) for size in POSITIONS}
-    fields = {field.name: getattr(net, field.name) for field in dataclasses.fields(net)}
-    fields = {key: value for key, value in fields.items() if key not in ("parent", "name")}
-    return forms | {f"rows, {size} a chunk": (Rows(**fields, size=size), contextlib.nullcontext()) for size in ROWS}
+    if isinstance(net, SkipNet):
+        by_rows, chunk = net.clone(execution="rows"), lambda size: mock.patch.object(rows, "CHUNK", size)
+        return forms | {f"rows, {size} a chunk": (by_rows, chunk(size)) for size in ROWS}
+    patched = lambda size: mock.patch.object(execute, "unit", positions(size))
+    return forms | {f"positions, {size} a chunk": (net, patched(size)) for size in POSITIONS}
 
 
 def rows_of(
@@ -217,7 +133,7 @@ def rows_of(
       AssertionError: the gradient by rows is another than the dense one. (Positions are summed in another order.)
     """
     net, variables = pretrained(name)
-    rows, compiled = [], {}
+    table, compiled = [], {}
     for kind, gate in gates.items():
         given = (gate, variables, images, labels)
         runs, found = {}, {}
@@ -236,22 +152,22 @@ def rows_of(
             row = {"network": name, "gates": kind, "share on": float(np.mean(shares)), "form": form, "ms": ms["wall"]}
             row |= {"lowest": ms["lowest"], "highest": ms["highest"], "CPU ms": ms["CPU"], "difference": off}
             row |= {f"times as fast, {clock}": took["dense"][clock] / ms[clock] for clock in ("wall", "CPU")}
-            rows.append(row)
-    return rows
+            table.append(row)
+    return table
 
 
 def main() -> None:
     parser = _turns.parser(__doc__ or "", steps=1)
     parser.add_argument("--data", required=True, help="folder of cifar10_jpeg_test.npz")
-    parser.add_argument("--batch", type=int, default=128, help="images, a multiple of every chunk of rows")
+    parser.add_argument("--batch", type=int, default=128, help="images")
     arguments = parser.parse_args()
     data = cifar10_packed(arguments.data, "test")
     images, labels = to_float(data.images[: arguments.batch]), data.labels[: arguments.batch]
     gates = {"its own": occupancy.hard(), **{f"{rate:.0%} on": Highest(np.float32(rate)) for rate in RATES}}
-    rows = []
+    table = []
     for name in NETWORKS:
-        rows += rows_of(name, gates, images, labels, arguments.rounds)
-    _turns.keep(rows, arguments)
+        table += rows_of(name, gates, images, labels, arguments.rounds)
+    _turns.keep(table, arguments)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dyn_jax.nn import (
     add_relu,
     execute,
     normalize,
+    rows,
     stem,
     window_mean,
 )
@@ -48,9 +49,10 @@ class SkipNet(nn.Module):
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
       scan_from: runs of at least so many equal blocks, 2 or more, are one loop, compiled once; None: none is. Blocks
         with recurrent gates only, and not where something is written, drawn or left out: in training, under a random
-        occupancy, under ``conditional``.
+        occupancy, in another `execution` than ``dense``.
       remat: the loops of `scan_from` keep nothing inside a block for the backward pass, see `dyn_jax.nn.repeat`.
-      execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
+      execution: ``dense``; or what hard gates have off is not evaluated: ``conditional`` for the whole batch, ``rows``
+        for each row of it (basic blocks; no gradient to weights), see `dyn_jax.nn.execute`.
     """
 
     depths: tuple[int, ...] = (6, 6, 6)
@@ -96,7 +98,7 @@ class SkipNet(nn.Module):
         units = []
         score = None
         alone = train or self.is_initializing() or tap is not None or isinstance(occupancy, stochastic.Stochastic)
-        alone = alone or self.scan_from is None or execute.skips(self, occupancy, train)
+        alone = alone or self.scan_from is None or self._execution(occupancy, train) != "dense"
         least = len(plan) if alone else _validate.positive_int("scan_from", self.scan_from, 2)
         # the first block has no score before it, the last one none behind it
         for run in [plan[:1], *runs(plan[1:-1]), plan[1:][-1:]]:
@@ -171,10 +173,18 @@ class SkipNet(nn.Module):
         if score is None:
             return block(x, residual), None, cost, projection_macs
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
-        skip = execute.skips(self, occupancy, train)
-        out = execute.unit(skip, self, o > 0, block, skipped, x, residual)
+        how = self._execution(occupancy, train)
+        if how == "rows":
+            layers = {kind: of[name] for kind, of in self.variables.items() if name in of}
+            shortcut = residual if spec.changes_shape else None
+            return rows.block(layers, o > 0, x, shortcut, spec.stride, self.winograd), o, cost, projection_macs
+        out = execute.unit(how == "conditional", self, o > 0, block, skipped, x, residual)
         weight = o.reshape(-1, 1, 1, 1)
         return weight * out + (1 - weight) * skipped, o, cost, projection_macs
+
+    def _execution(self, occupancy: Occupancy, train: bool) -> str:
+        known = (*execute.EXECUTIONS, *(("rows",) if self.block == "basic" else ()))
+        return execute.chosen(self, occupancy, train, known)
 
     def _gate(
         self,

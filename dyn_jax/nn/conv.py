@@ -111,8 +111,10 @@ def grouped_pixels_conv(x: jax.Array, kernel: jax.Array, padding: int, group: in
     return y.reshape(*y.shape[:2], y.shape[2] * group, kernel.shape[3])
 
 
-def _input_gradient(g, kernel, size, stride, padding, winograd):
-    """Gradient to an input of height and width `size`, as a forward convolution of the cotangent `g`."""
+def input_gradient(
+    g: jax.Array, kernel: jax.Array, size: tuple[int, ...], stride: int, padding: int, winograd: bool
+) -> jax.Array:
+    """Gradient of `conv2d` to an input of height and width `size`, as a forward convolution of the cotangent `g`."""
     k = kernel.shape[0]
     if stride == 1:
         return _forward(g, jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3), 1, k - 1 - padding, winograd)
@@ -166,7 +168,7 @@ def _conv2d_bwd(stride, padding, winograd, residuals, cotangent):
         return None, None
     x_bar = kernel_bar = None
     if kernel is not None:
-        x_bar = _input_gradient(cotangent, kernel, sizes.x, stride, padding, winograd)
+        x_bar = input_gradient(cotangent, kernel, sizes.x, stride, padding, winograd)
     if x is not None:
         kernel_bar = _kernel_gradient(x, cotangent, sizes.kernel[0], stride, padding)
     return x_bar, kernel_bar

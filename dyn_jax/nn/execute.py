@@ -1,7 +1,9 @@
-"""How a gated unit is executed: always (``dense``), or only where somebody has it on (``conditional``).
+"""How a gated unit is executed: always (``dense``), or only where it is on.
 
 A unit is ``occupancy(score(x)) * unit(x)``; the field `execution` of a network says whether ``unit(x)`` is evaluated
-where that product is 0 anyway. Logits, occupancies and executed multiply-adds do not depend on it.
+where that product is 0 anyway: ``conditional`` leaves out what is off for the whole batch, ``rows`` what is off for a
+row of it (SkipNet of basic blocks, see `dyn_jax.nn.rows`). Logits, occupancies and executed multiply-adds do not depend
+on it.
 """
 
 from __future__ import annotations
@@ -20,17 +22,22 @@ from dyn_jax.types import Occupancy
 EXECUTIONS = ("dense", "conditional")
 
 
-def skips(network: Any, occupancy: Occupancy, train: bool) -> bool:
-    """Whether the network leaves out what is off: asked for by its field, and under hard gates in evaluation only.
+def chosen(network: Any, occupancy: Occupancy, train: bool, known: tuple[str, ...] = EXECUTIONS) -> str:
+    """The execution that the network's field asks for; under hard gates in evaluation only, elsewhere ``dense``.
 
     In training the batch statistics want every example, at initialisation every unit makes its parameters, and an
     occupancy other than ``hard()`` has a derivative where it is 0.
 
     Raises:
-      ValueError: unknown execution.
+      ValueError: an execution that is not among the `known` ones.
     """
-    wanted = _validate.choice("execution", network.execution, EXECUTIONS) == "conditional"
-    return wanted and isinstance(occupancy, Hard) and not train and not network.is_initializing()
+    wanted = _validate.choice("execution", network.execution, known)
+    return wanted if isinstance(occupancy, Hard) and not train and not network.is_initializing() else "dense"
+
+
+def skips(network: Any, occupancy: Occupancy, train: bool) -> bool:
+    """Whether the network leaves out what is off for the whole batch, see `chosen`."""
+    return chosen(network, occupancy, train) == "conditional"
 
 
 def unit(skip: bool, network: nn.Module, on: jax.Array, fun: Callable[..., Any], off: Any, *inputs: jax.Array) -> Any:
