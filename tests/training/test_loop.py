@@ -1,6 +1,7 @@
 """The loop: killed runs go on to the same weights, other runs are refused, and what a recipe says is what happens."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -125,6 +126,57 @@ def test_functions_are_told_apart():
     of = lambda loss: runs.identify(Tiny(), Recipe(1, loss=loss), 0)["recipe.loss"]
     assert of(scaled(2.0)) == of(scaled(2.0)) != of(scaled(3.0))
     assert of(lambda output: output + 1) != of(lambda output: output - 1)
+
+
+class Weighted:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, output, labels, progress):
+        return self.weight * output
+
+
+FACTOR = 1.0
+
+
+def test_what_wraps_a_function_is_looked_through(monkeypatch):
+    """A loss that is jitted, bound, partly applied, an object or full of functions is still that loss."""
+    of = lambda loss: runs.identify(Tiny(), Recipe(1, loss=loss), 0)["recipe.loss"]
+    scaled = lambda factor: lambda output, labels, progress: factor * output
+    for wrap in (
+        lambda factor: jax.jit(scaled(factor)),
+        lambda factor: functools.partial(scaled(factor)),
+        lambda factor: functools.partial(Weighted(0), **{"progress": factor}),
+        Weighted,
+        lambda factor: Weighted(factor).__call__,
+        lambda factor: {"loss": scaled(factor)},
+        lambda factor: scaled(np.float32(factor + 1e-7)),
+    ):
+        assert of(wrap(1.0)) == of(wrap(1.0)) != of(wrap(2.0))
+    assert of(scaled(np.float32(1.0))) != of(scaled(np.float32(1.0000001)))
+    assert of(scaled(np.float32)) != of(scaled(np.float64))
+    inner = [lambda output: (lambda x: x + 1)(output), lambda output: (lambda x: x - 1)(output)]
+    assert of(inner[0]) != of(inner[1])
+    uses_global = lambda output: FACTOR * output
+    before = of(uses_global)
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    assert of(uses_global) != before
+
+
+def test_the_order_of_a_set_is_no_other_run():
+    """It differs from process to process."""
+    script = (
+        "from dyn_jax.training import runs; print(runs._describe({'a', 'b', 'c', 'd'}), "
+        "runs._describe(lambda x: x in {'a', 'b', 'c', 'd'}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    said = {
+        subprocess.run([sys.executable, "-c", script], env={**environment, "PYTHONHASHSEED": seed}, capture_output=True)
+        .stdout.decode()
+        .strip()
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1 and all(said)
 
 
 def test_targets_are_checked_before_work(tmp_path):
