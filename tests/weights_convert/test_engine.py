@@ -78,6 +78,7 @@ def test_every_problem_is_listed_at_once():
     state["conv1.weight"] = np.zeros((4, 3, 5, 5), np.float32)
     state["bn1.bias"] = np.full(4, 1e60)  # finite as it comes, infinite as the network has it
     state["group2_layer0.downsample.0.weight"] = state["group2_ds0.0.weight"] + 1
+    state["group1_layer0.conv1.weight"] = np.ones((4, 4, 3, 3), np.int8)  # quantised
     with pytest.raises(ConversionError) as error:
         weights_convert.convert(small(), state)
     text = str(error.value)
@@ -86,7 +87,8 @@ def test_every_problem_is_listed_at_once():
     assert "wrong shape conv1.weight: got (4, 3, 5, 5), expected (4, 3, 3, 3)" in text
     assert "not finite bn1.bias" in text
     assert "group2_ds0.0.weight and group2_layer0.downsample.0.weight are one layer" in text
-    assert "5 of " in text
+    assert "integers group1_layer0.conv1.weight: got int8, expected floats" in text
+    assert "6 of " in text
 
 
 def test_running_statistics_of_a_convolution_are_unexpected():
