@@ -266,6 +266,15 @@ def test_knn_and_chamfer_distances_by_brute_force():
     assert np.abs(pull[3]).max() > 0 and np.all(np.isfinite(pull))
 
 
+def test_fewer_points_than_neighbours():
+    """Points that only fill up are nobody's neighbours."""
+    cloud = a_cloud(valid=4)
+    alone = np.asarray(knn_distance(cloud.xyz[:4], jnp.ones(4, bool), 3, 0.1))
+    assert alone > 0
+    for k in (3, 5, 50):
+        np.testing.assert_allclose(knn_distance(cloud.xyz, cloud.valid, k, 0.1), alone, rtol=1e-6)
+
+
 def test_nonfinite_gradients_are_flagged_and_taken_as_zero():
     def broken(cloud):
         z = segmenter(cloud).logits
