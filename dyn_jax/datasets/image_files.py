@@ -57,7 +57,7 @@ def image_folder(path: str | os.PathLike) -> ImageData:
     """
     from PIL import Image
 
-    place = pathlib.Path(path)
+    place = pathlib.Path(path).expanduser()
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: no such folder; expected one with a folder of images for each class")
     classes = sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
