@@ -134,7 +134,7 @@ def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if array.dtype.kind not in "fiu":
             raise TypeError(f"state_dict[{short(key)!r}]: got dtype {array.dtype}, expected numbers")
         half = array.dtype.kind == "f" and array.dtype.itemsize < 4
-        arrays[key] = array.astype(np.float32) if half else array
+        arrays[key] = array.astype(np.float32 if half else array.dtype.newbyteorder("="), copy=False)
     return arrays
 
 

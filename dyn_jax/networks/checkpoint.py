@@ -223,4 +223,5 @@ def _checked_leaf(value: Any, where: str, allow_nonfinite: bool) -> np.ndarray:
         bad = int((~np.isfinite(array)).sum())
         if bad:
             raise ValueError(f"{where}: got {bad} NaN or infinite values, expected none (see allow_nonfinite)")
-    return array
+    # the file has bytes without their order
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -71,6 +71,13 @@ def test_prefix_and_step_counters_change_nothing(change):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_byte_orders():
+    state = torch_state(small())
+    turned = weights_convert.convert(small(), {key: value.astype(">f4") for key, value in state.items()})
+    jax.tree.map(np.testing.assert_array_equal, turned, weights_convert.convert(small(), state))
+    assert all(leaf.dtype.isnative for leaf in jax.tree.leaves(turned))
+
+
 def test_every_problem_is_listed_at_once():
     state = torch_state(small())
     del state["fc.bias"]
