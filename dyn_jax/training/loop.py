@@ -21,6 +21,7 @@ from dyn_jax import _validate, metrics
 from dyn_jax.datasets.base import ImageData, checked_images
 from dyn_jax.networks.checkpoint import check_own
 from dyn_jax.training import runs
+from dyn_jax.training.points import check_clouds
 from dyn_jax.training.recipe import Images, Progress, Recipe, Source, mean_cross_entropy
 from dyn_jax.training.runs import Position, State
 from dyn_jax.types import PointCloud, Variables
@@ -60,7 +61,8 @@ def fit(
       Variables of numpy arrays.
 
     Raises:
-      ValueError, TypeError: fewer examples than a batch; labels that are no classes of the network; a recipe that
+      ValueError, TypeError: fewer examples than a batch; labels that are no classes of the network, clouds without; a
+        recipe that
         trains some layers only, without `initial`; an `initial` of another network, or not finite; a checkpoint of
         another network, recipe, seed or data.
       FloatingPointError: the loss of an epoch is not finite.
@@ -69,6 +71,8 @@ def fit(
     _validate.positive_int("seed", seed, 0)
     if isinstance(data, ImageData):
         checked_images(data, classes=getattr(net, "num_classes", None))
+    else:
+        check_clouds(data, getattr(net, "num_classes", None))
     if initial is not None:
         check_own(net, initial)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(initial)):

@@ -35,9 +35,11 @@ cross_entropies = optax.softmax_cross_entropy_with_integer_labels
 
 
 def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
-    """Mean over the rows of the logits; the progress has no part in it."""
+    """Mean over the rows of the logits whose label is a class (0 if there is none); the progress has no part in it."""
     del progress
-    return jnp.mean(cross_entropies(output.logits, labels))
+    counted = (labels >= 0) & (labels < output.logits.shape[-1])
+    each = cross_entropies(output.logits, jnp.where(counted, labels, 0))
+    return jnp.sum(jnp.where(counted, each, 0)) / jnp.maximum(jnp.sum(counted), 1)
 
 
 Decayed = Callable[[Any], Any]

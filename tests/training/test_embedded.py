@@ -5,11 +5,23 @@ import numpy as np
 import pytest
 
 from dyn_jax import networks
-from dyn_jax.datasets import objects, rooms
+from dyn_jax.datasets import objects, rooms, streets
+from dyn_jax.networks import create
 from dyn_jax.networks.checkpoint import save_variables
 from dyn_jax.networks.pretrained import PRETRAINED
 from dyn_jax.training import embedded
-from dyn_jax.training.points import Clouds, object_batch, room_batch
+from dyn_jax.training.loop import fit
+from dyn_jax.training.points import (
+    Clouds,
+    object_batch,
+    objects_recipe,
+    room_batch,
+    rooms_recipe,
+    segmentation_loss,
+    streets_recipe,
+)
+from dyn_jax.training.recipe import mean_cross_entropy
+from dyn_jax.types import Output
 
 
 def test_every_shipped_network_has_a_recipe():
@@ -79,6 +91,46 @@ def test_clouds(chosen):
     assert [cloud.clouds for cloud, _ in plain] == [2, 2, 1]
     xyz = [scene.xyz for scene in data] if chosen is room_batch else data.xyz
     np.testing.assert_array_equal(np.concatenate([cloud.xyz for cloud, _ in plain]), np.concatenate(xyz))
+
+
+def test_points_that_do_not_count_are_in_no_loss():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 3)).astype(np.float32), np.array([1, 2, 0, 255, 1, -1], np.int32)
+    counted = (labels >= 0) & (labels < 3)
+    np.testing.assert_allclose(
+        mean_cross_entropy(Output(logits), labels), mean_cross_entropy(Output(logits[counted]), labels[counted]), 1e-6
+    )
+    counted &= labels != 0  # the class of what does not count in a scan
+    np.testing.assert_allclose(
+        segmentation_loss(Output(logits), labels), segmentation_loss(Output(logits[counted]), labels[counted]), 1e-6
+    )
+    assert float(mean_cross_entropy(Output(logits), np.full(6, 255))) == 0
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "words"),
+    [
+        ({"labels": None}, "got no labels"),
+        ({"colours": None}, "got no colours"),
+        ({"labels": np.full(64, 10, np.int32)}, "got label 10, expected 0 to 9 or 255"),
+        ({"labels": np.full(64, -1, np.int32)}, "got label -1"),
+        ({"labels": np.zeros(63, np.int32)}, "got labels int32 of shape"),
+    ],
+)
+def test_clouds_that_cannot_be_trained_on(spoilt, words):
+    data = rooms("train", 4, points=64)
+    data[2] = data[2]._replace(**spoilt)
+    with pytest.raises(ValueError, match=rf"data\[2\] \({data[2].name}\): {words}"):
+        fit(create("minkunet-rooms"), data, rooms_recipe(1))
+
+
+def test_objects_and_scans_that_cannot_be_trained_on():
+    data = objects("train", 32, points=8)
+    with pytest.raises(ValueError, match="data: got label 40"):
+        fit(create("minkfcnn-objects"), data._replace(labels=data.labels + 40), objects_recipe(1))
+    scans = streets("train", 2)
+    with pytest.raises(ValueError, match=r"data\[1\] .*: got no labels"):
+        fit(create("cylinder3d-streets"), [scans[0], scans[1]._replace(labels=None)], streets_recipe(1))
 
 
 def test_turns_keep_heights_and_distances():
