@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -131,9 +132,10 @@ def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
             array = np.asarray(value)
         except (TypeError, RuntimeError) as error:  # a PyTorch tensor that NumPy cannot see
             raise TypeError(f"state_dict[{short(key)!r}]: {error}; see torch_io.read_state_dict") from error
-        if array.dtype.kind not in "fiu":
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)  # bfloat16 too
+        if not is_float and array.dtype.kind not in "iu":
             raise TypeError(f"state_dict[{short(key)!r}]: got dtype {array.dtype}, expected numbers")
-        half = array.dtype.kind == "f" and array.dtype.itemsize < 4
+        half = is_float and array.dtype.itemsize < 4
         arrays[key] = array.astype(np.float32 if half else array.dtype.newbyteorder("="), copy=False)
     return arrays
 

@@ -1,6 +1,7 @@
 """Strict both ways: a state dict fits exactly, or every misfit is listed and nothing comes back."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -71,8 +72,13 @@ def test_prefix_and_step_counters_change_nothing(change):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_byte_orders():
+def test_half_precision_and_byte_orders():
     state = torch_state(small())
+    halved = {key: jnp.asarray(value, jnp.bfloat16) for key, value in state.items()}
+    got = weights_convert.convert(small(), halved)
+    expected = weights_convert.convert(small(), {key: value.astype(np.float32) for key, value in halved.items()})
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(got))
     turned = weights_convert.convert(small(), {key: value.astype(">f4") for key, value in state.items()})
     jax.tree.map(np.testing.assert_array_equal, turned, weights_convert.convert(small(), state))
     assert all(leaf.dtype.isnative for leaf in jax.tree.leaves(turned))
