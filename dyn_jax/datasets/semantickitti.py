@@ -175,13 +175,13 @@ def semantickitti(split: str = "val", folder: str | os.PathLike | None = None) -
     root = pathlib.Path(os.path.join(data_directory(), "semantickitti") if folder is None else data_directory(folder))
     root = next((place for place in (root, root / "dataset") if (place / "sequences").is_dir()), root)
     found = [root / "sequences" / number for number in SEQUENCES[split]]
-    scans = [path for place in found for path in sorted((place / "velodyne").glob("*.bin"))]
+    scans = [path for place in found for path in sorted((place / "velodyne").glob("[!.]*.bin"))]
     if not scans:
         raise FileNotFoundError(
             f"{root}: no scans, expected sequences/{SEQUENCES[split][0]}/velodyne/000000.bin and the like in it"
         )
     there = {(path.parent.parent.name, path.stem) for path in scans}
-    labels = [path for place in found for path in sorted((place / "labels").glob("*.label"))]
+    labels = [path for place in found for path in sorted((place / "labels").glob("[!.]*.label"))]
     lost = [path for path in labels if (path.parent.parent.name, path.stem) not in there]
     if lost:
         raise FileNotFoundError(f"{lost[0]}: one of {len(lost)} files of labels without their scan in velodyne")
