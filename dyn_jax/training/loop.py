@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dyn_jax import _validate, metrics
 from dyn_jax.datasets.base import ImageData, checked_images
-from dyn_jax.networks.checkpoint import check_own
+from dyn_jax.networks.checkpoint import check_own, whole
 from dyn_jax.training import runs
 from dyn_jax.training.points import check_clouds
 from dyn_jax.training.recipe import Images, Progress, Recipe, Source, mean_cross_entropy
@@ -50,7 +50,7 @@ def fit(
       data: what `recipe.source` takes: an `ImageData`, rooms, objects.
       recipe: see `Recipe`.
       seed: of everything random: initialisation, order, augmentation, gate noise, dropout.
-      initial: variables to start from.
+      initial: variables to start from; what is in half precision is trained in single precision.
       checkpoint: a file written every `every` steps and after every epoch; where it exists, training goes on from it.
         It stays when training ends: remove it once the variables are kept.
       every: steps.
@@ -77,6 +77,7 @@ def fit(
         check_own(net, initial)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(initial)):
             raise ValueError("initial: got NaN or infinite values, expected finite ones")
+        initial = whole(initial)
     for stage in recipe.stages:
         _validate.positive_int("epochs", stage.epochs)
         _validate.positive_int("batch_size", stage.batch_size)

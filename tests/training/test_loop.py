@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -210,6 +211,15 @@ def test_targets_are_checked_before_work(tmp_path):
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             fit(**{"net": Tiny(), "data": some(), "recipe": Recipe(1, 4), **change})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_halved_weights_are_trained_in_single_precision(straight, dtype):
+    halved = jax.tree.map(lambda leaf: leaf.astype(dtype), straight)
+    again = jax.tree.map(lambda leaf: leaf.astype(np.float32), halved)
+    got = fit(Tiny(), some(), Recipe(1, 4), initial=halved)
+    assert_equal(got, fit(Tiny(), some(), Recipe(1, 4), initial=again))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(got))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
