@@ -69,10 +69,7 @@ def fit(
     """
     run = _Run(net, data, seed, _validate.positive_int("every", every), report)
     _validate.positive_int("seed", seed, 0)
-    if isinstance(data, ImageData):
-        checked_images(data, classes=getattr(net, "num_classes", None))
-    else:
-        check_clouds(data, getattr(net, "num_classes", None))
+    _check_data(net, data)
     if initial is not None:
         check_own(net, initial)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(initial)):
@@ -104,6 +101,14 @@ def fit(
             start = _train(run, stage, start, at, ended, bar)
             ended += stage.epochs
     return start
+
+
+def _check_data(net: nn.Module, data: Any) -> None:
+    classes = getattr(net, "num_classes", None)
+    if isinstance(data, ImageData):
+        checked_images(data, classes=classes)
+    else:
+        check_clouds(data, classes)
 
 
 class _Run(NamedTuple):
@@ -232,12 +237,20 @@ def evaluate(net: nn.Module, variables: Variables, data: Any, source: Source = I
       ``accuracy`` of the rows of the logits; for an adaptive network also ``occupancy_rate`` [unit], ``varying`` [unit]
       (standard deviation between examples of an example's share of elements that are on) and ``macs_share`` (executed
       of dense); where every point has a label, ``mean_iou``.
+
+    Raises:
+      ValueError, TypeError: labels that are no classes of the network, clouds without.
+      FloatingPointError: logits that are not finite, which say no class.
     """
+    _check_data(net, data)
     options = source.options(net, source.in_order(data))
     apply = jax.jit(lambda variables, inputs: net.apply(variables, inputs, **options))
     matrix, shares, executed, dense = 0, [], [], None
     for inputs, labels in source.in_order(data):
         output = apply(variables, inputs)
+        bad = int((~np.isfinite(output.logits)).any(axis=1)[labels >= 0].sum())
+        if bad:
+            raise FloatingPointError(f"evaluate: got NaN or infinite logits in {bad} rows, expected finite ones")
         matrix += metrics.confusion(jnp.argmax(output.logits, axis=1), labels, output.logits.shape[1])
         if output.trace.units and all(unit.dense_macs is not None for unit in output.trace.units):
             shares.append(np.asarray(metrics.example_shares(output.trace))[labels >= 0])

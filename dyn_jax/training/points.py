@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax.datasets import Objects, Scan, Scene
+from dyn_jax.datasets import IGNORE, Objects, Scan, Scene
 from dyn_jax.datasets.points import check_objects, check_scene
 from dyn_jax.datasets.streets import check_scan
 from dyn_jax.objectives import lovasz_softmax
@@ -113,8 +113,8 @@ def scan_batch(data: list[Scan], rows: np.ndarray, rng: np.random.Generator | No
 def segmentation_loss(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
     """Cross-entropy plus Lovasz-softmax, Cylinder3D's loss, on points; label 0 marks those that do not count."""
     probabilities = jax.nn.softmax(output.logits)
-    counted = (labels > 0) & (labels < output.logits.shape[-1])
-    entropy = mean_cross_entropy(output, jnp.where(counted, labels, -1), progress)
+    counted = (labels != 0) & (labels != IGNORE)
+    entropy = mean_cross_entropy(output, jnp.where(counted, labels, IGNORE), progress)
     return entropy + lovasz_softmax(probabilities, labels, counted)
 
 

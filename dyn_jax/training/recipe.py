@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dyn_jax.datasets import ImageData, augment_crop_flip, batches, to_float
+from dyn_jax.datasets import IGNORE, ImageData, augment_crop_flip, batches, to_float
 from dyn_jax.types import Occupancy, Output, Variables
 
 
@@ -35,9 +35,9 @@ cross_entropies = optax.softmax_cross_entropy_with_integer_labels
 
 
 def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
-    """Mean over the rows of the logits whose label is a class (0 if there is none); the progress has no part in it."""
+    """Mean over the rows of the logits, points labelled `IGNORE` aside; the progress has no part in it."""
     del progress
-    counted = (labels >= 0) & (labels < output.logits.shape[-1])
+    counted = (labels != IGNORE) | (output.logits.shape[-1] > IGNORE)  # where it is a class
     each = cross_entropies(output.logits, jnp.where(counted, labels, 0))
     return jnp.sum(jnp.where(counted, each, 0)) / jnp.maximum(jnp.sum(counted), 1)
 

@@ -317,6 +317,19 @@ def test_images_of_an_epoch_depend_on_seed_and_epoch_alone():
     )
 
 
+def test_evaluate_counts_no_nan_as_a_class():
+    variables = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), Tiny().init(jax.random.key(0), some().images)
+    )
+    with (
+        jax.debug_nans(False),
+        pytest.raises(FloatingPointError, match="evaluate: got NaN or infinite logits in 40 rows"),
+    ):
+        evaluate(Tiny(), variables, some())
+    with pytest.raises(ValueError, match="got labels in"):
+        evaluate(Tiny(), variables, some()._replace(labels=np.full(40, -1)))
+
+
 def test_evaluate_counts_every_example_once():
     """300 examples in batches of 250: those that fill the second one up do not count."""
     data, variables = some(300), Tiny().init(jax.random.key(0), some().images[:1])
