@@ -18,6 +18,7 @@ import optax
 from tqdm import tqdm
 
 from dyn_jax import _validate, metrics
+from dyn_jax.datasets import IGNORE, Scan, scan_iou
 from dyn_jax.datasets.base import ImageData, checked_images
 from dyn_jax.networks.checkpoint import check_own, whole
 from dyn_jax.training import runs
@@ -236,7 +237,7 @@ def evaluate(net: nn.Module, variables: Variables, data: Any, source: Source = I
     Returns:
       ``accuracy`` of the rows of the logits; for an adaptive network also ``occupancy_rate`` [unit], ``varying`` [unit]
       (standard deviation between examples of an example's share of elements that are on) and ``macs_share`` (executed
-      of dense); where every point has a label, ``mean_iou``.
+      of dense); where every point has a label, ``mean_iou``: of scans as `scan_iou` counts, without label 0.
 
     Raises:
       ValueError, TypeError: labels that are no classes of the network, clouds without.
@@ -245,13 +246,15 @@ def evaluate(net: nn.Module, variables: Variables, data: Any, source: Source = I
     _check_data(net, data)
     options = source.options(net, source.in_order(data))
     apply = jax.jit(lambda variables, inputs: net.apply(variables, inputs, **options))
+    scans = isinstance(data, (list, tuple)) and isinstance(data[0], Scan)
+    ignore = 0 if scans else IGNORE
     matrix, shares, executed, dense = 0, [], [], None
     for inputs, labels in source.in_order(data):
         output = apply(variables, inputs)
         bad = int((~np.isfinite(output.logits)).any(axis=1)[labels >= 0].sum())
         if bad:
             raise FloatingPointError(f"evaluate: got NaN or infinite logits in {bad} rows, expected finite ones")
-        matrix += metrics.confusion(jnp.argmax(output.logits, axis=1), labels, output.logits.shape[1])
+        matrix += metrics.confusion(jnp.argmax(output.logits, axis=1), labels, output.logits.shape[1], ignore)
         if output.trace.units and all(unit.dense_macs is not None for unit in output.trace.units):
             shares.append(np.asarray(metrics.example_shares(output.trace))[labels >= 0])
             executed.append(np.asarray(metrics.executed_macs(output.trace))[labels >= 0])
@@ -263,5 +266,5 @@ def evaluate(net: nn.Module, variables: Variables, data: Any, source: Source = I
         report["varying"] = every.std(0).round(4).tolist()
         report["macs_share"] = float(np.concatenate(executed).mean() / dense)
     if isinstance(inputs, PointCloud) and len(labels) == len(inputs.xyz):
-        report["mean_iou"] = float(metrics.mean_iou(matrix))
+        report["mean_iou"] = float(scan_iou(matrix) if scans else metrics.mean_iou(matrix))
     return report

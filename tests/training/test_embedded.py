@@ -1,5 +1,6 @@
 """The table of shipped networks is complete, and its clouds are what the recipes say."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -9,14 +10,16 @@ from dyn_jax.datasets import objects, rooms, streets
 from dyn_jax.networks import create
 from dyn_jax.networks.checkpoint import save_variables
 from dyn_jax.networks.pretrained import PRETRAINED
+from dyn_jax.sparse3d import Cylinder
 from dyn_jax.training import embedded
-from dyn_jax.training.loop import fit
+from dyn_jax.training.loop import evaluate, fit
 from dyn_jax.training.points import (
     Clouds,
     object_batch,
     objects_recipe,
     room_batch,
     rooms_recipe,
+    scan_batch,
     segmentation_loss,
     streets_recipe,
 )
@@ -126,6 +129,28 @@ def test_clouds_that_cannot_be_trained_on(spoilt, words):
     data[2] = data[2]._replace(**spoilt)
     with pytest.raises(ValueError, match=rf"data\[2\] \({data[2].name}\): {words}"):
         fit(create("minkunet-rooms"), data, rooms_recipe(1))
+
+
+class Says(nn.Module):
+    """Every point is of the class that its intensity says."""
+
+    voxel_size, levels = Cylinder(), 5
+
+    def __call__(self, cloud, *, capacity):
+        del capacity
+        return Output(jax.nn.one_hot(cloud.features[:, 0].astype(int), 4))
+
+
+def test_unlabelled_points_of_a_scan_are_not_measured():
+    """Three classes occur; what is predicted where the fourth, 0, stands is nobody's error."""
+    scan = streets("test", 1)[0]
+    labels = np.arange(len(scan.xyz), dtype=np.int32) % 4
+    said = np.where(labels == 0, 3, labels)
+    right = evaluate(Says(), {}, [scan._replace(labels=labels, intensity=said.astype(np.float32))], Clouds(scan_batch))
+    assert right == {"accuracy": 1.0, "mean_iou": 1.0}
+    said[labels == 2] = 1
+    wrong = evaluate(Says(), {}, [scan._replace(labels=labels, intensity=said.astype(np.float32))], Clouds(scan_batch))
+    assert wrong["mean_iou"] == pytest.approx(0.5, abs=0.02) and wrong["accuracy"] == pytest.approx(2 / 3, abs=0.02)
 
 
 def test_objects_and_scans_that_cannot_be_trained_on():
