@@ -15,6 +15,7 @@ import optax
 
 from dyn_jax import _validate, metrics
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
+from dyn_jax.attacks.released.lgm import counted_by_cloud
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import Objective, lovasz_softmax
 from dyn_jax.occupancy import voxel
@@ -112,7 +113,7 @@ def _gradient(problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
 
 
 def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = None) -> Attack:
-    """`dyn_jax.attacks.point_bim` on scans, keeping the iterate with the worst mean IoU of the victim.
+    """`dyn_jax.attacks.point_bim` on scans, keeping of each the iterate with the worst mean IoU of the victim.
 
     The mean is over the classes that occur or are predicted, without class 0, whose points do not count. The clean
     scan is among the candidates, and the last evaluation makes no step.
@@ -131,10 +132,14 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
 
     def badness(problem: Problem, x: jax.Array) -> jax.Array:
         logits = problem.victim(x).logits
-        labels = jnp.where(problem.counted, problem.labels if problem.targets is None else problem.targets, -1)
-        matrix = metrics.confusion(jnp.argmax(logits, axis=1), labels, logits.shape[1], ignore=0)
-        value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
-        return -value if problem.targets is None else value
+        wanted, said = problem.labels if problem.targets is None else problem.targets, jnp.argmax(logits, axis=1)
+
+        def of_scan(counted: jax.Array) -> jax.Array:
+            matrix = metrics.confusion(said, jnp.where(counted, wanted, -1), logits.shape[1], ignore=0)
+            value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
+            return -value if problem.targets is None else value
+
+        return jax.vmap(of_scan)(counted_by_cloud(problem))
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         clean = problem.domain.clean
@@ -142,7 +147,7 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
         def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
             x, best, worst = state
             now = badness(problem, x)
-            best, worst = jnp.where(now > worst, x, best), jnp.maximum(now, worst)
+            best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
             gradient, record = _gradient(problem, x)
             moved = problem.project(x + chain.update(gradient, chain.init(x))[0])
             return (jnp.where(number == steps - 1, x, moved), best, worst), record
