@@ -71,7 +71,7 @@ def cell_labels(labels: jax.Array, cell: jax.Array, cells: int, classes: int) ->
 
 
 def cell_lovasz() -> Objective:
-    """`lovasz_softmax` of the scores of the cells against `cell_labels`, cells with label 0 left out.
+    """`lovasz_softmax` of the scores of a scan's cells against `cell_labels`, cells with label 0 left out.
 
     It reads the extras of the trace's first unit, as `Cylinder3D` writes them.
     """
@@ -80,11 +80,15 @@ def cell_lovasz() -> Objective:
         extras = output.trace.units[0].extras if output.trace.units else {}
         if not {"cell", "scores"} <= set(extras):
             raise ValueError("output: got a trace without the scores of cells, expected that of a Cylinder3D")
-        scores = jnp.sum(extras["scores"], axis=0)
-        wanted = labels if targets is None else targets
-        of_cell = cell_labels(wanted, extras["cell"][0], *scores.shape)
-        loss = lovasz_softmax(jax.nn.softmax(scores), of_cell, of_cell != 0)
-        return jnp.broadcast_to(loss if targets is None else -loss, labels.shape)
+        wanted, own = labels if targets is None else targets, output.trace.units[0].on
+
+        def of_scan(own: jax.Array, cell: jax.Array, scores: jax.Array) -> jax.Array:
+            of_cell = cell_labels(wanted, jnp.where(own, cell, len(scores)), *scores.shape)
+            return lovasz_softmax(jax.nn.softmax(scores), of_cell, of_cell != 0)
+
+        loss = jax.vmap(of_scan)(own, extras["cell"], extras["scores"])
+        loss = jnp.sum(jnp.where(own, loss[:, None], 0), axis=0)
+        return loss if targets is None else -loss
 
     return objective
 
