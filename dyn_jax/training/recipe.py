@@ -138,7 +138,7 @@ class Images:
     most: int | None = None
 
     def count(self, data: ImageData) -> int:
-        return min(len(data.images), self.most or len(data.images))
+        return len(data.images) if self.most is None else min(len(data.images), self.most)
 
     def example(self, net: nn.Module, data: ImageData) -> np.ndarray:
         del net
