@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -47,8 +48,8 @@ def convert(
       ValueError: unknown name; unknown kernel order, or ``hybrid`` for another family; keys of several models,
         each under its own prefix.
       TypeError: `state_dict` is not a mapping from names to arrays; no network; fields beside a module.
-      ConversionError: unmatched keys, missing leaves, wrong shapes, non-finite values, or two keys of one shared
-        tensor that differ. Nothing is returned then.
+      ConversionError: unmatched keys, missing leaves, wrong shapes, integers, non-finite values, or two keys of one
+        shared tensor that differ. Nothing is returned then.
     """
     module = dyn_jax.networks.create(network, **fields) if isinstance(network, str) else network
     if not isinstance(module, nn.Module):
@@ -94,6 +95,8 @@ def convert(
             wanted = shape if len(shape) == 3 else layout.torch_shape(shape)
         if value is None:
             problems.append(f"wrong shape {key}: got {array.shape}, expected {wanted}")
+        elif value.dtype.kind != "f":
+            problems.append(f"integers {key}: got {value.dtype}, expected floats (quantised weights have scales)")
         elif not (np.abs(value) <= _LARGEST).all():
             problems.append(f"not finite {key}: got NaN, infinite or values beyond float32")
         elif path in filled and not np.array_equal(filled[path], value):
@@ -129,10 +132,11 @@ def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
             array = np.asarray(value)
         except (TypeError, RuntimeError) as error:  # a PyTorch tensor that NumPy cannot see
             raise TypeError(f"state_dict[{short(key)!r}]: {error}; see torch_io.read_state_dict") from error
-        if array.dtype.kind not in "fiu":
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)  # bfloat16 too
+        if not is_float and array.dtype.kind not in "iu":
             raise TypeError(f"state_dict[{short(key)!r}]: got dtype {array.dtype}, expected numbers")
-        dtype = np.float64 if array.dtype == np.float64 else np.float32
-        arrays[key] = array.astype(dtype)
+        half = is_float and array.dtype.itemsize < 4
+        arrays[key] = array.astype(np.float32 if half else array.dtype.newbyteorder("="), copy=False)
     return arrays
 
 

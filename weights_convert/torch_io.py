@@ -45,6 +45,11 @@ _ONLY_STATE_DICTS = (
 _TAR = "this is a tar archive; PyTorch's old tar layout is not read, load it with torch and torch.save it again"
 _NOT_CHECKPOINTS = (
     (rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", "this is an HTML page, the download failed"),
+    (
+        rb"(?s).{8}\{\s*\"",
+        "this is a safetensors file; read it with safetensors.numpy.load_file and convert what that returns",
+    ),
+    (rb"\s*\{\s*\"", "this is a JSON file, perhaps the index of a checkpoint in parts; put them together first"),
     (rb"version https://git-lfs", "this is a Git LFS pointer, the file itself was not downloaded"),
     (rb"(?s).{257}ustar", _TAR),
 )

@@ -219,8 +219,10 @@ class Coordinates:
         return 3 * jnp.sum(self.own, axis=1, dtype=self.clean.dtype)
 
     def there(self, x: jax.Array) -> jax.Array:
-        """[point] bool, the valid points that `Dropped` did not take away."""
-        return self.cloud.valid & self.threat.there(x) if isinstance(self.threat, Dropped) else self.cloud.valid
+        """[point] bool, the valid points that `Dropped` did not take away; one at the origin all along is there."""
+        if not isinstance(self.threat, Dropped):
+            return self.cloud.valid
+        return self.cloud.valid & (self.threat.there(x) | ~self.threat.there(self.clean))
 
     def input(self, x: jax.Array) -> PointCloud:
         return self.cloud.replace(xyz=x, valid=self.there(x))
@@ -270,12 +272,15 @@ class Coordinates:
         return self.clean + w
 
     def counted(self, labels: jax.Array, classes: int, ignore: int) -> jax.Array:
-        """Rows labelled `ignore` do not count, nor what jit cannot refuse: labels that are no class."""
-        counted = (labels != ignore) & (labels >= 0) & (labels < classes)
-        return counted & self.cloud.valid if len(labels) == len(self.cloud.valid) else counted
+        """Rows labelled `ignore` do not count, nor clouds without points, nor what jit cannot refuse: labels that are
+        no class."""
+        return self._judged((labels != ignore) & (labels >= 0) & (labels < classes), self.cloud.valid)
 
     def judged(self, x: jax.Array, counted: jax.Array) -> jax.Array:
-        return counted & self.there(x) if len(counted) == len(self.cloud.valid) else counted
+        return self._judged(counted, self.there(x))
+
+    def _judged(self, counted: jax.Array, there: jax.Array) -> jax.Array:
+        return counted & (there if len(counted) == len(there) else self.any_row(there))
 
     def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
         if len(values) == self.examples:

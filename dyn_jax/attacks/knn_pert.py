@@ -31,7 +31,7 @@ def knn_distance(xyz: jax.Array, valid: jax.Array, k: int = 5, alpha: float = 1.
 
     Args:
       xyz: [point, 3], metres.
-      valid: [point] bool, the points of one cloud, more than k of them.
+      valid: [point] bool, the points of one cloud; where they are not more than k, all others are the nearest.
       k: neighbours.
       alpha: standard deviations above the mean at which a point is an outlier.
 
@@ -39,7 +39,9 @@ def knn_distance(xyz: jax.Array, valid: jax.Array, k: int = 5, alpha: float = 1.
     """
     others = valid[None, :] & ~jnp.eye(xyz.shape[0], dtype=bool)
     squares = jnp.where(others, squared_distances(xyz, xyz), _FAR)
-    distance = jnp.mean(-jax.lax.top_k(-squares, k)[0], axis=1)
+    nearest = -jax.lax.top_k(-squares, min(k, xyz.shape[0]))[0]
+    near = nearest < _FAR
+    distance = jnp.sum(jnp.where(near, nearest, 0), axis=1) / jnp.maximum(jnp.sum(near, axis=1), 1)
     number = jnp.maximum(jnp.sum(valid), 1)
     fixed = jax.lax.stop_gradient(jnp.where(valid, distance, 0))
     mean = jnp.sum(fixed) / number
@@ -59,7 +61,7 @@ class KNNDistance:
     """``chamfer_weight * chamfer + knn_weight * knn`` of every cloud.
 
     Attributes:
-      neighbours: k of the kNN distance; below the number of valid points.
+      neighbours: k of the kNN distance.
       alpha: outlier threshold, see `knn_distance`.
       chamfer_weight, knn_weight: of the two distances.
     """

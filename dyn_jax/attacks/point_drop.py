@@ -45,8 +45,8 @@ def point_drop(
     """In every round the points of largest saliency go, about ``points / rounds`` of them, and the gradient is anew.
 
     The adversarial points of the result are those of the cloud, or the origin where one is dropped: the networks see a
-    cloud in which it is not valid, neither loss nor success count it, and `remaining` gives that cloud. Sizes are
-    static: the same program serves every choice of points.
+    cloud in which it is not valid, neither loss nor success count it, and `remaining` gives that cloud. A point that
+    lies at the origin stays. Sizes are static: the same program serves every choice of points.
 
     Args:
       points: budget of every cloud, at least 1.
@@ -79,7 +79,8 @@ def point_drop(
         def step(x: jax.Array, count: jax.Array) -> tuple:
             gradient, record = problem.gradient(x)
             score = saliency_of(gradient, x, saliency, power) if noise is None else noise
-            can = domain.there(x) if domain.free is None else domain.there(x) & (domain.free[:, 0] > 0)
+            can = jnp.any(x != 0, axis=1)
+            can = can if domain.free is None else can & (domain.free[:, 0] > 0)
             own = domain.own & can[None] & problem.attacked[:, None]
             score, place = jax.lax.top_k(jnp.where(own, score[None], -jnp.inf), most)
             goes = (jnp.arange(most)[None] < count) & (score > -jnp.inf)
@@ -99,4 +100,5 @@ def remaining(cloud: PointCloud, adversarial: jax.Array) -> PointCloud:
       cloud: that was attacked.
       adversarial: [point, 3], of the result.
     """
-    return cloud.replace(xyz=adversarial, valid=cloud.valid & jnp.any(adversarial != 0, axis=1))
+    dropped = jnp.all(adversarial == 0, axis=1) & jnp.any(cloud.xyz != 0, axis=1)
+    return cloud.replace(xyz=adversarial, valid=cloud.valid & ~dropped)

@@ -53,18 +53,23 @@ def image_folder(path: str | os.PathLike) -> ImageData:
 
     Raises:
       OSError, ValueError: no such folder, no images, images of different sizes, of more than 8 bits, too large ones or
-        damaged ones: names the file.
+        damaged ones, or a class without any: names the file or folder.
     """
     from PIL import Image
 
-    place = pathlib.Path(path)
+    place = pathlib.Path(path).expanduser()
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: no such folder; expected one with a folder of images for each class")
     classes = sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
     images: list[np.ndarray] = []
     labels: list[int] = []
     for number, folder in enumerate(classes):
-        for file in sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES):
+        files = [entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != "."]
+        if not files:  # or accuracy is of the other classes alone
+            raise ValueError(
+                f"{folder}: got no images, expected {', '.join(SUFFIXES)} files in the folder of every class"
+            )
+        for file in sorted(files):
             with _files.opened(file, "an image") as content, _files.reading(os.fspath(file), "an image"):
                 image = Image.open(content)
                 shape = (image.height, image.width, 3)  # looked at before anything is unpacked

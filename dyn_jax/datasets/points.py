@@ -57,6 +57,8 @@ def made_scene(
     rows: np.ndarray, rgb: np.ndarray, labels: np.ndarray | None, name: str, where: str, classes: int | None = None
 ) -> Scene:
     """The checked `Scene` of a file's columns: coordinates [n, 3] and colours [n, 3] in 0..255, of any dtype."""
+    if len(rgb) and rgb.max() <= 1 and (rgb != np.rint(rgb)).any():  # divided once more, they would all be black
+        raise ValueError(f"{where}: got colours in [{rgb.min():.6g}, {rgb.max():.6g}], expected 0 to 255, not 0 to 1")
     with np.errstate(over="ignore"):  # infinite is refused
         xyz, colours = rows.astype(np.float32), (rgb / 255).astype(np.float32)
     return check_scene(Scene(xyz, colours, labels, name), where, classes)

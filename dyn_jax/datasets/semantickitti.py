@@ -45,12 +45,17 @@ def classes_of(raw: np.ndarray) -> np.ndarray:
       raw: [n] integers, as in a ``.label`` file.
 
     Raises:
-      TypeError, ValueError: not [n] integers; ids that the data set does not have.
+      TypeError, ValueError: not [n] integers; ids that the data set does not have; instances of nothing but class 0,
+        which is what float32 labels, or those of the other byte order, look like.
     """
     raw = np.asarray(raw)
     if raw.ndim != 1 or raw.dtype.kind not in "iu":
         raise TypeError(f"raw: got {raw.dtype}{list(raw.shape)}, expected integers [points]")
     ids = raw.astype(np.int64) & 0xFFFF
+    if raw.any() and not ids.any():
+        raise ValueError(
+            f"raw: got id 0 for every point and instances up to {raw.max() >> 16}, expected little-endian uint32"
+        )
     table = np.full(2**16, -1, np.int32)
     table[list(RAW_CLASSES)] = list(RAW_CLASSES.values())
     labels = table[ids]
@@ -164,17 +169,22 @@ def semantickitti(split: str = "val", folder: str | os.PathLike | None = None) -
 
     Raises:
       ValueError: unknown split, or what `read_scan` says of a file.
-      FileNotFoundError: no such folder, no sequence of the split in it, or a file of labels is missing.
+      FileNotFoundError: no such folder, no sequence of the split in it, or a file of labels, or its scan, is missing.
     """
     _validate.choice("split", split, SEQUENCES)
-    root = pathlib.Path(os.path.join(data_directory(), "semantickitti") if folder is None else folder)
+    root = pathlib.Path(os.path.join(data_directory(), "semantickitti") if folder is None else data_directory(folder))
     root = next((place for place in (root, root / "dataset") if (place / "sequences").is_dir()), root)
     found = [root / "sequences" / number for number in SEQUENCES[split]]
-    scans = [path for place in found for path in sorted((place / "velodyne").glob("*.bin"))]
+    scans = [path for place in found for path in sorted((place / "velodyne").glob("[!.]*.bin"))]
     if not scans:
         raise FileNotFoundError(
             f"{root}: no scans, expected sequences/{SEQUENCES[split][0]}/velodyne/000000.bin and the like in it"
         )
+    there = {(path.parent.parent.name, path.stem) for path in scans}
+    labels = [path for place in found for path in sorted((place / "labels").glob("[!.]*.label"))]
+    lost = [path for path in labels if (path.parent.parent.name, path.stem) not in there]
+    if lost:
+        raise FileNotFoundError(f"{lost[0]}: one of {len(lost)} files of labels without their scan in velodyne")
     return (_labelled(path, split) for path in scans)
 
 

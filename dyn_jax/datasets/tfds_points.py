@@ -58,8 +58,8 @@ def prepare_scenes_tfds(
 
     Raises:
       FileExistsError: one of that name is there; names the folder.
-      ValueError: a name that TFDS does not take; no split; a split without scenes; a scene that does not keep to its
-        description; or examples were lost on the way.
+      TypeError, ValueError: a name that TFDS does not take; no split; a split without scenes; what is no scene, or does
+        not keep to its description; or examples were lost on the way.
       ImportError: tensorflow-datasets or array_record is missing (array_record exists for Linux only).
     """
     return _prepare(dict(scenes_by_split), name, data_dir)
@@ -224,7 +224,10 @@ def _builder(splits: dict[str, Iterable], data_set: str, data_dir: str, columns:
 
             def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
                 self.counts[split] = 0
+                wanted = Scan if columns is _SCAN else Scene
                 for row, cloud in enumerate(splits[split]):
+                    if not isinstance(cloud, wanted):
+                        raise TypeError(f"{split} {row}: got a {type(cloud).__name__}, expected a {wanted.__name__}")
                     self.counts[split] += 1
                     yield row, _example(cloud, row, split)
                 if not self.counts[split]:

@@ -100,7 +100,8 @@ def halved(variables: Variables) -> dict[str, Any]:
 
 def whole(variables: Variables) -> dict[str, Any]:
     """Variables with what is in half precision in single precision."""
-    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float16 else leaf, dict(variables))
+    narrow = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4  # bfloat16 too
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if narrow(leaf) else leaf, dict(variables))
 
 
 def check_variables(network: nn.Module | str, variables: Variables) -> None:
@@ -223,4 +224,5 @@ def _checked_leaf(value: Any, where: str, allow_nonfinite: bool) -> np.ndarray:
         bad = int((~np.isfinite(array)).sum())
         if bad:
             raise ValueError(f"{where}: got {bad} NaN or infinite values, expected none (see allow_nonfinite)")
-    return array
+    # the file has bytes without their order
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -68,14 +68,15 @@ def near_coordinates(
 ) -> np.ndarray:
     """[pair, 4], the voxels that the valid points of a concrete cloud are in or can reach, with repetitions."""
     reach, valid = as_reach(reach), np.asarray(cloud.valid)
-    xyz = np.asarray(cloud.xyz, np.float32)[valid]
+    dtype = jax.dtypes.canonicalize_dtype(cloud.xyz.dtype)  # of the network, or points on a face change their voxel
+    xyz = np.asarray(cloud.xyz, dtype)[valid]
     batch = np.zeros(len(xyz), int) if cloud.batch is None else np.asarray(cloud.batch)[valid]
-    size = np.float32(voxel_size)
+    size = dtype.type(voxel_size)
     own = np.floor(xyz / size)
     coordinates = np.concatenate([batch[:, None], own], axis=1).astype(np.int64)
     if reach is None:
         return coordinates
-    step = np.asarray(reach.step, np.float32)
+    step = np.asarray(reach.step, dtype)
     step = step[valid][:, None] if step.ndim else step
     corner = np.stack([own, np.floor((xyz - step) / size), np.floor((xyz + step) / size)], axis=2)
     moves = corner != own[:, :, None]

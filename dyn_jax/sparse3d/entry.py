@@ -242,26 +242,33 @@ def _enter_tensor(tensor: SparseTensor, capacity: Capacity | None, levels: int, 
 
 
 def _hard_voxel_features(cloud: PointCloud, points: HardPoints, coordinates: bool) -> jax.Array:
-    """Eq. 34: a voxel has its first point's features; with its coordinates, x and y centred, behind them."""
+    """Eq. 34: a voxel has its first point's features; and its coordinates, x and y centred in its cloud, behind."""
     features = first_of(cloud.features, points.groups)
     if not coordinates:
         return features
     position = points.sites.coordinates[:, 1:].astype(features.dtype)
-    mean = jnp.sum(position * points.exists[:, None], axis=0) / jnp.maximum(points.sites.count, 1)
-    return jnp.concatenate([features, position - mean.at[2].set(0)[None]], axis=1)
+    centred = _centred(position, points.sites.coordinates[:, 0], points.exists, cloud.clouds)
+    return jnp.concatenate([features, centred], axis=1)
+
+
+def _centred(position: jax.Array, batch: jax.Array, counted: jax.Array, clouds: int) -> jax.Array:
+    """Positions [row, 3], x and y minus their mean over the counted rows of the row's cloud."""
+    own = (counted[None] & (batch[None] == jnp.arange(clouds, dtype=batch.dtype)[:, None]))[:, :, None]
+    mean = jnp.sum(jnp.where(own, position[None], 0), axis=1) / jnp.maximum(jnp.sum(own, axis=1), 1)
+    # a sum, for the derivative of a look-up are writes that meet
+    return position - jnp.sum(jnp.where(own, mean.at[:, 2].set(0)[:, None], 0), axis=0)
 
 
 def soft_voxel_features(cloud: PointCloud, points: SoftPoints, voxel_size: float, coordinates: bool) -> jax.Array:
-    """``o f~`` of eq. 37-38, [voxel, channel]; with voxel coordinates, x and y centred, behind the cloud's features.
+    """``o f~`` of eq. 37-38, [voxel, channel]; with voxel coordinates, x and y centred by cloud, behind them.
 
     The release rounds those coordinates by a steep sigmoid, as LGM's S3DIS code does; the paper has no such step.
     """
     if not coordinates:
         return points.gather(cloud.features)
-    position = cloud.xyz / voxel_size
-    count = jnp.maximum(jnp.sum(cloud.valid), 1)
-    mean = jnp.sum(jnp.where(cloud.valid[:, None], position, 0), axis=0) / count
-    features = jnp.concatenate([cloud.features, position - mean.at[2].set(0)[None]], axis=1)
+    batch = jnp.zeros(len(cloud.xyz), jnp.int32) if cloud.batch is None else cloud.batch
+    centred = _centred(cloud.xyz / voxel_size, batch, cloud.valid, cloud.clouds)
+    features = jnp.concatenate([cloud.features, centred], axis=1)
     soft = soft_features(features, points.to_input, points.pairs)
     if points.form.rounds_coordinates:
         soft = soft.at[:, -3:].set(soft_floor(soft[:, -3:]))

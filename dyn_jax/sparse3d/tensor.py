@@ -67,7 +67,7 @@ def from_numpy(
     if not len(coordinates):
         raise ValueError("coordinates: got no voxels, expected at least one")
     with np.errstate(over="ignore"):  # infinite is refused below
-        features = features.astype(jax.dtypes.canonicalize_dtype(features.dtype))
+        features = features.astype(jax.dtypes.canonicalize_dtype(features.dtype.newbyteorder("=")))
     if not np.isfinite(features).all():
         raise ValueError("features: got NaN or infinite values, expected finite ones")
     if coordinates.dtype.kind == "u" and coordinates.max() >= 2**30:  # before a uint64 wraps

@@ -18,9 +18,11 @@ import optax
 from tqdm import tqdm
 
 from dyn_jax import _validate, metrics
+from dyn_jax.datasets import IGNORE, Scan, scan_iou
 from dyn_jax.datasets.base import ImageData, checked_images
-from dyn_jax.networks.checkpoint import check_own
+from dyn_jax.networks.checkpoint import check_own, whole
 from dyn_jax.training import runs
+from dyn_jax.training.points import check_clouds
 from dyn_jax.training.recipe import Images, Progress, Recipe, Source, mean_cross_entropy
 from dyn_jax.training.runs import Position, State
 from dyn_jax.types import PointCloud, Variables
@@ -49,7 +51,7 @@ def fit(
       data: what `recipe.source` takes: an `ImageData`, rooms, objects.
       recipe: see `Recipe`.
       seed: of everything random: initialisation, order, augmentation, gate noise, dropout.
-      initial: variables to start from.
+      initial: variables to start from; what is in half precision is trained in single precision.
       checkpoint: a file written every `every` steps and after every epoch; where it exists, training goes on from it.
         It stays when training ends: remove it once the variables are kept.
       every: steps.
@@ -60,19 +62,20 @@ def fit(
       Variables of numpy arrays.
 
     Raises:
-      ValueError, TypeError: fewer examples than a batch; labels that are no classes of the network; a recipe that
+      ValueError, TypeError: fewer examples than a batch; labels that are no classes of the network, clouds without; a
+        recipe that
         trains some layers only, without `initial`; an `initial` of another network, or not finite; a checkpoint of
         another network, recipe, seed or data.
       FloatingPointError: the loss of an epoch is not finite.
     """
     run = _Run(net, data, seed, _validate.positive_int("every", every), report)
     _validate.positive_int("seed", seed, 0)
-    if isinstance(data, ImageData):
-        checked_images(data, classes=getattr(net, "num_classes", None))
+    _check_data(net, data)
     if initial is not None:
         check_own(net, initial)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(initial)):
             raise ValueError("initial: got NaN or infinite values, expected finite ones")
+        initial = whole(initial)
     for stage in recipe.stages:
         _validate.positive_int("epochs", stage.epochs)
         _validate.positive_int("batch_size", stage.batch_size)
@@ -99,6 +102,14 @@ def fit(
             start = _train(run, stage, start, at, ended, bar)
             ended += stage.epochs
     return start
+
+
+def _check_data(net: nn.Module, data: Any) -> None:
+    classes = getattr(net, "num_classes", None)
+    if isinstance(data, ImageData):
+        checked_images(data, classes=classes)
+    else:
+        check_clouds(data, classes)
 
 
 class _Run(NamedTuple):
@@ -226,14 +237,24 @@ def evaluate(net: nn.Module, variables: Variables, data: Any, source: Source = I
     Returns:
       ``accuracy`` of the rows of the logits; for an adaptive network also ``occupancy_rate`` [unit], ``varying`` [unit]
       (standard deviation between examples of an example's share of elements that are on) and ``macs_share`` (executed
-      of dense); where every point has a label, ``mean_iou``.
+      of dense); where every point has a label, ``mean_iou``: of scans as `scan_iou` counts, without label 0.
+
+    Raises:
+      ValueError, TypeError: labels that are no classes of the network, clouds without.
+      FloatingPointError: logits that are not finite, which say no class.
     """
+    _check_data(net, data)
     options = source.options(net, source.in_order(data))
     apply = jax.jit(lambda variables, inputs: net.apply(variables, inputs, **options))
+    scans = isinstance(data, (list, tuple)) and isinstance(data[0], Scan)
+    ignore = 0 if scans else IGNORE
     matrix, shares, executed, dense = 0, [], [], None
     for inputs, labels in source.in_order(data):
         output = apply(variables, inputs)
-        matrix += metrics.confusion(jnp.argmax(output.logits, axis=1), labels, output.logits.shape[1])
+        bad = int((~np.isfinite(output.logits)).any(axis=1)[labels >= 0].sum())
+        if bad:
+            raise FloatingPointError(f"evaluate: got NaN or infinite logits in {bad} rows, expected finite ones")
+        matrix += metrics.confusion(jnp.argmax(output.logits, axis=1), labels, output.logits.shape[1], ignore)
         if output.trace.units and all(unit.dense_macs is not None for unit in output.trace.units):
             shares.append(np.asarray(metrics.example_shares(output.trace))[labels >= 0])
             executed.append(np.asarray(metrics.executed_macs(output.trace))[labels >= 0])
@@ -245,5 +266,5 @@ def evaluate(net: nn.Module, variables: Variables, data: Any, source: Source = I
         report["varying"] = every.std(0).round(4).tolist()
         report["macs_share"] = float(np.concatenate(executed).mean() / dense)
     if isinstance(inputs, PointCloud) and len(labels) == len(inputs.xyz):
-        report["mean_iou"] = float(metrics.mean_iou(matrix))
+        report["mean_iou"] = float(scan_iou(matrix) if scans else metrics.mean_iou(matrix))
     return report

@@ -8,9 +8,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax.datasets import Objects, Scan, Scene
+from dyn_jax.datasets import IGNORE, Objects, Scan, Scene
+from dyn_jax.datasets.points import check_objects, check_scene
+from dyn_jax.datasets.streets import check_scan
 from dyn_jax.objectives import lovasz_softmax
 from dyn_jax.sparse3d import Capacity, bucket
 from dyn_jax.sparse3d.allocate import capacity_for
@@ -108,9 +111,36 @@ def scan_batch(data: list[Scan], rows: np.ndarray, rng: np.random.Generator | No
 
 
 def segmentation_loss(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
-    """Cross-entropy plus Lovasz-softmax, Cylinder3D's loss, on points."""
+    """Cross-entropy plus Lovasz-softmax, Cylinder3D's loss, on points; label 0 marks those that do not count."""
     probabilities = jax.nn.softmax(output.logits)
-    return mean_cross_entropy(output, labels, progress) + lovasz_softmax(probabilities, labels, labels != 0)
+    counted = (labels != 0) & (labels != IGNORE)
+    entropy = mean_cross_entropy(output, jnp.where(counted, labels, IGNORE), progress)
+    return entropy + lovasz_softmax(probabilities, labels, counted)
+
+
+def check_clouds(data: Any, classes: int | None) -> None:
+    """Checks objects, scenes or scans that a network shall be trained on; other data pass.
+
+    Args:
+      data: `Objects`, or a list of `Scene` or `Scan`.
+      classes: labels lie in [0, classes), or are `IGNORE` (no loss looks at such points); None: not compared.
+
+    Raises:
+      ValueError: a cloud without labels, a scene without colours; see `check_scene`, `check_scan`, `check_objects`.
+    """
+    if isinstance(data, Objects):
+        check_objects(data, "data", classes)
+        return
+    for number, cloud in enumerate(data if isinstance(data, (list, tuple)) else ()):
+        if isinstance(cloud, (Scene, Scan)):
+            where = f"data[{number}] ({cloud.name})"
+            missing = [name for name in ("labels", "colours") if getattr(cloud, name, ()) is None]
+            if missing:
+                raise ValueError(f"{where}: got no {missing[0]}, expected some to train on")
+            if isinstance(cloud, Scan):
+                check_scan(cloud, where)
+            colours = getattr(cloud, "colours", None)
+            check_scene(Scene(cloud.xyz, colours, cloud.labels, cloud.name), where, classes)
 
 
 def _turn(xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray:

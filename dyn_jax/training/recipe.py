@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dyn_jax.datasets import ImageData, augment_crop_flip, batches, to_float
+from dyn_jax.datasets import IGNORE, ImageData, augment_crop_flip, batches, to_float
 from dyn_jax.types import Occupancy, Output, Variables
 
 
@@ -35,9 +35,11 @@ cross_entropies = optax.softmax_cross_entropy_with_integer_labels
 
 
 def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
-    """Mean over the rows of the logits; the progress has no part in it."""
+    """Mean over the rows of the logits, points labelled `IGNORE` aside; the progress has no part in it."""
     del progress
-    return jnp.mean(cross_entropies(output.logits, labels))
+    counted = (labels != IGNORE) | (output.logits.shape[-1] > IGNORE)  # where it is a class
+    each = cross_entropies(output.logits, jnp.where(counted, labels, 0))
+    return jnp.sum(jnp.where(counted, each, 0)) / jnp.maximum(jnp.sum(counted), 1)
 
 
 Decayed = Callable[[Any], Any]
@@ -136,7 +138,7 @@ class Images:
     most: int | None = None
 
     def count(self, data: ImageData) -> int:
-        return min(len(data.images), self.most or len(data.images))
+        return len(data.images) if self.most is None else min(len(data.images), self.most)
 
     def example(self, net: nn.Module, data: ImageData) -> np.ndarray:
         del net

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
 import os
 import re
+import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -131,26 +134,55 @@ def _fields(record: Any) -> list[tuple[str, Any]]:
 
 
 def _describe(value: Any, inside: tuple[int, ...] = ()) -> str:
-    """Words that are equal for equal values in another process; a function is its code and what it closes over."""
+    """Words that are equal for equal values in another process; a function is its code, what it closes over, and the
+    numbers and strings among the globals that it names."""
     if id(value) in inside:  # a function that calls itself
         return "..."
     inside = (*inside, id(value))
     listed = lambda values: ", ".join(_describe(v, inside) for v in values)
+    if isinstance(value, functools.partial):
+        return f"partial({listed([value.func, *value.args, value.keywords])})"
+    if inspect.ismethod(value):
+        return listed([value.__func__, value.__self__])
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
     if dataclasses.is_dataclass(type(value)):
         pairs = ", ".join(f"{name}={_describe(v, inside)}" for name, v in _fields(value))
         return f"{type(value).__name__}({pairs})"
     if inspect.isfunction(value):
-        code = value.__code__
-        constants = [c for c in code.co_consts if not inspect.iscode(c)]
-        digest = hashlib.blake2b(repr((code.co_code, constants, code.co_names)).encode(), digest_size=4).hexdigest()
+        code, words = _code(value.__code__)
+        digest = hashlib.blake2b(code.encode(), digest_size=4).hexdigest()
         held = [cell.cell_contents for cell in value.__closure__ or ()]
         defaults = [*(value.__defaults__ or ()), *sorted((value.__kwdefaults__ or {}).items())]
-        return f"{value.__module__}.{value.__qualname__}[{digest}]({listed([*held, *defaults])})"
+        plain = [(word, value.__globals__.get(word)) for word in sorted(words)]
+        plain = [pair for pair in plain if isinstance(pair[1], (int, float, str))]
+        return f"{value.__module__}.{value.__qualname__}[{digest}]({listed([*held, *defaults, *plain])})"
+    if hasattr(value, "__wrapped__"):  # by jax.jit
+        return f"{type(value).__name__}({_describe(value.__wrapped__, inside)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{key!r}: {_describe(v, inside)}' for key, v in value.items()))}}}"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(_describe(v, inside) for v in value))}}}"
     if isinstance(value, (tuple, list)):
         return f"({listed(value)})"
     if hasattr(value, "dtype"):
-        return f"{float(value):g}" if np.ndim(value) == 0 else _fingerprint(value)
+        return repr(np.asarray(value).item()) if np.ndim(value) == 0 else _fingerprint(value)
+    if type(value).__repr__ is object.__repr__:  # which says nothing of what it holds
+        return f"{type(value).__qualname__}({_describe(getattr(value, '__dict__', {}), inside)})"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _code(code: types.CodeType) -> tuple[str, set[str]]:
+    """(what a function's code and that of the functions inside it do, the names of globals in it)."""
+    parts, words = [], set(code.co_names)
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            constant, more = _code(constant)
+            words |= more
+        elif isinstance(constant, frozenset):  # in another order in another process
+            constant = sorted(map(repr, constant))
+        parts.append(constant)
+    return repr((code.co_code, parts, code.co_names)), words
 
 
 def _fingerprint(tree: Any) -> str:

@@ -66,6 +66,13 @@ def test_cells_are_judged_not_points():
     got = lgm_outdoor.cell_lovasz()(Output(scores[cell[0]], Trace((unit,))), jnp.asarray([1, 1, 2, 2]))
     expected = lovasz_softmax(jax.nn.softmax(scores), jnp.asarray([1, 2]), jnp.ones(2, bool))
     np.testing.assert_allclose(got, np.full(4, expected), rtol=1e-6)
+    own = jnp.asarray([[1.0, 1, 1, 1, 0], [0, 0, 0, 0, 1]])  # and beside another scan, of one cell
+    other = jnp.asarray([[1.0, 0, 0]])
+    both = jnp.stack([jnp.concatenate([scores, 0 * other]), jnp.concatenate([0 * scores, other])])
+    unit = UnitTrace(own - 0.5, own, 1, extras={"cell": jnp.asarray([[0, 0, 0, 1, 2]] * 2), "scores": both})
+    got = lgm_outdoor.cell_lovasz()(Output(jnp.zeros((5, 3)), Trace((unit,))), jnp.asarray([1, 1, 2, 2, 1]))
+    alone = lovasz_softmax(jax.nn.softmax(other), jnp.asarray([1]), jnp.ones(1, bool))
+    np.testing.assert_allclose(got, [*np.full(4, expected), alone], rtol=1e-6)
     with pytest.raises(ValueError, match="without the scores of cells"):
         lgm_outdoor.cell_lovasz()(Output(scores), jnp.asarray([1, 2]))
 

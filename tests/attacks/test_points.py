@@ -11,6 +11,8 @@ import pytest
 from dyn_jax import attacks, metrics
 from dyn_jax.attacks.knn_pert import KNNDistance, chamfer_distance, knn_distance
 from dyn_jax.attacks.point_bim import direction_of
+from dyn_jax.attacks.released import lgm_outdoor
+from dyn_jax.objectives import cross_entropy
 from dyn_jax.types import Output, PointCloud, Trace, UnitTrace
 
 POINTS, CLASSES = 12, 3
@@ -88,6 +90,27 @@ def test_release_makes_one_step_less_and_keeps_the_worst():
     worst = attacks.lgm.point_bim(0.3, 0.1, 4)(segmenter, cloud, labels, victim=trap)
     assert not last.success.any() and worst.success.all()
     np.testing.assert_allclose(worst.distance, 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [attacks.lgm.point_bim, lambda *given: lgm_outdoor.scan_bim(0.01, 4, objective=cross_entropy)]
+)
+def test_the_worst_is_kept_of_every_cloud(make):
+    """The second errs at its first step only, the first at its last: neither keeps the other's iterate."""
+    xyz = jnp.concatenate([a_cloud(1).xyz, a_cloud(2).xyz])
+    batch = jnp.repeat(jnp.arange(2, dtype=jnp.int32), POINTS)
+    both = PointCloud(xyz, jnp.zeros((2 * POINTS, 1)), jnp.ones(2 * POINTS, bool), batch, 2)
+    labels = 1 + jnp.arange(2 * POINTS) % 2
+    leave = lambda cloud: jnp.max(jnp.abs(cloud.xyz - xyz), axis=1)
+
+    def trap(cloud):
+        moved, right = leave(cloud), 10 * jax.nn.one_hot(labels, CLASSES)
+        wrong = jnp.where(batch == 0, moved > 0.009, (moved > 0.001) & (moved < 0.009))
+        return Output(jnp.where(wrong[:, None], jnp.roll(right, 1, axis=1), right))
+
+    result = make(0.01, 0.005, 4)(segmenter, both, labels, victim=trap)
+    assert result.success.all()
+    np.testing.assert_allclose(result.distance, np.where(batch == 0, 0.01, 0.005), atol=1e-5)
 
 
 def test_direction_of_zero_is_zero():
@@ -264,6 +287,15 @@ def test_knn_and_chamfer_distances_by_brute_force():
     np.testing.assert_allclose(got, np.mean(to_clean), rtol=1e-4)
     pull = jax.grad(lambda x: knn_distance(x, jnp.asarray(valid), 4))(jnp.asarray(xyz, jnp.float32))
     assert np.abs(pull[3]).max() > 0 and np.all(np.isfinite(pull))
+
+
+def test_fewer_points_than_neighbours():
+    """Points that only fill up are nobody's neighbours."""
+    cloud = a_cloud(valid=4)
+    alone = np.asarray(knn_distance(cloud.xyz[:4], jnp.ones(4, bool), 3, 0.1))
+    assert alone > 0
+    for k in (3, 5, 50):
+        np.testing.assert_allclose(knn_distance(cloud.xyz, cloud.valid, k, 0.1), alone, rtol=1e-6)
 
 
 def test_nonfinite_gradients_are_flagged_and_taken_as_zero():

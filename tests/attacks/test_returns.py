@@ -103,6 +103,33 @@ def test_budget_is_of_every_cloud_and_the_mask_holds():
     np.testing.assert_array_equal(alone.adversarial, cloud.xyz)
 
 
+def test_a_point_at_the_origin_is_no_dropped_one():
+    cloud = a_cloud()
+    cloud = cloud.replace(xyz=cloud.xyz.at[3].set(0))
+    result = attacks.point_drop(POINTS, 4, saliency="random")(classifier, cloud, jnp.array([2]), key=KEY)
+    np.testing.assert_array_equal(result.logits_clean, classifier(cloud).logits)
+    left = attacks.remaining(cloud, result.adversarial)
+    assert np.flatnonzero(left.valid).tolist() == [3] and int(result.distance.sum()) == POINTS - 2
+    np.testing.assert_array_equal(result.logits_adversarial, classifier(left).logits)
+
+
+def test_a_cloud_without_points_is_nobodys_error():
+    """Of several: one that has none, and one that loses all."""
+    cloud = a_cloud(clouds=2)
+    empty = cloud.replace(batch=cloud.batch * 2, clouds=3)
+    with jax.debug_nans(False):
+        none = attacks.bim(0.1, 0.1, 1)(lambda c: constant(c.clouds), empty, jnp.array([0, 1, 1]))
+        lost = attacks.point_drop(8, 2, attack_all=True)(lambda c: constant(2), cloud, jnp.ones(2, int))
+    np.testing.assert_array_equal(none.counted, [True, False, True])
+    np.testing.assert_array_equal(none.success, [False, False, True])
+    assert not lost.counted.any() and not lost.success.any()
+
+
+def constant(rows):
+    """Says class 0 whatever it is given."""
+    return Output(jnp.tile(jnp.array([1.0, 0.0]), (rows, 1)))
+
+
 def test_what_dropping_refuses():
     for arguments, message in (((0, 1), "points: got 0"), ((2, 3), "rounds: got 3, expected at most 2")):
         with pytest.raises(ValueError, match=message):

@@ -298,6 +298,7 @@ def test_a_folder_of_images_with_strangers(tmp_path):
     for name in (".ipynb_checkpoints", "__MACOSX"):
         (tmp_path / name).mkdir()
         written(tmp_path / name / "._1.png", b"a resource fork")
+    written(tmp_path / "a" / "._1.png", b"a resource fork")
     np.testing.assert_array_equal(image_folder(tmp_path).labels, [0, 1])
     for image, words in (
         (np.full((4, 4), 1000, np.uint16), "expected 8 bits"),
@@ -306,3 +307,7 @@ def test_a_folder_of_images_with_strangers(tmp_path):
         Image.fromarray(image).save(tmp_path / "a" / "0.png")
         with pytest.raises(_files.BadFile, match=f"0.png: .*{words}"):
             image_folder(tmp_path)
+    (tmp_path / "a" / "0.png").unlink()
+    (tmp_path / "b" / "1.png").rename(tmp_path / "b" / "1.webp")
+    with pytest.raises(ValueError, match="b: got no images, expected .png"):
+        image_folder(tmp_path)

@@ -94,6 +94,9 @@ def test_tables(tmp_path, form):
     write(table + np.float32([0, 0, 0, 0, 0, 0, 0.5]))
     with pytest.raises(ValueError, match="labels that are not integers"):
         read_s3dis_room(file, label_order="minkowski")
+    write(table[:, :6] / np.float32([1, 1, 1, 255, 255, 255]))
+    with pytest.raises(ValueError, match=r"got colours in \[0, 1\], expected 0 to 255, not 0 to 1"):
+        read_s3dis_room(file)
 
 
 def test_spoilt_npy(tmp_path):

@@ -41,6 +41,10 @@ def test_raw_ids_by_hand():
         classes_of(np.array([10, 2, 300]))
     with pytest.raises(TypeError, match="expected integers"):
         classes_of(np.array([1.0]))
+    assert classes_of(np.zeros(3, np.uint32)).tolist() == [0, 0, 0]
+    for other in (np.array([10, 40, 0], "<f4"), np.array([10, 40, 0], ">u4")):
+        with pytest.raises(ValueError, match="expected little-endian uint32"):
+            classes_of(np.frombuffer(other.tobytes(), "<u4"))
 
 
 @pytest.fixture
@@ -55,6 +59,14 @@ def folder(tmp_path):
             if sequence != "11":
                 np.full(5 + number, 40, "<u4").tofile(place / "labels" / f"{number:06d}.label")
     return tmp_path
+
+
+def test_labels_without_their_scan(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(list(semantickitti("val", f"~/{folder.name}"))) == 1
+    (folder / "dataset" / "sequences" / "09" / "velodyne" / "000000.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"09/labels/000000.label: one of 1 files of labels without their scan"):
+        semantickitti("train", folder)
 
 
 def test_splits(folder):

@@ -129,6 +129,14 @@ def test_scans_of_other_sensors(tmp_path):
             prepare_scans_tfds({"train": [sweep._replace(**change)]}, "bad", tmp_path)
 
 
+def test_scenes_are_no_scans(tmp_path):
+    street, room = streets("test", 1), rooms("test", 1, points=20)
+    with pytest.raises(TypeError, match="test 0: got a Scene, expected a Scan"):
+        prepare_scans_tfds({"test": room}, "bad", tmp_path)
+    with pytest.raises(TypeError, match="test 0: got a Scan, expected a Scene"):
+        prepare_scenes_tfds({"test": street}, "bad", tmp_path)
+
+
 def test_scenes_are_no_objects(prepared):
     with pytest.raises(ValueError, match="made_up: got clouds of different lengths or labels, expected objects"):
         objects_from_tfds("made_up", "train", prepared[0])

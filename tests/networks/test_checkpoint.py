@@ -51,6 +51,13 @@ def test_round_trip_of_every_dtype_and_shape(tmp_path, dtype, shape):
     assert_same(load_variables(tmp_path / "v"), jax.tree.map(np.asarray, variables))
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", ">f2"])
+def test_numbers_of_the_other_byte_order_stay_those_numbers(tmp_path, dtype):
+    save_variables(tmp_path / "v", {"params": {"w": np.array([1, 2, 3], dtype)}})
+    got = load_variables(tmp_path / "v")["params"]["w"]
+    assert got.tolist() == [1, 2, 3] and got.dtype.isnative
+
+
 def test_float64_special_values_and_strides_keep_their_bits(tmp_path):
     kernel = np.array([[np.nan, -np.inf, -0.0], [1e-310, 1e300, np.pi]]).T
     save_variables(tmp_path / "v", {"params": {"w": kernel}}, allow_nonfinite=True)

@@ -13,7 +13,7 @@ from levels import quick
 from dyn_jax.sparse3d import allocate, bucket, capacity_for, from_numpy, near_voxels, point_cloud
 from dyn_jax.sparse3d.allocate import Capacity, level_counts, near_coordinates
 from dyn_jax.sparse3d.passage import pyramid
-from dyn_jax.types import Reach
+from dyn_jax.types import PointCloud, Reach
 
 L, LEVELS = 0.1, 4
 
@@ -35,6 +35,18 @@ def test_buckets_hold_grow_and_waste_little(count, more):
     assert bucket(count + more) >= size
     assert size == 32 or size < 1.25 * count  # four sizes per doubling
     assert len({bucket(n) for n in range(1024, 2049)}) == 5
+
+
+def test_double_precision_is_counted_in_it():
+    """A point this close below a face lies beyond it in float32, where another one is already."""
+    faces = 3 * L * np.arange(1, 33)
+    x = np.concatenate([faces, faces - 1e-10])
+    with jax.enable_x64(True):
+        xyz = jnp.stack([jnp.asarray(x), jnp.zeros(64), jnp.zeros(64)], axis=1)
+        cloud = PointCloud(xyz, jnp.zeros((64, 1)), jnp.ones(64, bool))
+        capacity = capacity_for(cloud, L, 1)
+        sites = near_voxels(cloud, L, voxels=capacity.levels[0]).sites
+    assert not bool(sites.overflow) and int(sites.count) > 32
 
 
 @pytest.mark.parametrize(("count", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])

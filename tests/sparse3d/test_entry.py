@@ -188,6 +188,35 @@ def test_coordinate_features_by_hand():
     np.testing.assert_allclose(features[:2], [[1, -1.5, -0.5, 2], [2, 1.5, 0.5, 0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("occupancy", [None, voxel.lgm()])
+def test_coordinate_features_are_centred_cloud_by_cloud(occupancy):
+    """A cloud has the features that it has alone, wherever the others of the batch lie."""
+    rng = np.random.default_rng(0)
+    xyz, colour = rng.uniform(0, 1, (8, 3)), rng.random((8, 1)).astype(np.float32)
+    one = point_cloud(xyz, colour)
+    joined = point_cloud(np.r_[xyz, xyz + 7], np.r_[colour, colour])
+    both = joined.replace(batch=jnp.repeat(jnp.arange(2, dtype=jnp.int32), 8), clouds=2)
+    arguments = {"levels": 2, "in_features": 4, "voxel_size": L, "coordinate_features": True}
+
+    def entered(cloud):
+        capacity = capacity_for(cloud, L, 2, reach=L / 4)
+        into = voxel.resolve(occupancy)
+
+        @quick
+        def through(cloud):
+            entry = enter(cloud, into, capacity, reach=L / 4, form=PAPER, **arguments)
+            return entry.sites.coordinates, entry.features, entry.sites.count
+
+        coordinates, features, count = through(cloud)
+        sites = np.asarray(coordinates).tolist()[: int(count)]
+        return {tuple(site): row for site, row in zip(sites, np.asarray(features))}
+
+    alone, among = entered(one), entered(both)
+    assert alone.keys() == {site for site in among if site[0] == 0}
+    for site, features in alone.items():
+        np.testing.assert_allclose(among[site], features, atol=1e-5)
+
+
 def test_soft_floor_rounds_half_up():
     values = jnp.array([-1.4, -0.6, 0.0, 0.49, 0.51, 2.0])
     np.testing.assert_allclose(soft_floor(values), [-1, -1, 0, 0, 1, 2], atol=5e-5)

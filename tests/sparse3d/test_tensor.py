@@ -27,6 +27,12 @@ def test_default_capacity_is_the_number_of_distinct_sites():
     assert from_numpy(SITES, FEATURES).coordinates.shape == (3, 4)
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f2", "<f8"])
+def test_any_floating_dtype(dtype):
+    tensor = from_numpy(SITES, FEATURES.astype(dtype))
+    np.testing.assert_array_equal(to_numpy(tensor)[1], to_numpy(from_numpy(SITES, FEATURES))[1])
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint16, np.uint64])
 def test_any_integer_dtype(dtype):
     coordinates = np.abs(SITES).astype(dtype)

@@ -89,6 +89,7 @@ def test_an_epoch_of_a_part_is_drawn_anew():
     data = ImageData(np.zeros((50, 4, 4, 3), np.uint8), np.arange(50), "numbers")
     source = Images(most=20)
     assert source.count(data) == 20 and Images().count(data) == 50 and Images(most=99).count(data) == 50
+    assert Images(most=0).count(data) == 0  # which training refuses
     first, second = ([y for _, y in source.batches(data, 8, 0, epoch)] for epoch in (0, 1))
     assert [len(y) for y in first] == [8, 8]
     assert set(np.concatenate(first)) != set(np.concatenate(second))

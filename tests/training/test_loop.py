@@ -1,6 +1,7 @@
 """The loop: killed runs go on to the same weights, other runs are refused, and what a recipe says is what happens."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -127,6 +129,57 @@ def test_functions_are_told_apart():
     assert of(lambda output: output + 1) != of(lambda output: output - 1)
 
 
+class Weighted:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, output, labels, progress):
+        return self.weight * output
+
+
+FACTOR = 1.0
+
+
+def test_what_wraps_a_function_is_looked_through(monkeypatch):
+    """A loss that is jitted, bound, partly applied, an object or full of functions is still that loss."""
+    of = lambda loss: runs.identify(Tiny(), Recipe(1, loss=loss), 0)["recipe.loss"]
+    scaled = lambda factor: lambda output, labels, progress: factor * output
+    for wrap in (
+        lambda factor: jax.jit(scaled(factor)),
+        lambda factor: functools.partial(scaled(factor)),
+        lambda factor: functools.partial(Weighted(0), **{"progress": factor}),
+        Weighted,
+        lambda factor: Weighted(factor).__call__,
+        lambda factor: {"loss": scaled(factor)},
+        lambda factor: scaled(np.float32(factor + 1e-7)),
+    ):
+        assert of(wrap(1.0)) == of(wrap(1.0)) != of(wrap(2.0))
+    assert of(scaled(np.float32(1.0))) != of(scaled(np.float32(1.0000001)))
+    assert of(scaled(np.float32)) != of(scaled(np.float64))
+    inner = [lambda output: (lambda x: x + 1)(output), lambda output: (lambda x: x - 1)(output)]
+    assert of(inner[0]) != of(inner[1])
+    uses_global = lambda output: FACTOR * output
+    before = of(uses_global)
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    assert of(uses_global) != before
+
+
+def test_the_order_of_a_set_is_no_other_run():
+    """It differs from process to process."""
+    script = (
+        "from dyn_jax.training import runs; print(runs._describe({'a', 'b', 'c', 'd'}), "
+        "runs._describe(lambda x: x in {'a', 'b', 'c', 'd'}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    said = {
+        subprocess.run([sys.executable, "-c", script], env={**environment, "PYTHONHASHSEED": seed}, capture_output=True)
+        .stdout.decode()
+        .strip()
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1 and all(said)
+
+
 def test_targets_are_checked_before_work(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         runs.writable("--output", tmp_path / "missing" / "file")
@@ -158,6 +211,15 @@ def test_targets_are_checked_before_work(tmp_path):
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             fit(**{"net": Tiny(), "data": some(), "recipe": Recipe(1, 4), **change})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_halved_weights_are_trained_in_single_precision(straight, dtype):
+    halved = jax.tree.map(lambda leaf: leaf.astype(dtype), straight)
+    again = jax.tree.map(lambda leaf: leaf.astype(np.float32), halved)
+    got = fit(Tiny(), some(), Recipe(1, 4), initial=halved)
+    assert_equal(got, fit(Tiny(), some(), Recipe(1, 4), initial=again))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(got))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
@@ -253,6 +315,19 @@ def test_images_of_an_epoch_depend_on_seed_and_epoch_alone():
     assert_equal(
         [x for x, _ in Images(first=1).batches(data, 4, 0, 1)], [x for x, _ in Images().batches(data, 4, 0, 2)]
     )
+
+
+def test_evaluate_counts_no_nan_as_a_class():
+    variables = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), Tiny().init(jax.random.key(0), some().images)
+    )
+    with (
+        jax.debug_nans(False),
+        pytest.raises(FloatingPointError, match="evaluate: got NaN or infinite logits in 40 rows"),
+    ):
+        evaluate(Tiny(), variables, some())
+    with pytest.raises(ValueError, match="got labels in"):
+        evaluate(Tiny(), variables, some()._replace(labels=np.full(40, -1)))
 
 
 def test_evaluate_counts_every_example_once():

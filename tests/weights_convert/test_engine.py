@@ -1,6 +1,7 @@
 """Strict both ways: a state dict fits exactly, or every misfit is listed and nothing comes back."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -71,6 +72,18 @@ def test_prefix_and_step_counters_change_nothing(change):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_half_precision_and_byte_orders():
+    state = torch_state(small())
+    halved = {key: jnp.asarray(value, jnp.bfloat16) for key, value in state.items()}
+    got = weights_convert.convert(small(), halved)
+    expected = weights_convert.convert(small(), {key: value.astype(np.float32) for key, value in halved.items()})
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(got))
+    turned = weights_convert.convert(small(), {key: value.astype(">f4") for key, value in state.items()})
+    jax.tree.map(np.testing.assert_array_equal, turned, weights_convert.convert(small(), state))
+    assert all(leaf.dtype.isnative for leaf in jax.tree.leaves(turned))
+
+
 def test_every_problem_is_listed_at_once():
     state = torch_state(small())
     del state["fc.bias"]
@@ -78,6 +91,7 @@ def test_every_problem_is_listed_at_once():
     state["conv1.weight"] = np.zeros((4, 3, 5, 5), np.float32)
     state["bn1.bias"] = np.full(4, 1e60)  # finite as it comes, infinite as the network has it
     state["group2_layer0.downsample.0.weight"] = state["group2_ds0.0.weight"] + 1
+    state["group1_layer0.conv1.weight"] = np.ones((4, 4, 3, 3), np.int8)  # quantised
     with pytest.raises(ConversionError) as error:
         weights_convert.convert(small(), state)
     text = str(error.value)
@@ -86,7 +100,8 @@ def test_every_problem_is_listed_at_once():
     assert "wrong shape conv1.weight: got (4, 3, 5, 5), expected (4, 3, 3, 3)" in text
     assert "not finite bn1.bias" in text
     assert "group2_ds0.0.weight and group2_layer0.downsample.0.weight are one layer" in text
-    assert "5 of " in text
+    assert "integers group1_layer0.conv1.weight: got int8, expected floats" in text
+    assert "6 of " in text
 
 
 def test_running_statistics_of_a_convolution_are_unexpected():

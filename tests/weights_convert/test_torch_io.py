@@ -144,6 +144,8 @@ def test_numpy_stand_ins_rebuild_what_numpy_does(path):
         ),
         (b"\xef\xbb\xbf\n <HTML lang='en'>", "this is an HTML page, the download failed"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer"),
+        (b'@\0\0\0\0\0\0\0{"conv.weight": {"dtype": "F32"', "this is a safetensors file"),
+        (b'{\n  "metadata": {"total_size": 1}, "weight_map": {}}', "this is a JSON file, perhaps the index"),
         (b"not weights at all", r"not a PyTorch checkpoint \(it begins with b'not weights"),
         (b"cos\nsystem\n(S'true'\ntR.", "not a PyTorch checkpoint"),
         (b"\0" * 4096, "not a PyTorch checkpoint"),

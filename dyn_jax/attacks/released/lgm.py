@@ -100,6 +100,13 @@ def auto_step(
     return _auto_step(eps, step_size, steps, bounds=BOUNDS, **options)
 
 
+def counted_by_cloud(problem: Problem) -> jax.Array:
+    """[cloud, row] bool, the rows of every cloud that count: points, or clouds where a network classifies them."""
+    own, counted = problem.domain.split(jnp.ones_like(problem.domain.clean))[..., 0] > 0, problem.counted
+    own = own if own.shape[1:] == counted.shape else jnp.eye(len(counted), dtype=bool)
+    return own & counted[None]
+
+
 def point_bim(
     eps: jax.typing.ArrayLike,
     step_size: jax.typing.ArrayLike,
@@ -108,7 +115,7 @@ def point_bim(
     direction: str = "linf",
     objective: str | Objective = "ce",
 ) -> Attack:
-    """`dyn_jax.attacks.point_bim` on segmented clouds, keeping the iterate with the worst mean IoU of the victim.
+    """`dyn_jax.attacks.point_bim` on segmented clouds, keeping of each the iterate with the victim's worst mean IoU.
 
     The clean cloud is among the candidates; targeted, the iterate with most rows at their target is kept. Every
     candidate voxel must be within eps of the clean point on some axis, and the last evaluation makes no step.
@@ -119,10 +126,14 @@ def point_bim(
     def badness(problem: Problem, x: jax.Array) -> jax.Array:
         logits = problem.victim(x).logits
         predictions = jnp.argmax(logits, axis=1)
-        if problem.targets is not None:
-            return jnp.mean(((predictions == problem.targets) & problem.counted).astype(logits.dtype))
-        labels = jnp.where(problem.counted, problem.labels, -1)
-        return -metrics.mean_iou(metrics.confusion(predictions, labels, logits.shape[1]))
+
+        def of_cloud(counted: jax.Array) -> jax.Array:
+            if problem.targets is not None:
+                return jnp.mean(((predictions == problem.targets) & counted).astype(logits.dtype))
+            labels = jnp.where(counted, problem.labels, -1)
+            return -metrics.mean_iou(metrics.confusion(predictions, labels, logits.shape[1]))
+
+        return jax.vmap(of_cloud)(counted_by_cloud(problem))
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         clean = problem.domain.clean
@@ -131,7 +142,7 @@ def point_bim(
         def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
             x, best, worst = state
             now = badness(problem, x)
-            best, worst = jnp.where(now > worst, x, best), jnp.maximum(now, worst)
+            best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
             gradient, record = problem.gradient(x, reach)
             moved = problem.project(x + step_size * direction_of(gradient, direction))
             return (jnp.where(number == steps - 1, x, moved), best, worst), record

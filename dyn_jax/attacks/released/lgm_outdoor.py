@@ -15,6 +15,7 @@ import optax
 
 from dyn_jax import _validate, metrics
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
+from dyn_jax.attacks.released.lgm import counted_by_cloud
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import Objective, lovasz_softmax
 from dyn_jax.occupancy import voxel
@@ -70,7 +71,7 @@ def cell_labels(labels: jax.Array, cell: jax.Array, cells: int, classes: int) ->
 
 
 def cell_lovasz() -> Objective:
-    """`lovasz_softmax` of the scores of the cells against `cell_labels`, cells with label 0 left out.
+    """`lovasz_softmax` of the scores of a scan's cells against `cell_labels`, cells with label 0 left out.
 
     It reads the extras of the trace's first unit, as `Cylinder3D` writes them.
     """
@@ -79,11 +80,15 @@ def cell_lovasz() -> Objective:
         extras = output.trace.units[0].extras if output.trace.units else {}
         if not {"cell", "scores"} <= set(extras):
             raise ValueError("output: got a trace without the scores of cells, expected that of a Cylinder3D")
-        scores = jnp.sum(extras["scores"], axis=0)
-        wanted = labels if targets is None else targets
-        of_cell = cell_labels(wanted, extras["cell"][0], *scores.shape)
-        loss = lovasz_softmax(jax.nn.softmax(scores), of_cell, of_cell != 0)
-        return jnp.broadcast_to(loss if targets is None else -loss, labels.shape)
+        wanted, own = labels if targets is None else targets, output.trace.units[0].on
+
+        def of_scan(own: jax.Array, cell: jax.Array, scores: jax.Array) -> jax.Array:
+            of_cell = cell_labels(wanted, jnp.where(own, cell, len(scores)), *scores.shape)
+            return lovasz_softmax(jax.nn.softmax(scores), of_cell, of_cell != 0)
+
+        loss = jax.vmap(of_scan)(own, extras["cell"], extras["scores"])
+        loss = jnp.sum(jnp.where(own, loss[:, None], 0), axis=0)
+        return loss if targets is None else -loss
 
     return objective
 
@@ -112,7 +117,7 @@ def _gradient(problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
 
 
 def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = None) -> Attack:
-    """`dyn_jax.attacks.point_bim` on scans, keeping the iterate with the worst mean IoU of the victim.
+    """`dyn_jax.attacks.point_bim` on scans, keeping of each the iterate with the worst mean IoU of the victim.
 
     The mean is over the classes that occur or are predicted, without class 0, whose points do not count. The clean
     scan is among the candidates, and the last evaluation makes no step.
@@ -131,10 +136,14 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
 
     def badness(problem: Problem, x: jax.Array) -> jax.Array:
         logits = problem.victim(x).logits
-        labels = jnp.where(problem.counted, problem.labels if problem.targets is None else problem.targets, -1)
-        matrix = metrics.confusion(jnp.argmax(logits, axis=1), labels, logits.shape[1], ignore=0)
-        value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
-        return -value if problem.targets is None else value
+        wanted, said = problem.labels if problem.targets is None else problem.targets, jnp.argmax(logits, axis=1)
+
+        def of_scan(counted: jax.Array) -> jax.Array:
+            matrix = metrics.confusion(said, jnp.where(counted, wanted, -1), logits.shape[1], ignore=0)
+            value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
+            return -value if problem.targets is None else value
+
+        return jax.vmap(of_scan)(counted_by_cloud(problem))
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         clean = problem.domain.clean
@@ -142,7 +151,7 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
         def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
             x, best, worst = state
             now = badness(problem, x)
-            best, worst = jnp.where(now > worst, x, best), jnp.maximum(now, worst)
+            best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
             gradient, record = _gradient(problem, x)
             moved = problem.project(x + chain.update(gradient, chain.init(x))[0])
             return (jnp.where(number == steps - 1, x, moved), best, worst), record
