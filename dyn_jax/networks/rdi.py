@@ -132,7 +132,7 @@ class RDITrunk(ResNetTrunk):
 
 
 def cifar(depth: int = 38, **fields: Any) -> SDN:
-    """RDI-ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (38, 74, 110): six exits and the last.
+    """RDI-ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (38, 74, 110, 152): six exits and the last.
 
     Args:
       depth: layers; the default thresholds are the released ones of 38.

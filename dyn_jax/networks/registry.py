@@ -35,13 +35,13 @@ from dyn_jax.nn import IMAGENET_MEAN_STD
 # ``cnn-*`` are the static twins of ``sdn-*``: the same trunk without internal classifiers.
 _SDN_VARIANTS = {"vgg16": sdn_vgg.vgg16, "resnet56": sdn_resnet.resnet56, "mobilenet": sdn_mobilenet.mobilenet}
 _REGISTRY: dict[str, Callable[[], nn.Module]] = {
-    **{f"resnet-{d}-cifar10": partial(resnet.cifar, d) for d in (20, 32, 44, 56, 110)},
+    **{f"resnet-{d}-cifar10": partial(resnet.cifar, d) for d in (20, 32, 44, 56, 110, 1202)},
     **{f"resnet-{d}-imagenet": partial(resnet.imagenet, d) for d in (18, 34, 50, 101, 152)},
     **{
         f"skipnet-{policy}-{gate}-{d}-cifar10": partial(skipnet.cifar, d, policy, gate)
         for policy in ("sp", "rl")
         for gate in ("rnn", "ff")
-        for d in (38, 74, 110)
+        for d in (38, 74, 110, 152)
     },
     **{
         f"skipnet-{policy}-rnn-{d}-imagenet": partial(skipnet.imagenet, d, policy)
@@ -56,7 +56,7 @@ _REGISTRY: dict[str, Callable[[], nn.Module]] = {
         for variant, build in _SDN_VARIANTS.items()
         for dataset in ("cifar10", "cifar100", "tinyimagenet", "digits")
     },
-    **{f"rdi-resnet{d}-cifar10": partial(rdi.cifar, d) for d in (38, 74, 110)},
+    **{f"rdi-resnet{d}-cifar10": partial(rdi.cifar, d) for d in (38, 74, 110, 152)},
     **{f"manidp-{d}-cifar10": partial(manidp.cifar, d) for d in (20, 32, 44, 56, 110)},
     **{f"manidp-{d}-imagenet": partial(manidp.imagenet, d) for d in (18, 34)},
     **{f"{mode}-{d}-cifar10": partial(sact.cifar, d, mode=mode) for mode in ("sact", "act") for d in (32, 56, 110)},

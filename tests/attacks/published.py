@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,14 +12,15 @@ import weights_convert
 from dyn_jax import networks
 
 
-def resnet20(shared_dir, **fields):
-    """x -> `Output` of the published ResNet-20; needs PyTorch to read its file."""
+def resnet20(shared_dir, dtype=jnp.float32, **fields):
+    """x -> `Output` of the published ResNet-20 with weights of that type; needs PyTorch to read its file."""
     pytest.importorskip("torch")
     from weights_convert.torch_io import read_state_dict
 
     path = shared_dir / "data" / "checkpoints" / "resnet20-12fca82f.th"
     net = networks.create("resnet-20-cifar10", **fields)
-    return traced_once(net, weights_convert.convert("resnet-20-cifar10", read_state_dict(path)))
+    variables = weights_convert.convert("resnet-20-cifar10", read_state_dict(path))
+    return traced_once(net, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables))
 
 
 def nhwc(array):
@@ -38,3 +40,21 @@ def early_exits(name, golden, shared_dir):
         net = networks.create("rdi-resnet38-cifar10")
         state = read_state_dict(shared_dir / "data" / "checkpoints" / "rdi_resnet38_checkpoint_60000.pth.tar")
     return traced_once(net, weights_convert.convert(net, state))
+
+
+def nudged(forward, images, copies):
+    """`forward` for `copies` batches one behind the other, each of which it sees moved by its own noise.
+
+    The noise, at most 1e-7, is less than images in [0, 1] are rounded by: where a ReLU's input is within rounding of 0
+    the released code's path is the one that its machine's rounding chose, and some of the copies take it on any other.
+    The first copy is not moved.
+    """
+    shape = (copies, *images.shape)
+    noise = 1e-7 * jax.random.uniform(jax.random.key(0), shape, images.dtype, -1, 1)
+    noise = noise.at[0].set(0).reshape(-1, *images.shape[1:])
+    return lambda x: forward(x + noise)
+
+
+def copied(copies, *arrays):
+    """Each array, `copies` times one behind the other."""
+    return [jnp.concatenate([jnp.asarray(array)] * copies) for array in arrays]

@@ -13,6 +13,7 @@ PARAMETERS = {
     "skipnet-sp-rnn-38-cifar10": 571913,
     "skipnet-rl-rnn-74-cifar10": 1162109,
     "skipnet-rl-rnn-110-cifar10": 1752305,
+    "skipnet-rl-rnn-152-cifar10": 571913 + 19 * 98366,  # a block more in each group: 98366
     "skipnet-sp-ff-38-cifar10": 1148798,
     "skipnet-sp-ff-110-cifar10": 2609798,
     "skipnet-rl-rnn-18-imagenet": 11709683,
@@ -28,13 +29,19 @@ PARAMETERS = {
     "dynconv-50-imagenet": 25688264,
     "dynconv-101-imagenet": 44854506,
     "resnet-32-cifar10": 464154,
+    "resnet-1202-cifar10": 464154 + 195 * 97216,  # 19.4 million, as published
     "resnet-18-imagenet": 11689512,
     "resnet-50-imagenet": 25557032,
     "avit-tiny-imagenet": 5717416,  # DeiT's: no gate has parameters
     "avit-small-imagenet": 22050664,
     "evit-small-imagenet": 22050664,
 }
-UNITS = {"skipnet-rl-rnn-110-cifar10": 53, "skipnet-rl-rnn-101-imagenet": 32, "dynconv-32-cifar10": 15}
+UNITS = {
+    "skipnet-rl-rnn-110-cifar10": 53,
+    "skipnet-rl-rnn-152-cifar10": 74,
+    "skipnet-rl-rnn-101-imagenet": 32,
+    "dynconv-32-cifar10": 15,
+}
 
 
 def shapes_of(net, size, batch=1):

@@ -142,3 +142,11 @@ def test_bad_thresholds(fields, words):
     net = networks.create(NAME, **fields)
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+
+
+@pytest.mark.parametrize("depth, n", [(38, 6), (74, 12), (110, 18), (152, 25)])
+def test_published_depths(depth, n):
+    """Exits hang on blocks int(n / 4) and int(3 n / 4) of every group."""
+    net = networks.create(f"rdi-resnet{depth}-cifar10")
+    assert net.trunk.depths == (n, n, n)
+    assert net.exit_after == tuple(group * n + k for group in range(3) for k in (n // 4, 3 * n // 4))
