@@ -169,6 +169,7 @@ class Pixels:
 
     def to_free(self, x: jax.Array) -> jax.Array:
         low, high = self.threat.bounds
+        x = jnp.clip(x, low, high)  # a start that is not in the box: arctanh would be NaN, and so every iterate
         return jnp.arctanh((2 * (x - low) / (high - low) - 1) * _INSIDE_TANH)
 
     def from_free(self, w: jax.Array) -> jax.Array:

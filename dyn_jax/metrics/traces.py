@@ -67,8 +67,9 @@ def architecture_change(
             pairs.append((a.extras["dilated"] >= 0.5, b.extras["dilated"] >= 0.5))
         for x, y in pairs:
             differs = _per_example(x != y)
-            changed += jnp.sum(jnp.sum(differs, axis=1) * rows)
-            total += jnp.sum(rows) * differs.shape[1]
+            # in floating point: numbers of all images pass 2^31
+            changed += jnp.sum(jnp.where(rows, jnp.sum(differs, axis=1, dtype=changed.dtype), 0))
+            total += jnp.sum(rows, dtype=total.dtype) * differs.shape[1]
     return changed / total
 
 
