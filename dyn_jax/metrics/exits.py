@@ -19,7 +19,6 @@ from dyn_jax.metrics.traces import dense_macs, dense_unit_macs, executed_macs
 from dyn_jax.objectives.exits import exits_of
 from dyn_jax.types import Trace
 
-
 _ROUNDS = 1e-3  # sums of shares round
 
 
