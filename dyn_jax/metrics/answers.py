@@ -72,8 +72,8 @@ def robust_accuracy_at(
     Args:
       norms: [example], the smallest norm that broke each one, e.g. ``result.record.smallest`` of `dyn_jax.attacks.fmn`:
         0 where it is misclassified, infinite where nothing was found; NaN counts as broken.
-      eps: a number, "8/255", or an array of any shape, at least 0, in the same unit and rounded as the norms are: a norm
-        of exactly eps breaks.
+      eps: a number, "8/255", or an array of any shape, at least 0, in the same unit and rounded as the norms are: a
+        norm of exactly eps breaks.
       where: [example] bool, the examples to count; default all.
 
     Returns:
