@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate, metrics
+from dyn_jax._precision import single
 from dyn_jax.attacks.threat import Dropped, Threat, norm
 from dyn_jax.types import PointCloud, Trace
 
@@ -107,11 +108,6 @@ class Domain(Protocol):
     def work(self, trace: Trace) -> dict[str, jax.Array]:
         """What a pass cost, [example] each."""
         ...
-
-
-def single(x: jax.Array) -> jax.Array:
-    """x in at least single precision: half precision cannot say where a ball of 1/255 ends."""
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +311,7 @@ def domain_of(inputs: Any, threat: Threat, mask: Any = None) -> Pixels | Coordin
         )
     images = _validate.images("images", inputs)
     _validate.within("images", images, threat.bounds)
-    images = single(images)
+    images = single(images)  # half precision cannot say where a ball of 1/255 ends
     if mask is not None:
         check_binary(mask)
         mask = jnp.asarray(mask)

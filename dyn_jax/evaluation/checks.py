@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.attacks.domains import single
+from dyn_jax._precision import single
 from dyn_jax.attacks.forward import Network, as_forward
 from dyn_jax.attacks.threat import L1, Ball, Bounds, Linf, ball
 from dyn_jax.evaluation import indicators

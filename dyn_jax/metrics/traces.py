@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
+from dyn_jax._precision import single
 from dyn_jax.types import Trace, UnitTrace
 
 
@@ -75,9 +76,10 @@ def architecture_change(
 
 def executed_unit_macs(unit: UnitTrace) -> jax.Array:
     """[batch], multiply-adds that a unit's occupancies let run; with a soft occupancy, the expected number."""
+    occupancy = single(unit.occupancy)
     if isinstance(unit.macs, int):
-        return float(unit.macs) * jnp.sum(_per_example(unit.occupancy), axis=1)
-    return jnp.sum(_per_example(unit.occupancy * jnp.broadcast_to(unit.macs, unit.score.shape)), axis=1)
+        return float(unit.macs) * jnp.sum(_per_example(occupancy), axis=1)
+    return jnp.sum(_per_example(occupancy * jnp.broadcast_to(unit.macs, unit.score.shape)), axis=1)
 
 
 def executed_macs(trace: Trace) -> jax.Array:
