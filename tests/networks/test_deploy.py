@@ -147,7 +147,7 @@ def test_images_that_do_not_fit(small, image, error, message):
     with pytest.raises(error, match=message):
         deployed(image)
     with pytest.raises(TypeError, match="image: got a traced array"):
-        jax.eval_shape(deployed, jnp.zeros((16, 16, 3)))
+        jax.eval_shape(deployed, np.zeros((16, 16, 3), np.float32))
 
 
 def test_networks_that_cannot_be_deployed(small):
