@@ -32,7 +32,7 @@ def psnr(images: jax.Array, reference: jax.Array, *, peak: float | None = None) 
         if not jnp.issubdtype(types[0], jnp.floating) and set(types) != {np.dtype(np.uint8)}:
             raise ValueError(f"peak: got None for {types[0]}, expected the range of the pixels")
         peak = 255.0 if types[0] == np.uint8 else 1.0
-    peak = _validate.positive("peak", peak)
+    squared = _validate.positive("peak", peak) ** 2
     images, reference = (jnp.asarray(x, jnp.result_type(x, jnp.float32)) for x in (images, reference))  # 8 bits wrap
     error = jnp.mean((images - reference) ** 2, axis=tuple(range(1, images.ndim)))
-    return jnp.where(error == 0, jnp.inf, 10 * jnp.log10(peak**2 / jnp.where(error == 0, 1, error)))
+    return jnp.where(error == 0, jnp.inf, 10 * jnp.log10(squared / jnp.where(error == 0, 1, error)))
