@@ -146,7 +146,7 @@ def recovery(
     else:
         first, last, dense = _units_on(before), _units_on(after), float(len(before.units))
     saved, back = dense - first, last - first
-    rows = saved > 1e-6 * dense
+    rows = ~(saved <= 1e-6 * dense)  # an image of NaN is not left out: nothing is known of the mean
     if where is not None:
         where = _validate.rows("where", where, len(saved))
         rows, saved, back = rows & where, jnp.where(where, saved, 0), jnp.where(where, back, 0)

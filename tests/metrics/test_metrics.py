@@ -197,6 +197,17 @@ def test_counts_of_units_beyond_32_bits():
     np.testing.assert_allclose(energy, 1950 * (3e9 + np.array([2, 0])) + 3.7 * 2.0**40 * np.array([2, 1]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("average", ["images", "ratio"])
+def test_a_recovery_of_nan_is_unknown(average):
+    before, after = gates([1, 0], [0, 0]), gates([1, 1], [0, 1])
+    unknown = Trace((before.units[0], unit_of([np.nan, 0], 10)), 7)
+    assert metrics.recovery(before, after, average=average) > 0
+    with jax.debug_nans(False):
+        assert np.isnan(metrics.recovery(unknown, after, average=average))
+        assert np.isnan(metrics.recovery(before, unknown, average=average))
+        assert not np.isnan(metrics.recovery(unknown, after, average=average, where=np.array([False, True])))
+
+
 def test_experts_of_networks_with_other_numbers_of_routers():
     score = jnp.ones((2, 3))
     unit = UnitTrace(score, score, 1, extras={"kept": score})
