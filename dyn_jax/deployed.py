@@ -51,8 +51,8 @@ class Deployed:
         """Waits for nothing, as all of JAX.
 
         Raises:
-          ValueError, TypeError: a batch, another shape, no floating point; pixels of a NumPy array that are not finite
-            or outside [0, 1] (one on the device is not waited for).
+          ValueError, TypeError: a batch, another shape, no floating point, a traced array; pixels of a NumPy array that
+            are not finite or outside [0, 1] (one on the device is not waited for).
         """
         shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
         if shape is None or dtype is None:
@@ -63,6 +63,10 @@ class Deployed:
             raise ValueError(f"image: got shape {shape}, expected {self.shape}")
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"image: got dtype {dtype}, expected floating point in [0, 1] (divide uint8 by 255)")
+        if not _validate.is_concrete(image):
+            raise TypeError(
+                "image: got a traced array, expected numbers: it is compiled; transform `net.apply` instead"
+            )
         if isinstance(image, np.ndarray):
             _validate.within("image", image, (0.0, 1.0))
         return self.compiled(self.variables, jnp.asarray(image, jnp.float32))

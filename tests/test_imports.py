@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROOMS = (
     *(
         "_validate",
+        "_precision",
         "_files",
         "types",
         "macs",

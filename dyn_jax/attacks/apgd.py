@@ -133,8 +133,8 @@ def runs(steps: int, course: Course) -> Search:
             wide = problem if radius == 1 else dataclasses.replace(problem, domain=domain)
             if x is None:
                 x = random_start(wide, keys)
-            elif len(radii) > 1:
-                x = wide.project(x)
+            elif start is not None or len(radii) > 1:
+                x = wide.project(x)  # the largest loss is kept, and that of a start outside the ball would stay so
             last = errors and number == len(radii) - 1  # a wider ball hands on where the loss is largest
             if isinstance(threat, L1):
                 found = apgd_l1.maximise(wide, x, part, drawn=drawn, errors=last)

@@ -73,7 +73,7 @@ class Batched:
         Args:
           images: [n, height, width, channel].
           labels, targets: [n].
-          key, mask: as for calling the attack; a mask is shared by all images.
+          key, mask: as for calling the attack; a mask is shared by all images, or [n, height, width, channel or 1].
 
         Raises:
           ValueError, TypeError: what the attack raises, before anything is compiled.
@@ -84,12 +84,20 @@ class Batched:
         if targets is not None:
             targets = np.asarray(_validate.labels("targets", targets, len(images)))
             _validate.differ("targets", targets, labels)
+        each = False
         if mask is not None:
             check_binary(mask)
+            mask = np.asarray(mask)
+            each = mask.ndim == 4 and len(mask) > 1
+            if each and len(mask) != len(images):  # a batch's own masks would begin again with the next batch
+                raise ValueError(
+                    f"mask: got shape {mask.shape}, expected one for all or for each of {len(images)} images"
+                )
 
         def call(rows: np.ndarray) -> Any:
             t = None if targets is None else targets[rows]
-            return self._run(rows, images[rows], labels[rows], t, key, mask)
+            m = mask[rows] if each and mask is not None else mask
+            return self._run(rows, images[rows], labels[rows], t, key, m)
 
         return _each(call, len(images), self.batch_size, self.progress)
 

@@ -12,7 +12,7 @@ from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.criteria import Criterion, misclassified
 from dyn_jax.attacks.fmn import State, checked, length_l2
-from dyn_jax.attacks.minimal import MinimalNorm, closest, cosine, largest_norm, unbounded
+from dyn_jax.attacks.minimal import MinimalNorm, begun, closest, cosine, largest_norm, unbounded
 from dyn_jax.attacks.threat import Bounds
 
 _LAST = 0.01  # share of the first step that the last one makes
@@ -33,7 +33,7 @@ class Ddn:
         domain = problem.domain
         none = jnp.full_like(length_l2(domain.split(domain.clean)), jnp.inf)
         radius = jnp.zeros_like(none) + jnp.asarray(self.init_norm, none.dtype)
-        return State(domain.clean if start is None else start, radius, (domain.clean, none))
+        return State(begun(problem, start), radius, (domain.clean, none))
 
     def step(self, problem: Problem, state: State, number: jax.Array) -> tuple[State, tuple[Steps, MinimalNorm]]:
         domain, threat = problem.domain, problem.ball

@@ -57,9 +57,17 @@ class _Moves:
     settles = True  # the d of one image is cut to what the box leaves of it
 
     def __post_init__(self) -> None:
-        self.number("eps")
-        for name in ("steps", "batches", "epochs"):
+        settings = {field.name for field in dataclasses.fields(self)}
+        for name in settings & {"eps", "step_size", "start", "learning_rate", "last_rate"}:
+            self.number(name)
+        for name in settings & {"steps", "batches", "epochs", "stage", "period", "batch"}:
             _validate.positive_int(name, getattr(self, name))
+        if "shrink" in settings:
+            shrink = _validate.positive("shrink", self.shrink)  # pyright: ignore[reportAttributeAccessIssue]
+            if _validate.is_concrete(shrink) and shrink > 1:
+                raise ValueError(f"shrink: got {shrink}, expected at most 1: a ball that grows is none")
+        if "sparsity" in settings:
+            _validate.share("sparsity", self.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
 
     def number(self, name: str) -> Any:
         return _validate.number(name, getattr(self, name), minimum=0)

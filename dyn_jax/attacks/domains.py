@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate, metrics
+from dyn_jax._precision import single
 from dyn_jax.attacks.threat import Dropped, Threat, norm
 from dyn_jax.types import PointCloud, Trace
 
@@ -109,11 +110,6 @@ class Domain(Protocol):
         ...
 
 
-def single(x: jax.Array) -> jax.Array:
-    """x in at least single precision: half precision cannot say where a ball of 1/255 ends."""
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
-
-
 @dataclasses.dataclass(frozen=True)
 class Pixels:
     """Images [batch, height, width, channel] in a box; `free` is the pixel mask, broadcast."""
@@ -169,6 +165,7 @@ class Pixels:
 
     def to_free(self, x: jax.Array) -> jax.Array:
         low, high = self.threat.bounds
+        x = jnp.clip(x, low, high)  # a start that is not in the box: arctanh would be NaN, and so every iterate
         return jnp.arctanh((2 * (x - low) / (high - low) - 1) * _INSIDE_TANH)
 
     def from_free(self, w: jax.Array) -> jax.Array:
@@ -319,7 +316,7 @@ def domain_of(inputs: Any, threat: Threat, mask: Any = None) -> Pixels | Coordin
         )
     images = _validate.images("images", inputs)
     _validate.within("images", images, threat.bounds)
-    images = single(images)
+    images = single(images)  # half precision cannot say where a ball of 1/255 ends
     if mask is not None:
         check_binary(mask)
         mask = jnp.asarray(mask)

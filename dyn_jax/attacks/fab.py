@@ -11,6 +11,7 @@ from dyn_jax import _validate, objectives
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.fab_t import Walk
 from dyn_jax.attacks.fmn import dual
+from dyn_jax.attacks.minimal import begun
 from dyn_jax.attacks.threat import Bounds, Linf, ball
 
 _SMALL = 1e-12
@@ -63,7 +64,7 @@ class NearestFab(Walk):
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         problem.of_one_row("fab")
-        first = problem.domain.clean if start is None else start
+        first = begun(problem, start)
 
         def again(best: tuple, number: jax.Array) -> tuple[tuple, tuple]:
             if keys is None:

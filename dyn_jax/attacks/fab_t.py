@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate, objectives
 from dyn_jax.attacks import hyperplane
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.minimal import MinimalNorm, closest, length, within
+from dyn_jax.attacks.minimal import MinimalNorm, begun, closest, length, within
 from dyn_jax.attacks.threat import Bounds, ball
 from dyn_jax.types import Output
 
@@ -100,7 +100,7 @@ class TargetedFab(Walk):
     def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
         problem.of_one_row("fab_t")
         ranked = likeliest_wrong(problem, self.target_classes)
-        first = problem.domain.clean if start is None else start
+        first = begun(problem, start)
 
         def towards(best: tuple, targets: jax.Array) -> tuple[tuple, tuple]:
             of_target = lambda output, labels, _=None: class_difference(output, labels, targets)

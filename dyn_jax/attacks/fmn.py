@@ -12,7 +12,7 @@ from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.criteria import Criterion, misclassified
 from dyn_jax.attacks.domains import Domain, l2
-from dyn_jax.attacks.minimal import MinimalNorm, closest, cosine, largest_norm, length, unbounded
+from dyn_jax.attacks.minimal import MinimalNorm, begun, closest, cosine, largest_norm, length, unbounded
 from dyn_jax.attacks.threat import Bounds, into_l1
 
 _SMALL = 1e-12
@@ -38,8 +38,7 @@ class Fmn:
 
     def begin(self, problem: Problem, start: jax.Array | None) -> State:
         endless = jnp.full_like(l2(problem.domain, problem.domain.clean), jnp.inf)
-        x = problem.domain.clean if start is None else start
-        return State(x, endless, (problem.domain.clean, endless))
+        return State(begun(problem, start), endless, (problem.domain.clean, endless))
 
     def step(self, problem: Problem, state: State, number: jax.Array) -> tuple[State, tuple[Steps, MinimalNorm]]:
         domain, threat = problem.domain, problem.ball

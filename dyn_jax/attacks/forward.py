@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dyn_jax import _validate
+from dyn_jax._precision import singles
 from dyn_jax.types import Output, Reach
 
 Network = Callable[..., Any]
@@ -18,6 +19,9 @@ Network = Callable[..., Any]
 
 def as_forward(fun: Network) -> Callable[..., Output]:
     """(inputs, reach or None, **options) -> `Output` of a network that may return bare logits or know no ``reach``.
+
+    What it returns in half precision is in single precision from here on: losses, norms and multiply-adds are numbers
+    that half precision rounds or cannot hold.
 
     Raises:
       TypeError: not callable; when called, it returns neither an `Output` nor logits [row, class].
@@ -44,7 +48,7 @@ def as_forward(fun: Network) -> Callable[..., Output]:
         if result.logits.ndim != 2:
             hint = "; squeeze axes of length 1" if 1 in result.logits.shape else ""
             raise ValueError(f"forward: returned logits of shape {result.logits.shape}, expected [batch, class]{hint}")
-        return result
+        return singles(result)
 
     return forward
 

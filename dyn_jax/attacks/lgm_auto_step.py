@@ -56,7 +56,7 @@ def lgm_auto_step(
     _validate.positive_int("steps", steps)
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        start = problem.domain.clean if start is None else start
+        start = problem.domain.clean if start is None else problem.project(start)
         attacked = jnp.maximum(jnp.sum(problem.attacked), 1)
 
         def step(state: _State, _: None) -> tuple[_State, Steps]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import flax.struct
@@ -66,6 +67,18 @@ def closest(problem: Problem, new: tuple, old: tuple) -> tuple[jax.Array, jax.Ar
     x, norm, held = new
     better = held & (norm < old[1])
     return problem.pick(better, x, old[0]), jnp.where(better, norm, old[1])
+
+
+def begun(problem: Problem, start: jax.Array | None) -> jax.Array:
+    """Where a search begins: the clean value, or `start` inside the box and clean where nothing may move.
+
+    The search measures what it has found, and a norm that only a forbidden value reaches is none.
+    """
+    if start is None:
+        return problem.domain.clean
+    threat = problem.ball.replace(eps=jnp.inf)
+    domain = dataclasses.replace(problem.domain, threat=threat)  # pyright: ignore[reportArgumentType]
+    return domain.project(start)
 
 
 def within(problem: Problem, x: jax.Array) -> jax.Array:

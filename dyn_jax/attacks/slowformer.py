@@ -86,6 +86,8 @@ class PatchSearch:
             raise ValueError("inputs: got a point cloud, expected images: a patch is made of pixels")
         clean = problem.domain.clean
         check_place(clean, self.size, self.place)
+        if len(self.mean_std[0]) != clean.shape[-1]:
+            raise ValueError(f"mean_std: got {len(self.mean_std[0])} channels, expected the images' {clean.shape[-1]}")
         if keys is None:
             raise ValueError("key: got None, expected one typed PRNG key")
         patch = self.random(keys[0], clean) if start is None else self.normalized(cut(start[0], self.size, self.place))
@@ -166,7 +168,7 @@ def slowformer(
     *,
     learning_rate: jax.typing.ArrayLike = 0.2,
     batch_size: int | None = None,
-    objective: Objective | None = None,
+    objective: str | Objective | None = None,
     place: tuple[int, int] = (0, 0),
     mean_std: MeanStd = IMAGENET_MEAN_STD,
     levels: Levels = nearest_level,
@@ -204,7 +206,7 @@ def slowformer(
     for mean, std in zip(*mean_std, strict=True):
         _validate.number("mean_std", mean)
         _validate.positive("mean_std", std)
-    objective = objectives.energy() if objective is None else objective
+    objective = objectives.energy() if objective is None else objectives.resolve(objective)
     search = PatchSearch((rows, columns), steps, batch_size, rate, objective, (top, left), mean_std, levels)
     return Attack(search, Box(), objective, random=True, attack_all=True)
 

@@ -331,9 +331,12 @@ def to_8bit(adversarial: jax.Array, clean: jax.Array) -> jax.Array:
       adversarial, clean: [batch, height, width, channel] in [0, 1]; the clean pixels are multiples of 1/255.
 
     Raises:
-      ValueError: different shapes; clean pixels that are no 8-bit values.
+      ValueError, TypeError: different shapes; pixels outside [0, 1], NaN or no floating point; clean pixels that are no
+        8-bit values.
     """
     _validate.same_shape("adversarial, clean", adversarial, clean)
+    for name, images in (("adversarial", adversarial), ("clean", clean)):
+        _validate.within(name, _validate.images(name, images), (0.0, 1.0))
     grid = jnp.round(clean * 255)
     if _validate.is_concrete(clean) and bool(jnp.max(jnp.abs(clean * 255 - grid)) > 1e-3):
         raise ValueError("clean: got pixels that are no multiples of 1/255, expected 8-bit images divided by 255")

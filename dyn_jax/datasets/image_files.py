@@ -22,14 +22,17 @@ def image_file(path: str | os.PathLike) -> ImageData:
 
     Args:
       path: an npz with `image` [n, height, width, channel] (uint8, or floating point in [0, 1]) and `label` [n]; also
-        `images`/`labels` or `x`/`y`.
+        `images`/`labels`, `x`/`y` or `x_test`/`y_test`; not two of them.
 
     Raises:
       OSError, ValueError: no such file, not an npz, no such arrays, or arrays that do not fit together; NCHW images.
     """
     name = os.fspath(path)
     arrays = _files.read_npz(path, IMAGES + LABELS)
-    found = [[arrays[key] for key in keys if key in arrays][:1] for keys in (IMAGES, LABELS)]
+    for keys in (IMAGES, LABELS):
+        if len(there := [key for key in keys if key in arrays]) > 1:
+            raise ValueError(f"{name}: got the arrays {_files.listed(there)}, expected one of them: which is meant?")
+    found = [[arrays[key] for key in keys if key in arrays] for keys in (IMAGES, LABELS)]
     if not all(found):
         there = _files.listed(arrays)
         raise ValueError(

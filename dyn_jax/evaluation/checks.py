@@ -10,7 +10,6 @@ cross-entropy, hard gates and other steps without derivative.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.attacks.domains import single
+from dyn_jax._precision import single
 from dyn_jax.attacks.forward import Network, as_forward
 from dyn_jax.attacks.threat import L1, Ball, Bounds, Linf, ball
 from dyn_jax.evaluation import indicators
@@ -30,6 +29,7 @@ from dyn_jax.evaluation.findings import ERROR, finding
 from dyn_jax.evaluation.findings import Finding as Finding
 from dyn_jax.evaluation.reading import from_attack as from_attack
 from dyn_jax.evaluation.reading import from_ensemble as from_ensemble
+from dyn_jax.evaluation.subject import plain
 from dyn_jax.objectives import cross_entropy, margin
 from dyn_jax.testing._compare import quick_jit
 from dyn_jax.types import Output
@@ -159,7 +159,7 @@ class _Network:
 
 
 def _text(closed: Any) -> str:
-    return re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
+    return plain(str(closed.jaxpr))
 
 
 def _normalised(logits: np.ndarray) -> np.ndarray:

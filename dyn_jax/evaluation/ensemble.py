@@ -17,7 +17,7 @@ from dyn_jax.attacks.threat import ball
 from dyn_jax.evaluation import checks, files, programs, shards, summary
 from dyn_jax.evaluation.chunks import Chunks, divided
 from dyn_jax.evaluation.plan import ACCURACY, ENERGY, Budget, Entry, Threat, lambdas_of, plan
-from dyn_jax.evaluation.subject import Subject, subject_of
+from dyn_jax.evaluation.subject import Subject, plain, subject_of
 from dyn_jax.types import Occupancy, Variables
 
 Arrays = dict[str, np.ndarray]
@@ -93,8 +93,9 @@ def evaluate(
 ) -> Evaluation | None:
     """Attacks a network with an ensemble and keeps, of each example, the worst.
 
-    An example that an attack broke is not attacked again. Attacks on the energy run on every example; the most
-    expensive image inside the ball counts. What was found is judged once more, by a pass of its own.
+    An example that an attack broke is not attacked again. Attacks on the energy, and those for the smallest
+    perturbation, run on every example: the most expensive image inside the ball counts, and so does one inside the ball
+    on which the network errs. What was found is judged once more, by a pass of its own.
 
     Args:
       net: a Linen module or a function (variables, images), see `subject_of`.
@@ -155,7 +156,7 @@ def evaluate(
             raise ValueError("output: got None for several processes, expected a folder that all of them see")
         found = _one_part(job, shards.Memory(), mine, images, labels, progress)
         return _whole(job, [found], labels, facts, shape)
-    manifest = shards.describe(_config(job, parts, facts), variables, images, labels)
+    manifest = shards.describe(_config(job, parts, facts, images), variables, images, labels)
     folder = shards.Folder(output, manifest, part=number, parts=parts, resume=resume)
     try:
         folder.put("final", _one_part(job, folder, mine, images, labels, progress))
@@ -191,12 +192,13 @@ def _check_options(
         raise ValueError("devices: got none, expected at least one")
 
 
-def _config(job: Job, parts: int, facts: dict[str, Any] | None) -> dict[str, Any]:
+def _config(job: Job, parts: int, facts: dict[str, Any] | None, images: np.ndarray) -> dict[str, Any]:
     return {
         "attacks": [entry.name for entry in job.entries],
         "norm": job.threat.norm,
         "eps": job.threat.eps,
-        "occupancy": repr(job.subject.judged),
+        "network": job.subject.fingerprint(images[:1]),
+        "occupancy": plain(repr(job.subject.judged)),
         "seed": job.seed,
         "batch_size": job.batch_size,
         "draws": list(job.draws),
@@ -231,6 +233,7 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
     adversarial = images[mine].copy()
     costly, dearest = images[mine].copy(), clean["macs"].copy()
     shares = clean["shares"].copy()
+    beside, fooling = np.full(len(mine), ROBUST), images[mine].copy()  # what attacks found that look for something else
     result: Arrays = {"rows": mine, **{f"clean/{name}": value for name, value in clean.items()}}
     broken_invalid = np.zeros(len(mine), bool)
     for number, entry in enumerate(job.entries):
@@ -256,11 +259,16 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
         if entry.kind == ACCURACY:
             hit = at[got["success"]]
             adversarial[hit], found_by[hit] = got["adversarial"][got["success"]], number
-        elif entry.kind == ENERGY:
+        else:
+            fooled = got["fooled"] & (beside[at] == ROBUST)
+            beside[at[fooled]], fooling[at[fooled]] = number, got["adversarial"][fooled]
+        if entry.kind == ENERGY:
             inside = got["inside"]
             more = inside & (got["macs"] > dearest[at])
             costly[at[more]], dearest[at[more]] = got["adversarial"][more], got["macs"][more]
             shares[at[more]] = got["shares"][more]
+    late = standing & (found_by == ROBUST) & (beside != ROBUST)
+    found_by[late], adversarial[late] = beside[late], fooling[late]
     whole = np.zeros_like(images)
     whole[mine] = adversarial
     call = programs.verdict(job.subject, job.threat, job.key("verdict"), job.draws[1])

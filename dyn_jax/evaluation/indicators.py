@@ -62,9 +62,10 @@ def incomplete_optimization(losses: jax.typing.ArrayLike) -> np.ndarray:
       losses: [example, step], ascended (`AttackResult.steps.loss`).
 
     Returns:
-      [example]; the paper's bound is 0.05. 0 for a constant path; NaN where the path holds one.
+      [example]; the paper's bound is 0.05. 0 for a constant path; NaN where it is not finite.
     """
     path = _path("losses", losses).astype(np.float64)
+    path = np.where(np.isfinite(path).all(axis=1, keepdims=True), path, np.nan)
     low = path.min(axis=1, keepdims=True)
     span = path.max(axis=1, keepdims=True) - low
     best = np.maximum.accumulate((path - low) / np.where(span == 0, 1, span), axis=1)[:, -TAIL:]

@@ -66,6 +66,7 @@ def attacked(
                 forward, attack = stochastic.averaged(forward, keys[0], draws[0]), stochastic.expected(attack)
             result = attack(forward, x, y, victim=None if same else victim, key=keys[0], index=rows)
             kept = _kept(result, x, y, threat)
+            kept["fooled"] = kept["success"] & kept["inside"]
             if entry.kind == NORM:  # the smallest perturbation on the way; infinite where there was none
                 kept |= {"distance": result.record.smallest, "success": jnp.isfinite(result.record.smallest)}
             return kept

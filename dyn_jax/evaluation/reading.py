@@ -47,6 +47,7 @@ def from_attack(
     if losses is not None:
         raw["incomplete_optimization"] = indicators.incomplete_optimization(losses)
         bad["incomplete_optimization"] = raw["incomplete_optimization"] > SETTLED
+        bad["nonfinite_logits"] = np.any(~np.isfinite(np.asarray(losses)), axis=1)  # such a path compares with nothing
     if unstable is not None:
         raw["unstable_predictions"] = np.asarray(unstable, float)
         bad["unstable_predictions"] = raw["unstable_predictions"] > STABLE

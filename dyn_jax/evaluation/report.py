@@ -145,7 +145,8 @@ def _found(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What became of the examples: lines of a bar chart, widths in percent of all examples."""
     count = result["examples"]
     of = lambda percent: round(count * float(percent) / 100)
-    lines = [(x["attack"], x.get("found_first", 0), "broken") for x in result["attacks"] if x["kind"] == ACCURACY]
+    by = [x for x in result["attacks"] if x["kind"] == ACCURACY or x.get("found_first")]
+    lines = [(x["attack"], x.get("found_first", 0), "broken") for x in by]
     robust, wrong = of(result["robust_acc"]), count - of(result["clean_acc"])
     lines += [("robust: stood every attack", robust, "stood"), ("wrong to begin with", wrong, "wrong")]
     silent = count - result["broken"] - robust - wrong

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _files
 from dyn_jax import occupancy as occupancies
@@ -73,6 +76,22 @@ class Subject:
         except Exception as error:  # flax's own, or a KeyError of a function
             why = _files.short(f"{type(error).__name__}: {error}", 300)
             raise ValueError(f"net, variables: got some that fail on images {batch.shape}: {why}") from error
+
+    def fingerprint(self, images: jax.typing.ArrayLike) -> str:
+        """A digest of the traced program and of what it holds: fields of a module, code and constants of a function."""
+        key = jax.random.key(0) if self.stochastic else None
+        batch = jax.ShapeDtypeStruct(jnp.shape(images), jnp.float32)
+        traced = jax.make_jaxpr(lambda v, x, key: self.forward(v)(x, key))(self.variables, batch, key)
+        digest = hashlib.blake2b(plain(str(traced.jaxpr)).encode(), digest_size=16)
+        for constant in traced.consts:
+            keys = jnp.issubdtype(jnp.result_type(constant), jax.dtypes.prng_key)
+            digest.update(np.ascontiguousarray(jax.random.key_data(constant) if keys else constant).tobytes())
+        return digest.hexdigest()
+
+
+def plain(text: str) -> str:
+    """A text without the addresses of objects, which are others in every process."""
+    return re.sub(r"0x[0-9a-f]+", "", text)
 
 
 def subject_of(net: Any, variables: Variables, occupancy: Occupancy | None = None) -> Subject:

@@ -42,8 +42,6 @@ def summarise(
     """
     right, invalid = examples["correct"], examples["invalid"]
     robust = right & ~examples["broken"] & ~invalid
-    ran = set(attacked)
-    standard = set(PLANS["standard"]) <= ran
     before = right & ~invalid
     findings = [*findings, *_afterwards(job, examples, attacked)]
     return {
@@ -59,7 +57,7 @@ def summarise(
         "number_forward_passes": job.draws[1] if job.subject.stochastic else 1,
         "clean_acc": percent(right),
         "reported": None,
-        "autoattack_acc": percent(_after(examples, attacked, PLANS["standard"])) if standard else None,
+        "autoattack_acc": _autoattack(examples, attacked),
         "robust_acc": percent(robust),
         "unreliable": any(one["severity"] == ERROR for one in findings)
         or bool(np.any(invalid) or np.any(examples["claimed"] & ~examples["broken"])),
@@ -161,12 +159,16 @@ def _settings(job: Any) -> dict[str, Any]:
     }
 
 
-def _after(examples: Arrays, attacked: Mapping[str, Arrays], names: tuple[str, ...]) -> np.ndarray:
-    """[example], right and not broken by any of these attacks."""
-    broken = np.zeros(len(examples["correct"]), bool)
-    for name in names:
-        broken |= attacked[name].get("success", broken) & attacked[name]["run"]
-    return examples["correct"] & ~broken & ~examples["invalid"]
+def _autoattack(examples: Arrays, attacked: Mapping[str, Arrays]) -> str | None:
+    """Percent that stand the four attacks of AutoAttack; None unless each met whatever stood those before it: another
+    attack may have taken images away."""
+    standing = examples["correct"] & ~examples["invalid"]
+    for name in PLANS["standard"]:
+        got = attacked.get(name)
+        if got is None or np.any(standing & ~got["run"]):
+            return None
+        standing = standing & ~(got["success"] & got["run"]) if got["run"].any() else standing
+    return percent(standing)
 
 
 def _attack(entry: Entry, got: Arrays, examples: Arrays, number: int, before: np.ndarray) -> dict[str, Any]:
@@ -178,8 +180,8 @@ def _attack(entry: Entry, got: Arrays, examples: Arrays, number: int, before: np
     if not run.any():
         return line
     line["broken"] = int(np.sum(got["success"] & run))
+    line["found_first"] = int(np.sum(examples["found_by"] == number))
     if kind == ACCURACY:
-        line["found_first"] = int(np.sum(examples["found_by"] == number))
         line["accuracy_after"] = percent(before & ~((examples["found_by"] >= 0) & (examples["found_by"] <= number)))
     line["nonfinite_gradients"] = int(np.sum(got["nonfinite"] & run))
     hit = run & got["success"]

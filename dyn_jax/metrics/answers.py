@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn_jax import _validate
 
@@ -44,7 +45,7 @@ def success_rate(success: jax.Array, attacked: jax.Array) -> jax.Array:
     Raises:
       ValueError, TypeError: not one flag per example each.
     """
-    success = _validate.rows("success", success, len(success))
+    success = _validate.rows("success", success, np.size(success))
     attacked = _validate.rows("attacked", attacked, len(success))
     return jnp.sum(success & attacked) / jnp.sum(attacked)
 
@@ -71,18 +72,25 @@ def robust_accuracy_at(
     Args:
       norms: [example], the smallest norm that broke each one, e.g. ``result.record.smallest`` of `dyn_jax.attacks.fmn`:
         0 where it is misclassified, infinite where nothing was found; NaN counts as broken.
-      eps: a number or an array of any shape, in the same unit; a norm of exactly eps breaks.
+      eps: a number, "8/255", or an array of any shape, at least 0, in the same unit and rounded as the norms are: a
+        norm of exactly eps breaks.
       where: [example] bool, the examples to count; default all.
 
     Returns:
       The shape of `eps`; NaN where no example counts.
 
     Raises:
-      ValueError, TypeError: norms of another rank; `where` is not one flag per example.
+      ValueError, TypeError: norms of another rank, or negative; an eps that is negative or NaN; `where` is not one flag
+        per example.
     """
     if jnp.ndim(norms) != 1:
         raise ValueError(f"norms: got shape {jnp.shape(norms)}, expected [example]")
-    norms, eps = jnp.asarray(norms), jnp.asarray(eps)
+    norms = jnp.asarray(norms, jnp.result_type(norms, jnp.float32))
+    eps = jnp.asarray(_validate.number("eps", eps) if isinstance(eps, str) else eps, norms.dtype)
+    if _validate.is_concrete(norms) and np.any(np.asarray(norms) < 0):
+        raise ValueError("norms: got negative ones, expected distances")
+    if _validate.is_concrete(eps) and not np.all(np.asarray(eps) >= 0):
+        raise ValueError("eps: got negative ones or NaN, expected radii of at least 0")
     rows = jnp.ones(norms.shape, bool) if where is None else _validate.rows("where", where, len(norms))
     withstood = norms.reshape(-1, *(1,) * eps.ndim) > eps[None]
     return jnp.sum(withstood & rows.reshape(-1, *(1,) * eps.ndim), axis=0) / jnp.sum(rows)

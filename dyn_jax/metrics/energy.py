@@ -56,4 +56,4 @@ def accelerator_energy(trace: Trace, parameters: int, hardware: Accelerator = AS
     if not hardware.skips:
         on = jnp.full_like(work, float(sum(unit.elements for unit in trace.units)))
         work = jnp.full_like(work, trace.static_macs + sum(float(u.dense_macs or 0) * u.elements for u in trace.units))
-    return hardware.memory * (parameters + 2 * on) + hardware.compute * work
+    return hardware.memory * (float(parameters) + 2 * on) + hardware.compute * work

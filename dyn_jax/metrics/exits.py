@@ -19,6 +19,8 @@ from dyn_jax.metrics.traces import dense_macs, dense_unit_macs, executed_macs
 from dyn_jax.objectives.exits import exits_of
 from dyn_jax.types import Trace
 
+_ROUNDS = 1e-3  # sums of shares round
+
 
 class Decision(NamedTuple):
     """What a deployed early-exit network does with a batch; each [batch].
@@ -112,6 +114,8 @@ def predictions(trace: Trace) -> jax.Array:
 def first_changed_exit(before: Trace, after: Trace, *, reference: str = "own") -> jax.Array:
     """[batch] integer, the first exit whose class differs from its reference; the number of exits where none does.
 
+    An exit whose logits are not finite says no class, and has not changed it.
+
     Args:
       before, after: traces of the clean and the adversarial batch.
       reference: ``own``: what the same exit said about the clean image; ``final``: what the last exit said about it.
@@ -122,21 +126,26 @@ def first_changed_exit(before: Trace, after: Trace, *, reference: str = "own") -
     Source: 2308.08709, section 5 (the text leaves open which of the two it compares with).
     """
     _validate.choice("reference", reference, ("own", "final"))
-    old, new = (jnp.argmax(exits, axis=-1) for exits in _exits_of_both(before, after))
-    differs = new != (old if reference == "own" else old[:, -1:])
+    old, new = map(_said, _exits_of_both(before, after))
+    wanted = old if reference == "own" else old[:, -1:]
+    differs = (new != wanted) & (new >= 0) & (wanted >= 0)
     return jnp.where(jnp.any(differs, axis=1), jnp.argmax(differs, axis=1), old.shape[1])
 
 
 def early_parts(before: Trace, after: Trace) -> EarlyParts:
     """Early Attack's goals, with the last exit's class on the clean image as p; also its transfer rates T1 and T2.
 
+    Exits whose logits are not finite say no class: they neither keep nor change one.
+
     Raises:
       ValueError: traces without early exits, or of different networks or batches.
 
     Source: 2308.08709, section 6.2 and table 2.
     """
-    old, new = (jnp.argmax(exits, axis=-1) for exits in _exits_of_both(before, after))
-    return EarlyParts(new[:, -1] == old[:, -1], jnp.all(new[:, :-1] != old[:, -1:], axis=1))
+    old, new = map(_said, _exits_of_both(before, after))
+    kept = old[:, -1:]
+    changed = (new[:, :-1] != kept) & (new[:, :-1] >= 0) & (kept >= 0)
+    return EarlyParts((new[:, -1] == kept[:, 0]) & (kept[:, 0] >= 0), jnp.all(changed, axis=1))
 
 
 def early_success(before: Trace, after: Trace) -> jax.Array:
@@ -152,7 +161,7 @@ def saved_macs(trace: Trace) -> jax.Array:
       ValueError: a network without early exits, or without units.
     """
     exits_of(trace)
-    return 1 - executed_macs(trace) / dense_macs(trace)
+    return 1 - executed_macs(trace) / float(dense_macs(trace))
 
 
 def transfer_rate(generated: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -175,6 +184,11 @@ def transfer_rate(generated: jax.Array, logits: jax.Array, labels: jax.Array) ->
     generated = _validate.rows("generated", generated, len(labels))
     wrong = (jnp.argmax(logits, axis=-1) != labels) & jnp.all(jnp.isfinite(logits), axis=-1)
     return success_rate(wrong, generated)
+
+
+def _said(exits: jax.Array) -> jax.Array:
+    """[batch, exit], the class that each exit says, -1 where its logits are not finite."""
+    return jnp.where(jnp.all(jnp.isfinite(exits), axis=-1), jnp.argmax(exits, axis=-1), -1)
 
 
 def _exits_of_both(before: Trace, after: Trace) -> tuple[jax.Array, jax.Array]:
@@ -230,15 +244,20 @@ def exit_curve(shares: jax.Array, costs: jax.typing.ArrayLike) -> Curve:
       costs: [exit], ascending, of leaving at each exit; in any unit.
 
     Raises:
-      ValueError: another number of costs than exits; costs that do not ascend.
+      ValueError: another number of costs than exits; costs that do not ascend; shares that are no parts of 1 (counts).
 
     Source: Hong et al. 2021, section 4 ("exit-depth" curve), by cost as in its released code.
     """
-    shares, costs = jnp.atleast_2d(jnp.asarray(shares)), jnp.asarray(costs)
+    # multiply-adds pass 2^31, where JAX would cut an integer
+    shares, costs = jnp.atleast_2d(jnp.asarray(shares)), jnp.asarray(costs, jnp.result_type(float))
     if costs.shape != shares.shape[1:] or len(costs) < 2:
         raise ValueError(f"costs: got shape {costs.shape}, expected {shares.shape[1:]}, one for each of the exits")
     if _validate.is_concrete(costs) and not (np.diff(np.asarray(costs), prepend=0) > 0).all():
         raise ValueError(f"costs: got {np.asarray(costs)}, expected positive ones that ascend")
+    if _validate.is_concrete(shares):
+        least, most = np.min(shares), np.max(np.sum(shares, axis=1))
+        if not (least >= -_ROUNDS and most <= 1 + _ROUNDS):
+            raise ValueError(f"shares: got some from {least:.6g} on that sum up to {most:.6g}, expected parts of 1")
     left = jnp.cumsum(jnp.mean(shares, axis=0)[:-1])
     ends = lambda value: jnp.full(1, value, left.dtype)
     return Curve(jnp.concatenate([ends(0), costs / costs[-1]]), jnp.concatenate([ends(0), left, ends(1)]))

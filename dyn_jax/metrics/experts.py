@@ -38,8 +38,8 @@ def expert_iou(before: Trace, after: Trace, *, dropped: str = "same") -> jax.Arr
 
     Source: V-MoE's released code for adversarial attacks ("routing change" is one minus this).
     """
-    pairs = list(zip(expert_units(before), expert_units(after)))
-    shapes = [[unit.score.shape for unit in units] for units in zip(*pairs)]
+    both = expert_units(before), expert_units(after)
+    shapes = [[unit.score.shape for unit in units] for units in both]
     if shapes[0] != shapes[1]:
         raise ValueError(f"traces: got units of shapes {shapes[0]} and {shapes[1]}, expected one network and one batch")
     if dropped not in ("same", "none"):
@@ -50,7 +50,7 @@ def expert_iou(before: Trace, after: Trace, *, dropped: str = "same") -> jax.Arr
         both, either = jnp.sum(a & b, axis=-1), jnp.sum(a | b, axis=-1)
         return jnp.mean(jnp.where(either > 0, both / jnp.maximum(either, 1), float(dropped == "same")))
 
-    return jnp.stack([of(*pair) for pair in pairs])
+    return jnp.stack([of(*pair) for pair in zip(*both)])
 
 
 def expert_load(trace: Trace) -> list[jax.Array]:
@@ -69,6 +69,8 @@ def expert_load(trace: Trace) -> list[jax.Array]:
 
 def load_imbalance(trace: Trace) -> jax.Array:
     """[unit], standard deviation over mean of the experts' load: 0 is even, ``sqrt(E / k - 1)`` all to the same k.
+
+    NaN where none ran.
 
     Raises:
       ValueError: no units of experts.

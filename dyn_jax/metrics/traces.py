@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
+from dyn_jax._precision import single
 from dyn_jax.types import Trace, UnitTrace
 
 
@@ -67,16 +68,18 @@ def architecture_change(
             pairs.append((a.extras["dilated"] >= 0.5, b.extras["dilated"] >= 0.5))
         for x, y in pairs:
             differs = _per_example(x != y)
-            changed += jnp.sum(jnp.sum(differs, axis=1) * rows)
-            total += jnp.sum(rows) * differs.shape[1]
+            # in floating point: numbers of all images pass 2^31
+            changed += jnp.sum(jnp.where(rows, jnp.sum(differs, axis=1, dtype=changed.dtype), 0))
+            total += jnp.sum(rows, dtype=total.dtype) * differs.shape[1]
     return changed / total
 
 
 def executed_unit_macs(unit: UnitTrace) -> jax.Array:
     """[batch], multiply-adds that a unit's occupancies let run; with a soft occupancy, the expected number."""
+    occupancy = single(unit.occupancy)
     if isinstance(unit.macs, int):
-        return float(unit.macs) * jnp.sum(_per_example(unit.occupancy), axis=1)
-    return jnp.sum(_per_example(unit.occupancy * jnp.broadcast_to(unit.macs, unit.score.shape)), axis=1)
+        return float(unit.macs) * jnp.sum(_per_example(occupancy), axis=1)
+    return jnp.sum(_per_example(occupancy * jnp.broadcast_to(unit.macs, unit.score.shape)), axis=1)
 
 
 def executed_macs(trace: Trace) -> jax.Array:
@@ -143,7 +146,7 @@ def recovery(
     else:
         first, last, dense = _units_on(before), _units_on(after), float(len(before.units))
     saved, back = dense - first, last - first
-    rows = saved > 1e-6 * dense
+    rows = ~(saved <= 1e-6 * dense)  # an image of NaN is not left out: nothing is known of the mean
     if where is not None:
         where = _validate.rows("where", where, len(saved))
         rows, saved, back = rows & where, jnp.where(where, saved, 0), jnp.where(where, back, 0)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
+from dyn_jax._precision import single
 from dyn_jax.types import Output
 
 Objective = Callable[[Output, jax.Array, jax.Array | None], jax.Array]
@@ -39,7 +40,7 @@ def cross_entropy(output: Output, labels: jax.Array, targets: jax.Array | None =
     Returns:
       [batch].
     """
-    log_probability = jax.nn.log_softmax(output.logits)
+    log_probability = jax.nn.log_softmax(single(output.logits))
     return -_at(log_probability, labels) if targets is None else _at(log_probability, targets)
 
 
@@ -48,9 +49,10 @@ def margin(output: Output, labels: jax.Array, targets: jax.Array | None = None) 
 
     Source: Carlini and Wagner 2017, f_6, without the clamp (see `hinge_margin`).
     """
+    logits = single(output.logits)
     if targets is None:
-        return _largest_other(output.logits, labels) - _at(output.logits, labels)
-    return _at(output.logits, targets) - _largest_other(output.logits, targets)
+        return _largest_other(logits, labels) - _at(logits, labels)
+    return _at(logits, targets) - _largest_other(logits, targets)
 
 
 def hinge_margin(confidence: float = 0.0, margin: Objective = margin) -> Objective:
@@ -94,12 +96,13 @@ def dlr(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> 
     needed = 3 if targets is None else 4
     if output.logits.shape[1] < needed:
         raise ValueError(f"dlr: got {output.logits.shape[1]} classes, expected at least {needed}")
-    ranked = jax.lax.top_k(output.logits, needed)[0]
-    own = _at(output.logits, labels)
+    logits = single(output.logits)
+    ranked = jax.lax.top_k(logits, needed)[0]
+    own = _at(logits, labels)
     if targets is None:
-        return (_largest_other(output.logits, labels) - own) / (ranked[:, 0] - ranked[:, 2] + 1e-12)
+        return (_largest_other(logits, labels) - own) / (ranked[:, 0] - ranked[:, 2] + 1e-12)
     third = 0.5 * (ranked[:, 2] + ranked[:, 3])
-    return (_at(output.logits, targets) - own) / (ranked[:, 0] - third + 1e-12)
+    return (_at(logits, targets) - own) / (ranked[:, 0] - third + 1e-12)
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
+from dyn_jax._precision import single
 from dyn_jax.objectives.answers import Objective
 from dyn_jax.types import Output, Trace, UnitTrace
 
@@ -26,7 +27,8 @@ def gating_excess(unit: UnitTrace, tau: jax.typing.ArrayLike | None = 0.5) -> ja
     """
     probability = unit.extras.get("probability")
     if tau is None or probability is None:
-        return unit.score
+        return single(unit.score)
+    probability = single(probability)
     return probability - jnp.asarray(tau, probability.dtype)
 
 
@@ -79,7 +81,7 @@ def _element_costs(unit: UnitTrace) -> jax.Array:
     """Multiply-adds of an element that is on, [1 or batch, *1 or elements]: dense ones where there are such."""
     if unit.dense_macs is None:
         return jax.lax.stop_gradient(jnp.broadcast_to(unit.macs, unit.score.shape))
-    return jnp.full((1,) * unit.score.ndim, float(unit.dense_macs), unit.score.dtype)
+    return jnp.full((1,) * unit.score.ndim, float(unit.dense_macs), single(unit.score).dtype)
 
 
 def complexity_loss(trace: Trace, *, tau: jax.typing.ArrayLike | None = 0.5, weights: Weights = "macs") -> jax.Array:
@@ -141,4 +143,4 @@ def logit_drift(output: Output, clean: jax.Array) -> jax.Array:
 
     Source: GradAuto's released code (its option to maintain accuracy).
     """
-    return jnp.sum((output.logits - clean) ** 2, axis=-1)
+    return jnp.sum((single(output.logits) - clean) ** 2, axis=-1)

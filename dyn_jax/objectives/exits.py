@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
+from dyn_jax._precision import single
 from dyn_jax.objectives.answers import Objective, resolve
 from dyn_jax.types import Output, Trace
 
@@ -82,7 +83,7 @@ def unsure_exits() -> Objective:
     def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
         if targets is not None:
             raise ValueError("targets: got some, expected None: DeepSloth has no target class")
-        inner = jax.nn.softmax(exits_of(output.trace)[:, :-1])
+        inner = jax.nn.softmax(single(exits_of(output.trace)[:, :-1]))
         return jnp.sum(jnp.mean(jnp.log(inner + GUARD), axis=-1), axis=-1)
 
     return objective

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
+from dyn_jax._precision import single
 from dyn_jax.objectives.answers import Objective
 from dyn_jax.types import Output, Trace, UnitTrace
 
@@ -14,7 +15,7 @@ def _activations(trace: Trace) -> list[jax.Array]:
     """``occupancy x score`` of every unit, [batch, element]."""
     if not trace.units:
         raise ValueError("forward: got a network without units, expected one of activations (sparse-resnet-*)")
-    value = lambda unit: unit.occupancy * unit.score
+    value = lambda unit: single(unit.occupancy) * single(unit.score)
     return [value(unit).reshape(len(unit.score), -1) for unit in trace.units]
 
 

@@ -141,6 +141,11 @@ CALLS = {
         ValueError,
         "mask: got values",
     ),
+    "masks of a batch": (
+        lambda: attacks.Batched(fgsm, forward, batch_size=2)(IMAGES, LABELS, mask=np.ones((7, 4, 4, 1))),
+        ValueError,
+        "expected one for all or for each of",
+    ),
 }
 
 

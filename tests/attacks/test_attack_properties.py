@@ -272,4 +272,7 @@ def test_eight_bits_stay_inside_the_ball():
         assert threat.contains(stored.astype(jnp.float32) / 255, clean).all()
         assert float(jnp.abs(stored / 255.0 - x).max()) <= 1 / 255 + 1e-5
     with pytest.raises(ValueError, match="no multiples of 1/255"):
-        attacks.to_8bit(clean, clean + 0.001)
+        attacks.to_8bit(clean, 0.999 * clean)
+    for images, words in ((clean * 255, r"expected \[0"), (clean * jnp.nan, "NaN"), (np.uint8(clean * 255), "uint8")):
+        with pytest.raises((ValueError, TypeError), match=words):
+            attacks.to_8bit(images, images)

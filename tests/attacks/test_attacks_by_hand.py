@@ -254,6 +254,16 @@ def test_batched_does_not_depend_on_the_batch_size_and_compiles_once():
     np.testing.assert_array_equal(kept, parts.distance)
 
 
+def test_batched_takes_a_mask_for_each_image():
+    mask = np.zeros((5, 4, 4, 1))
+    mask[1::2, 0] = 1  # of a whole batch of two, and its second image alone
+    attack = attacks.fgsm(0.1, attack_all=True)
+    whole = attack(curved, jnp.asarray(IMAGES), jnp.asarray(LABELS), mask=mask)
+    parts = attacks.Batched(attack, curved, batch_size=2)(IMAGES, LABELS, mask=mask)
+    np.testing.assert_allclose(parts.adversarial, whole.adversarial, atol=1e-6)
+    assert np.any(parts.adversarial[1] != IMAGES[1]) and np.all(parts.adversarial[0] == IMAGES[0])
+
+
 def test_an_interrupted_batched_run_keeps_what_was_done():
     run = attacks.Batched(attacks.fgsm(0.1), curved, batch_size=2)
     batches = run.batches

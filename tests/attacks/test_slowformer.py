@@ -218,6 +218,7 @@ def test_bad_numbers(make, message):
         ({"size": (5, 2)}, "size: got 5 rows from 0 on, expected at most 4"),
         ({"place": (0, 3)}, "size: got 2 columns from 3 on"),
         ({"batch_size": 3}, "batch_size: got 3, expected a divisor of the 4 images"),
+        ({"mean_std": ((0.5,), (0.5,))}, "mean_std: got 1 channels, expected the images' 3"),
     ],
 )
 def test_a_patch_that_does_not_fit(fields, message):

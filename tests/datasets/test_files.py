@@ -290,6 +290,17 @@ def test_npz_bombs(tmp_path):
             image_file(path)
 
 
+def test_two_arrays_that_could_be_meant(tmp_path):
+    images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.arange(2)
+    for arrays in (
+        {"image": images, "images": images + 1, "label": labels},
+        {"x": images, "y": labels, "y_test": 1 - labels},
+    ):
+        np.savez(tmp_path / "images.npz", **arrays)
+        with pytest.raises(ValueError, match="images.npz: got the arrays .*, .*, expected one of them"):
+            image_file(tmp_path / "images.npz")
+
+
 def test_a_folder_of_images_with_strangers(tmp_path):
     """Not classes, not 8 bits, not small: nothing shifts a label, is cut at 255 or fills the memory."""
     for name in ("a", "b"):

@@ -40,7 +40,34 @@ def test_a_broken_example_is_not_attacked_again(found):
     by = found.examples["found_by"]
     np.testing.assert_array_equal(by == 0, first["success"])
     np.testing.assert_array_equal(by == 1, second["success"] & second["run"])
-    assert [line.get("found_first") for line in found.summary["attacks"]] == [(by == 0).sum(), (by == 1).sum(), None]
+    assert [line.get("found_first") for line in found.summary["attacks"]] == [(by == k).sum() for k in range(3)]
+
+
+@pytest.mark.parametrize("name", ["fmn", "fmn@soft", "energy-apgd@straight-through"])
+def test_an_error_inside_the_ball_counts_whatever_was_looked_for(name):
+    alone = toy.run(attacks=name, eps="24/255")
+    labels = toy.data()[1]
+    logits = np.asarray(toy.gated(toy.weights(), alone.attacks[name]["adversarial"]).logits)
+    wrong = (logits.argmax(1) != labels) & alone.attacks[name]["inside"] & alone.examples["correct"]
+    assert wrong.any()
+    np.testing.assert_array_equal(alone.examples["broken"], wrong)
+    assert alone.summary["robust_acc"] == f"{100 * (alone.examples['correct'] & ~wrong).mean():.2f}"
+    assert alone.summary["attacks"][0]["found_first"] == wrong.sum() and alone.summary["not_confirmed"] == 0
+    if curve := alone.summary["curves"]["eps"]:
+        assert curve["accuracy"][20] == pytest.approx(float(alone.summary["robust_acc"]))  # at eps
+    after = toy.run(attacks=f"{name},fgsm", eps="24/255")  # and takes no image away from the attacks on accuracy
+    np.testing.assert_array_equal(after.attacks["fgsm"]["run"], after.examples["correct"])
+
+
+def test_the_accuracy_of_autoattack_is_that_of_its_four_attacks():
+    four = ",".join(plan.PLANS["standard"])
+    alone = toy.run(attacks="standard", eps="12/255")
+    first = toy.run(attacks=f"{four},bim@soft,curve", eps="12/255")
+    assert alone.summary["autoattack_acc"] == alone.summary["robust_acc"] == first.summary["autoattack_acc"]
+    taken = toy.run(attacks=f"fgsm,{four}", eps="12/255")
+    assert taken.summary["attacks"][0]["broken"] > 0
+    assert taken.summary["autoattack_acc"] is None  # it has not met the images that FGSM broke
+    assert plan.PLANS["dynamics"][:4] == plan.PLANS["standard"]
 
 
 def test_an_entry_is_the_attack_itself():

@@ -8,7 +8,7 @@ from compiled import quick_jit
 from test_checks import MODELS
 
 from dyn_jax.attacks import bim
-from dyn_jax.evaluation import indicators
+from dyn_jax.evaluation import from_attack, indicators
 
 
 def test_by_hand():
@@ -106,3 +106,11 @@ def test_unconstrained_failure_and_points_near():
     assert indicators.unconstrained_failure(stuck, images, labels).all()
     points = indicators.near(jax.random.key(0), images, draws=50)
     assert points.shape == (50, *images.shape) and 3.5 / 255 < float(jnp.abs(points - 0.5).max()) <= 4 / 255 + 1e-6
+
+
+def test_a_path_that_is_not_finite_is_no_path_that_ended():
+    losses = np.array([[0.0, 1, 1], [0, np.nan, 1], [0, np.inf, np.inf], [np.nan, np.nan, np.nan]])
+    reading = from_attack(np.array([False, False, False, True]), np.repeat(losses, 10, axis=1))
+    assert [one.code for one in reading.findings] == ["nonfinite_logits"]
+    np.testing.assert_array_equal(reading.findings[0].examples, [1, 2])  # the last one fooled all the same
+    np.testing.assert_array_equal(np.isnan(reading.raw["incomplete_optimization"]), [False, True, True, True])

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dyn_jax import _files
-from dyn_jax.evaluation import shards
+from dyn_jax.evaluation import evaluate, shards
 from tests.evaluation import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -118,6 +119,22 @@ def test_another_run_is_refused_and_says_what_differs(whole, tmp_path):
     with pytest.raises(FileNotFoundError, match="to resume"):
         toy.run(tmp_path / "new", resume=True)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_network_of_the_same_weights_that_computes_something_else_is_another_run(tmp_path):
+    images, labels = toy.data()
+
+    def run(scale, level):
+        net = lambda variables, x, *, occupancy=None: scale * toy.gated(variables, x, occupancy=occupancy).logits
+        given = {"eps": "16/255", "attacks": "fgsm", "budget": toy.SHORT, "output": tmp_path / "run"}
+        step = lambda score: jnp.float32(score >= level)
+        return evaluate(net, toy.weights(), images, labels, occupancy=step, **given)
+
+    run(1.0, 0.0)
+    run(1.0, 0.0)  # other objects, the same network
+    for scale, level in ((-1.0, 0.0), (1.0, 0.5)):
+        with pytest.raises(ValueError, match="network is .* there and .* here"):
+            run(scale, level)
 
 
 def test_a_manifest_that_another_process_is_writing_is_no_stranger(tmp_path):

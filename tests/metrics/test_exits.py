@@ -56,8 +56,29 @@ def test_early_success_and_its_parts():
         np.testing.assert_array_equal(exits.early_success(BEFORE, broken), [False, False])
 
 
+def test_an_exit_of_nan_says_no_class():
+    with jax.debug_nans(False):
+        broken = BEFORE.replace(exits=BEFORE.exits.at[0].set(jnp.nan))
+        for before, after in ((BEFORE, broken), (broken, BEFORE), (broken, broken)):
+            assert exits.first_changed_exit(before, after)[0] == 3
+            parts = exits.early_parts(before, after)
+            assert not parts.kept[0] and not parts.changed[0]
+
+
 def test_saved_macs():
     np.testing.assert_allclose(exits.saved_macs(BEFORE), [1 - 5 / 35, 0], atol=1e-6)  # 5 + 10 + 20 in all
+
+
+def test_multiply_adds_of_exits_beyond_32_bits():
+    large = BEFORE.replace(units=tuple(u.replace(macs=2**33, dense_macs=2**33) for u in BEFORE.units))
+    np.testing.assert_allclose(exits.saved_macs(large), [1, 0], atol=1e-6)
+    for costs in ([5 * 10**9, 6 * 10**9], np.array([5 * 10**9, 6 * 10**9])):
+        np.testing.assert_allclose(exits.exit_curve(jnp.array([0.2, 0.8]), costs).cost, [0, 5 / 6, 1], rtol=1e-6)
+
+
+def test_shares_of_exits_are_no_counts():
+    with pytest.raises(ValueError, match="expected parts of 1"):
+        exits.exit_curve(jnp.array([10, 5, 85]), [1.0, 2.0, 3.0])
 
 
 def test_transfer_rate():

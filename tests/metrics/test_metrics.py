@@ -154,8 +154,65 @@ def test_psnr():
     np.testing.assert_allclose(metrics.psnr(other, image), [20.0, np.inf], rtol=1e-6)
     bits = np.full((1, 2, 2, 3), 250, np.uint8)
     np.testing.assert_allclose(metrics.psnr(bits, 0 * bits, peak=255), 20 * np.log10(255 / 250), rtol=1e-5)
+    np.testing.assert_allclose(metrics.psnr(bits, 0 * bits), 20 * np.log10(255 / 250), rtol=1e-5)
     with jax.debug_nans(False):
         assert np.isnan(metrics.psnr(other * np.nan, image)).all()  # not infinitely good
+
+
+PIXELS = np.zeros((1, 2, 2, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (
+            lambda: metrics.psnr(PIXELS[0], PIXELS[0]),
+            r"images, reference: got shape \(2, 2, 1\)",
+        ),  # one image, no batch
+        (lambda: metrics.psnr(PIXELS, PIXELS.astype(np.uint8)), "got float32 and uint8"),
+        (lambda: metrics.psnr(PIXELS.astype(int), PIXELS.astype(int)), "peak: got None for int"),
+        (lambda: metrics.psnr(PIXELS, PIXELS, peak=0), "peak: got 0"),
+        (lambda: metrics.robust_accuracy_at(np.array([0.0, 1.0]), -1.0), "eps: got negative"),
+        (lambda: metrics.robust_accuracy_at(np.array([0.0, 1.0]), [0.1, np.nan]), "eps: got negative ones or NaN"),
+        (lambda: metrics.robust_accuracy_at(np.array([-1.0, 1.0]), 1.0), "norms: got negative"),
+        (lambda: metrics.success_rate(True, True), r"success: got shape \(\)"),
+    ],
+)
+def test_what_is_no_image_norm_or_radius_is_refused(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()
+
+
+def test_a_norm_of_exactly_eps_breaks_in_double_precision_too():
+    norms = np.array([8 / 255, 9 / 255], np.float32)
+    assert float(norms[0]) > 8 / 255  # rounded up
+    with jax.enable_x64(True):
+        assert metrics.robust_accuracy_at(norms, 8 / 255) == 0.5
+    assert metrics.robust_accuracy_at(norms, "8/255") == 0.5
+
+
+def test_counts_of_units_beyond_32_bits():
+    trace = Trace((unit_of([1.0, 0.0], 2**40),), static_macs=2**40)
+    energy = metrics.accelerator_energy(trace, 3 * 10**9)
+    np.testing.assert_allclose(energy, 1950 * (3e9 + np.array([2, 0])) + 3.7 * 2.0**40 * np.array([2, 1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("average", ["images", "ratio"])
+def test_a_recovery_of_nan_is_unknown(average):
+    before, after = gates([1, 0], [0, 0]), gates([1, 1], [0, 1])
+    unknown = Trace((before.units[0], unit_of([np.nan, 0], 10)), 7)
+    assert metrics.recovery(before, after, average=average) > 0
+    with jax.debug_nans(False):
+        assert np.isnan(metrics.recovery(unknown, after, average=average))
+        assert np.isnan(metrics.recovery(before, unknown, average=average))
+        assert not np.isnan(metrics.recovery(unknown, after, average=average, where=np.array([False, True])))
+
+
+def test_experts_of_networks_with_other_numbers_of_routers():
+    score = jnp.ones((2, 3))
+    unit = UnitTrace(score, score, 1, extras={"kept": score})
+    with pytest.raises(ValueError, match="expected one network and one batch"):
+        metrics.expert_iou(Trace((unit,) * 3), Trace((unit,) * 2))
 
 
 def test_counts_of_points_beyond_32_bits():

@@ -146,6 +146,8 @@ def test_images_that_do_not_fit(small, image, error, message):
     deployed = Deployed(small[0], small[1], (16, 16, 3), None)
     with pytest.raises(error, match=message):
         deployed(image)
+    with pytest.raises(TypeError, match="image: got a traced array"):
+        jax.eval_shape(deployed, np.zeros((16, 16, 3), np.float32))
 
 
 def test_networks_that_cannot_be_deployed(small):

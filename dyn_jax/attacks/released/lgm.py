@@ -147,7 +147,7 @@ def point_bim(
             moved = problem.project(x + step_size * direction_of(gradient, direction))
             return (jnp.where(number == steps - 1, x, moved), best, worst), record
 
-        first = clean if start is None else start
+        first = clean if start is None else problem.project(start)
         (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, clean)), jnp.arange(steps))
         return Found(best, records)
 

@@ -156,7 +156,7 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
             moved = problem.project(x + chain.update(gradient, chain.init(x))[0])
             return (jnp.where(number == steps - 1, x, moved), best, worst), record
 
-        first = clean if start is None else start
+        first = clean if start is None else problem.project(start)
         (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, clean)), jnp.arange(steps))
         return Found(best, records)
 
