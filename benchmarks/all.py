@@ -1,6 +1,7 @@
 """Every benchmark one after the other, each in a process of its own, then the tables of the documentation's page.
 
-    python -m benchmarks.all --data FOLDER --checkpoint FILE --scannet FILE --nuscenes FILE --scan FILE --large FILE
+    python -m benchmarks.all --data FOLDER --checkpoint FILE --checkpoints FOLDER --peer FOLDER --scannet FILE
+        --nuscenes FILE --scan FILE --large FILE
 
 A benchmark has the options and the minutes that `PLANS` gives it, 40 together; one that needs longer is ended. One that
 fails, is ended or misses its files is named at the end; the others still run. ``python -m docs.tables`` then writes the
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from docs import tables
 
 HERE = pathlib.Path(__file__).parent
-FILES = ("data", "checkpoint", "scannet", "nuscenes", "scan", "large")
+FILES = ("data", "checkpoint", "checkpoints", "peer", "scannet", "nuscenes", "scan", "large")
 PAGE = tables.ROOT / "docs" / "benchmarks.md"
 
 
@@ -37,16 +38,17 @@ class Plan(NamedTuple):
 
 PLANS = {
     "compile_time": Plan("--steps 3 --rounds 5", 6),
-    "bim_resnet32": Plan("--steps 10 --rounds 5", 4, ("checkpoint", "data")),
+    "bim_resnet32": Plan("--steps 10 --rounds 5", 3, ("checkpoint", "data")),
     "grad_auto": Plan("--steps 4 --rounds 5", 3),
     "early_attack": Plan("--steps 8 --rounds 5", 2),
     "training_step": Plan("--rounds 5", 2),
     "deployed": Plan("--rounds 5", 4, ("data",), ("data",), figure=True),
-    "compaction": Plan("--rounds 5", 3, ("data",), ("data",)),
+    "compaction": Plan("--rounds 5", 2, ("data",), ("data",)),
+    "autoattack": Plan("--images 16", 3, ("data", "checkpoints", "peer"), ("data", "checkpoints")),
     "growth": Plan("--rounds 5", 4, figure=True),
     "sharding": Plan("--rounds 5", 2),
     "sparse3d": Plan("--growth --repeats 5", 4, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
-    "cylinder3d": Plan("--repeats 3", 6, ("scan", "large"), ("scan",)),
+    "cylinder3d": Plan("--repeats 3", 5, ("scan", "large"), ("scan",)),
 }
 
 
@@ -82,7 +84,9 @@ def launch(words: list[str], minutes: float) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for file in FILES:
-        parser.add_argument(f"--{file}", type=pathlib.Path, help="see bim_resnet32, sparse3d and cylinder3d")
+        parser.add_argument(
+            f"--{file}", type=pathlib.Path, help="see bim_resnet32, autoattack, sparse3d and cylinder3d"
+        )
     parser.add_argument("--only", nargs="+", choices=PLANS, default=list(PLANS), help="default: all")
     parser.add_argument("--output", type=pathlib.Path, default=HERE / "results", help="folder of the records")
     parser.add_argument("--figures", type=pathlib.Path, default=PAGE.parent / "assets", help="folder of the pictures")

@@ -43,15 +43,20 @@ def last_exit(net: Any):
     return forward
 
 
+def victim(name: str, checkpoints: pathlib.Path | str) -> tuple[Any, Any]:
+    """The network of a set and its variables."""
+    network, file = SETS[name]
+    net = networks.create(network)
+    return net, weights_convert.convert(net, read_state_dict(pathlib.Path(checkpoints) / file))
+
+
 def percent(flags: np.ndarray) -> float:
     return round(100 * float(flags.mean()), 2)
 
 
 def compared(name: str, wanted: dict[str, np.ndarray], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A line for each attack: what stands after it, claimed beside measured."""
-    network, file = SETS[name]
-    net = networks.create(network)
-    variables = weights_convert.convert(net, read_state_dict(pathlib.Path(arguments.checkpoints) / file))
+    net, variables = victim(name, arguments.checkpoints)
     count = min(arguments.images, len(wanted["index"]))
     index = wanted["index"][:count]
     images = to_float(cifar10_lossless(arguments.data, "test").images[index])
@@ -75,7 +80,7 @@ def compared(name: str, wanted: dict[str, np.ndarray], arguments: argparse.Names
             claimed = wanted["robust"]
         claimed = claimed[:count]
         standing = found.examples["correct"] & ~((by >= 0) & (by <= number))
-        row = {"images of": name, "network": network, "eps": round(255 * float(wanted["eps"]), 3), "after": here}
+        row = {"images of": name, "network": SETS[name][0], "eps": round(255 * float(wanted["eps"]), 3), "after": here}
         row |= {
             "claimed %": round(100 * float(claimed.mean()), 2),
             "measured %": round(100 * float(standing.mean()), 2),
@@ -85,7 +90,7 @@ def compared(name: str, wanted: dict[str, np.ndarray], arguments: argparse.Names
             "there only": int(np.sum(claimed & ~standing)),
         }
         rows.append(row)
-    total = {"images of": name, "network": network, "eps": rows[0]["eps"], "after": "all", "images": count}
+    total = {"images of": name, "network": SETS[name][0], "eps": rows[0]["eps"], "after": "all", "images": count}
     total |= {"CPU seconds an image": round(seconds / count, 2)}
     total |= {"claimed CPU seconds an image": round(float(wanted["cpu_seconds"].sum()) / len(wanted["index"]), 2)}
     total |= {"checks": [one["code"] for one in found.summary["checks"]]}

@@ -371,3 +371,30 @@ def compaction() -> str:
         "network's own gates, equal to 1e-6. The difference is relative to the largest gradient; positions are summed "
         "in another order, and where that switches a gate the gradient of an image is another.",
     )
+
+
+@measured("bench-autoattack", "autoattack_cpu", "AutoAttack")
+def autoattack() -> str:
+    """Standard AutoAttack beside its released code."""
+    kept = record("autoattack_cpu")
+    peers = [r for r in kept["rows"] if r["contender"] == "released code"]
+    fastest = min((r["s an image"] for r in peers), default=None)
+    cells = {
+        "contender": lambda r: r["contender"],
+        "threads": lambda r: r["threads"],
+        "robust, %": lambda r: f"{r['robust accuracy %']:.1f}",
+        "forward passes": lambda r: f"{r['forward passes']:,}",
+        "backward passes": lambda r: f"{r['backward passes']:,}",
+        "s an image": lambda r: f"{r['s an image']:.2f}",
+        "CPU s an image": lambda r: f"{r['CPU s an image']:.2f}",
+        "times the fastest released run": lambda r: fastest and f"{fastest / r['s an image']:.2f}",
+        "stand here only": lambda r: ", ".join(map(str, r.get("stand here only", ()))),
+        "stand there only": lambda r: ", ".join(map(str, r.get("stand there only", ()))),
+    }
+    s = kept["settings"]
+    return block(
+        columns(kept["rows"], cells),
+        source("autoattack_cpu"),
+        f"{s['images']} images, set {s['set']}, one run each; a pass is that of one image. Wanted: robust accuracy "
+        "within one point, and at most half the released code's time.",
+    )

@@ -238,6 +238,9 @@ CASES = {
         "--networks sact-digits --images 2 --steps 2",
         constants={"SIZES": (4,), "METHODS": {"random patch": None, "SlowFormer, energy": objectives.energy}},
     ),
+    "benchmarks.autoattack": Case(
+        "--data {} --checkpoints {} --images 3 --steps 2 --queries 3", record="autoattack_cpu"
+    ),
     "benchmarks.bim_resnet32": Case("--data {} --batch 2 --steps 1 --rounds 1 --no-peers", "bim_resnet32_cpu"),
     "benchmarks.all": Case(
         "--only grad_auto deployed",
