@@ -91,7 +91,7 @@ class Counted:
 
 def released(torch: Any, arguments: argparse.Namespace, images: np.ndarray, labels: np.ndarray, threads: int):
     """() -> (standing [image] bool, passes), by the released code."""
-    from autoattack import AutoAttack  # of the checkout  # pyright: ignore[reportMissingImports]
+    from autoattack import AutoAttack  # pyright: ignore  # of the checkout
 
     from benchmarks._torch_peers import ResNet
     from weights_convert.torch_io import read_state_dict
@@ -144,6 +144,7 @@ def main() -> None:
             {"contender": contender, "threads": threads, "robust accuracy %": 100 * float(standing.mean()), **count}
             | {"s an image": took.wall / each, "CPU s an image": took.cpu / each}
         )
+        print(rows[-1], flush=True)
         return standing
 
     def here() -> tuple[np.ndarray, dict[str, int]]:
