@@ -142,7 +142,9 @@ class Moe(nn.Module):
     def _expert_choice(self, probability: jax.Array) -> jax.Array:
         """Scores [group, token, expert] by which every expert takes its tokens of largest probability."""
         tokens = probability.shape[1]
-        limit = min(router.capacity(tokens, 1, self.experts, self.capacity_factor or 1.0), tokens - 1)
+        limit = router.capacity(tokens, 1, self.experts, self.capacity_factor or 1.0)
+        if limit >= tokens:  # all of them, and no other to compare with
+            return probability
         by_expert = jnp.moveaxis(probability, 2, 1)
         return jnp.moveaxis(router.expert_scores(by_expert, limit, self.bar), 1, 2)
 

@@ -94,6 +94,13 @@ def entropy(output, labels):
     return jnp.mean(objectives.cross_entropy(output, labels))
 
 
+def test_experts_with_room_for_every_token_take_all_of_them(vmoe, float64):
+    arrays, meta, net, variables = vmoe
+    roomy = net.clone(routing="expert_choice", capacity_factor=float(meta["E"]))
+    trace = roomy.apply(variables, images_of(arrays)).trace
+    assert all(unit.on.all() for unit in trace.units)
+
+
 @pytest.mark.parametrize("routing, prefix", [("token", ""), ("priority", "bpr/"), ("expert_choice", "ec/")])
 def test_vmoe_logits_routes_and_gradient(vmoe, float64, routing, prefix):
     arrays, meta, net, variables = vmoe
