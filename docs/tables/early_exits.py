@@ -29,11 +29,12 @@ def _claims(name: str) -> str:
 
 
 def _settings(name: str) -> str:
-    s = record(name)["settings"]
+    s, seeds = record(name)["settings"], len(record(name)["seeds"])
+    trained = f"± over {seeds} trained networks of each kind" if seeds > 1 else "one trained network of each kind"
     return (
         f"Data: {s['data']}, {s['examples']} images, {s['held out for the surrogates']:,} others held out for the "
         f"surrogates; eps {255 * s['eps']:.0f}/255; networks of {s['epochs']} epochs, surrogates of "
-        f"{s['surrogate_epochs']}; ± over {len(record(name)['seeds'])} trained networks of each kind."
+        f"{s['surrogate_epochs']}; {trained}."
     )
 
 
