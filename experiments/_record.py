@@ -196,7 +196,10 @@ def _public(argument: str) -> str:
 
 
 def _names_a_place(value: Any) -> bool:
-    return isinstance(value, os.PathLike) or (isinstance(value, str) and _public(value) != value)
+    """Whether an option is a file or folder: by its type or its slashes, or because there is one of that name."""
+    if isinstance(value, os.PathLike):
+        return True
+    return isinstance(value, str) and (_public(value) != value or os.path.exists(value))
 
 
 def _is_result(key: str, value: Any) -> bool:

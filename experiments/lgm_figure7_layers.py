@@ -30,11 +30,12 @@ from dyn_jax.types import Variables
 from experiments import _record
 from experiments._paired import Z
 from experiments.cifar_fgm_lgm import FGM, LGM, Leaded, stacked
-from experiments.lgm_figure9_steps import RECORD, chosen
+from experiments.lgm_figure9_steps import chosen
 
 NETWORK, KIND, CHOSEN_AT = "skipnet-32-cifar10", "LGM soft", 2
 CLASSES = len(CIFAR10_CLASS_NAMES)
 RESAMPLES = 1000
+RECORD = pathlib.Path(__file__).parent / "results" / "cifar_fgm_lgm.json"
 
 
 class Seen(NamedTuple):
