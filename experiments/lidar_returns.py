@@ -51,7 +51,9 @@ def measured(made: _scans.Setup, attack: Attack, occupancy: voxel.VoxelOccupancy
     pairs = zip(made.clouds, made.labels)
     found = [run(made.variables, *pair, jax.random.key(number)) for number, pair in enumerate(pairs)]
     before, after, overflow = (np.sum(column, axis=0) for column in zip(*found))
-    return {"before %": _scans.percent(before), "after %": _scans.percent(after), "overflow": bool(overflow)}
+    each = [_scans.percent(matrix) for _, matrix, _ in found]
+    row = {"before %": _scans.percent(before), "after %": _scans.percent(after), "after, each street %": each}
+    return row | {"overflow": bool(overflow)}
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from docs.tables import block, bold_least, find, markdown, named, record, source
 
 STREETS = {"waits": "lgm_streets", "command": "experiments.lgm_streets"}
@@ -67,13 +69,20 @@ def returns() -> str:
     """What a LiDAR could see."""
     kept = record("lidar_returns")
     unit = {"late returns": "m", "absorbed": "points", "spoofed": "points"}
-    body = [
-        (r["attack"], f"{r['budget']:g} {unit[r['attack']]}", r["how"], f"{r['after %']:.1f}") for r in kept["rows"]
-    ]
+    body, control = [], []
+    for r in kept["rows"]:
+        each = r["after, each street %"]
+        if r["how"] in ("random", "as placed"):
+            control, against = each, None
+        else:
+            apart = [after - before for after, before in zip(each, control)]
+            error = statistics.stdev(apart) / len(apart) ** 0.5
+            against = f"{statistics.mean(apart):+.1f} ± {error:.1f}"
+        body.append((r["attack"], f"{r['budget']:g} {unit[r['attack']]}", r["how"], f"{r['after %']:.1f}", against))
     return block(
-        markdown(("attack", "budget", "how", "mean IoU after"), body),
+        markdown(("attack", "budget", "how", "mean IoU after", "less its control, by street"), body),
         source("lidar_returns"),
         f"In % on `{kept['settings']['network']}`, {kept['settings']['data']}, {kept['rows'][0]['before %']:.1f} "
         "before; judged are the points of the scan that are still there. Controls: random, and spoofed points as "
-        "placed.",
+        "placed; differences to them are means over the streets with standard errors.",
     )
