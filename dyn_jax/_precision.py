@@ -6,12 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def half(dtype: Any) -> bool:
+    """Whether a dtype is floating point of less than 32 bits, bfloat16 too."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def single(x: jax.Array) -> jax.Array:
-    """Floating point x in at least single precision; what is no floating point as it is."""
-    half = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
-    return x.astype(jnp.float32) if half else x
+    """Floating point x in at least single precision; what is no floating point as it is. NumPy's array stays one."""
+    return x.astype(np.float32) if half(x.dtype) else x
 
 
 def singles(tree: Any) -> Any:

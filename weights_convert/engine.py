@@ -12,6 +12,7 @@ from flax import traverse_util
 
 import dyn_jax
 from dyn_jax._files import listed, short
+from dyn_jax._precision import half
 from dyn_jax.networks.checkpoint import target_shapes
 from weights_convert import layout, names
 from weights_convert.tables import is_flax, is_minkowski, is_tensorflow, reorder, table_for
@@ -135,8 +136,7 @@ def _clean(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         is_float = jnp.issubdtype(array.dtype, jnp.floating)  # bfloat16 too
         if not is_float and array.dtype.kind not in "iu":
             raise TypeError(f"state_dict[{short(key)!r}]: got dtype {array.dtype}, expected numbers")
-        half = is_float and array.dtype.itemsize < 4
-        arrays[key] = array.astype(np.float32 if half else array.dtype.newbyteorder("="), copy=False)
+        arrays[key] = array.astype(np.float32 if half(array.dtype) else array.dtype.newbyteorder("="), copy=False)
     return arrays
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from dyn_jax import _files
+from dyn_jax._precision import single
 from dyn_jax.types import Variables
 
 CHECKSUM = "checksum"
@@ -100,8 +101,7 @@ def halved(variables: Variables) -> dict[str, Any]:
 
 def whole(variables: Variables) -> dict[str, Any]:
     """Variables with what is in half precision in single precision."""
-    narrow = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4  # bfloat16 too
-    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if narrow(leaf) else leaf, dict(variables))
+    return jax.tree.map(single, dict(variables))
 
 
 def check_variables(network: nn.Module | str, variables: Variables) -> None:

@@ -8,21 +8,13 @@ import numpy as np
 import pytest
 from compiled import quick_jit
 from test_cylinder3d import CAPACITY, labels_of, network, points_of, scores_of
+from test_cylinder3d import arrays as arrays
+from test_cylinder3d import state as state
 
 import weights_convert
 from dyn_jax.networks import cylinder3d
 
 BLOCKS = (cylinder3d.ResBlock, cylinder3d.UpBlock, cylinder3d.ReconBlock)
-
-
-@pytest.fixture(scope="module")
-def arrays(golden):
-    return golden("cyl_cylinder_reduced")
-
-
-@pytest.fixture(scope="module")
-def state(arrays):
-    return {key[5:]: value for key, value in arrays.items() if key.startswith("sd12/")}
 
 
 def test_what_every_block_gives(arrays, state):

@@ -123,32 +123,32 @@ def point_bim(
     step_size = _validate.number("step_size", step_size, minimum=0)
     _validate.positive_int("steps", steps)
 
-    def badness(problem: Problem, x: jax.Array) -> jax.Array:
+    def badness(problem: Problem, counted: jax.Array, x: jax.Array) -> jax.Array:
         logits = problem.victim(x).logits
         predictions = jnp.argmax(logits, axis=1)
 
-        def of_cloud(counted: jax.Array) -> jax.Array:
+        def of_cloud(own: jax.Array) -> jax.Array:
             if problem.targets is not None:
-                return jnp.mean(((predictions == problem.targets) & counted).astype(logits.dtype))
-            labels = jnp.where(counted, problem.labels, -1)
+                return jnp.mean(((predictions == problem.targets) & own).astype(logits.dtype))
+            labels = jnp.where(own, problem.labels, -1)
             return -metrics.mean_iou(metrics.confusion(predictions, labels, logits.shape[1]))
 
-        return jax.vmap(of_cloud)(counted_by_cloud(problem))
+        return jax.vmap(of_cloud)(counted)
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        clean = problem.domain.clean
+        clean, counted = problem.domain.clean, counted_by_cloud(problem)
         reach = Reach(step_size, clean, eps, "any")
 
         def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
             x, best, worst = state
-            now = badness(problem, x)
+            now = badness(problem, counted, x)
             best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
             gradient, record = problem.gradient(x, reach)
             moved = problem.project(x + step_size * direction_of(gradient, direction))
             return (jnp.where(number == steps - 1, x, moved), best, worst), record
 
         first = clean if start is None else problem.project(start)
-        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, clean)), jnp.arange(steps))
+        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, counted, clean)), jnp.arange(steps))
         return Found(best, records)
 
     return Attack(search, ball("linf", eps), resolve(objective), attack_all=True, reach=step_size)

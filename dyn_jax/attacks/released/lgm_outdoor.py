@@ -134,30 +134,30 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
     _validate.positive_int("steps", steps)
     chain = optax.chain(normalised(), optax.scale(step_size))
 
-    def badness(problem: Problem, x: jax.Array) -> jax.Array:
+    def badness(problem: Problem, counted: jax.Array, x: jax.Array) -> jax.Array:
         logits = problem.victim(x).logits
         wanted, said = problem.labels if problem.targets is None else problem.targets, jnp.argmax(logits, axis=1)
 
-        def of_scan(counted: jax.Array) -> jax.Array:
-            matrix = metrics.confusion(said, jnp.where(counted, wanted, -1), logits.shape[1], ignore=0)
+        def of_scan(own: jax.Array) -> jax.Array:
+            matrix = metrics.confusion(said, jnp.where(own, wanted, -1), logits.shape[1], ignore=0)
             value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
             return -value if problem.targets is None else value
 
-        return jax.vmap(of_scan)(counted_by_cloud(problem))
+        return jax.vmap(of_scan)(counted)
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        clean = problem.domain.clean
+        clean, counted = problem.domain.clean, counted_by_cloud(problem)
 
         def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
             x, best, worst = state
-            now = badness(problem, x)
+            now = badness(problem, counted, x)
             best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
             gradient, record = _gradient(problem, x)
             moved = problem.project(x + chain.update(gradient, chain.init(x))[0])
             return (jnp.where(number == steps - 1, x, moved), best, worst), record
 
         first = clean if start is None else problem.project(start)
-        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, clean)), jnp.arange(steps))
+        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, counted, clean)), jnp.arange(steps))
         return Found(best, records)
 
     return Attack(search, ball("linf", eps), objective or cell_lovasz(), attack_all=True, reach=step_size)
