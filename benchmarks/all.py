@@ -47,7 +47,8 @@ PLANS = {
     "autoattack": Plan("--images 16", 3, ("data", "checkpoints", "peer"), ("data", "checkpoints")),
     "growth": Plan("--rounds 5", 4, figure=True),
     "sharding": Plan("--rounds 5", 2),
-    "sparse3d": Plan("--growth --repeats 5", 4, ("scannet", "nuscenes"), ("scannet", "nuscenes")),
+    "sparse3d": Plan("--growth --repeats 5", 3, ("scannet",), ("scannet",)),
+    "sparse_stack": Plan("--repeats 20", 1, ("nuscenes",), ("nuscenes",)),
     "cylinder3d": Plan("--repeats 3", 5, ("scan", "large"), ("scan",)),
 }
 
@@ -85,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for file in FILES:
         parser.add_argument(
-            f"--{file}", type=pathlib.Path, help="see bim_resnet32, autoattack, sparse3d and cylinder3d"
+            f"--{file}", type=pathlib.Path, help="see bim_resnet32, autoattack, sparse3d, sparse_stack and cylinder3d"
         )
     parser.add_argument("--only", nargs="+", choices=PLANS, default=list(PLANS), help="default: all")
     parser.add_argument("--output", type=pathlib.Path, default=HERE / "results", help="folder of the records")

@@ -135,6 +135,8 @@ def main() -> None:
     images, labels = to_float(data.images[: arguments.images]), data.labels[: arguments.images]
     budget = Budget(steps=arguments.steps, queries=arguments.queries)
     rows: list[dict[str, Any]] = []
+    peak = _turns.matrix_peak()
+    each_pass = _turns.forward_macs(victim(arguments.set, arguments.checkpoints)[0], images[:1])
 
     def row(contender: str, threads: int, run: Callable[[], tuple[np.ndarray, dict[str, int]]]) -> np.ndarray:
         made: list = []
@@ -143,6 +145,7 @@ def main() -> None:
         rows.append(
             {"contender": contender, "threads": threads, "robust accuracy %": 100 * float(standing.mean()), **count}
             | {"s an image": took.wall / each, "CPU s an image": took.cpu / each}
+            | {_turns.SHARE: sum(count.values()) * each_pass / peak / took.wall}
         )
         print(rows[-1], flush=True)
         return standing

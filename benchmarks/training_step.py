@@ -2,9 +2,10 @@
 
     python -m benchmarks.training_step [--batch 128] [--rounds 5] [--output FILE]
 
-Each step is the package's own (the recipe of the network, SGD with momentum); the peer is a plain loop. Beside it the
-gradient to the kernel of one 3x3 layer of each stage, in XLA's own form and in ours. Contenders take turns; medians
-over the rounds. Random weights. Needs the `bench` extra; without torch our side alone is measured.
+Each step is the package's own (the recipe of the network, SGD with momentum), several in one call as `fit` takes them;
+the peer is a plain loop of as many. Beside it the gradient to the kernel of one 3x3 layer of each stage, in XLA's own
+form and in ours. Contenders take turns; medians over the rounds. Random weights. Needs the `bench` extra; without torch
+our side alone is measured.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from benchmarks import _turns
 from dyn_jax import networks
 from dyn_jax.nn import IMAGENET_MEAN_STD
 from dyn_jax.nn.kernel_gradient import kernel_gradient
-from dyn_jax.training import cifar
-from dyn_jax.training.loop import _step
+from dyn_jax.training import cifar, loop
 from dyn_jax.training.recipe import Progress, Recipe
 from dyn_jax.training.runs import State
 
@@ -36,15 +36,16 @@ LAYERS = ((16, 32), (32, 16), (64, 8))  # channels, height and width
 
 
 def steps(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], object]]:
-    """Our compiled steps."""
+    """Our compiled steps, as many together as `fit` takes."""
     contenders = {}
     for name, recipe in RECIPES.items():
-        step, init, optimizer = _step(networks.create(name), recipe, 100, ())
+        run, init, optimizer = loop._steps(networks.create(name), recipe, 100, ())
         variables = init(jax.random.key(0), images[:1])
         state = State(variables["params"], variables.get("batch_stats", {}), optimizer.init(variables["params"]))
-        progress = Progress(jnp.float32(0), jnp.float32(2))
-        arguments = state, images, labels, jax.random.key(1), progress, recipe.occupancy(0)
-        compiled = _turns.compiled(name, step, *arguments)
+        batches = loop._stacked([(images, labels)])
+        others = loop.TOGETHER, jax.random.key(1), np.uint32(0), Progress(jnp.float32(0), jnp.float32(2))
+        arguments = state, *batches, *others, recipe.occupancy(0)
+        compiled = _turns.compiled(name, run, *arguments)
         contenders[name] = partial(lambda f, a: jax.block_until_ready(f(*a)), compiled, arguments)
     return contenders
 
@@ -64,7 +65,7 @@ def peer(torch, images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[]
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    return {PEER: partial(_turns.synchronised, torch, step)}
+    return {PEER: lambda: [_turns.synchronised(torch, step) for _ in range(loop.TOGETHER)]}
 
 
 def layers(batch: int) -> dict[str, Callable[[], object]]:
@@ -96,7 +97,8 @@ def main() -> None:
     if torch := _turns.torch_of(arguments):
         contenders |= peer(torch, images, labels)
     samples = _turns.in_turns(contenders | layers(arguments.batch), arguments.rounds)
-    times = {name: [1000 * wall for wall in _turns.walls(runs)] for name, runs in samples.items()}
+    passes = {name: loop.TOGETHER if name in contenders else 1 for name in samples}
+    times = {name: [1000 / passes[name] * wall for wall in _turns.walls(runs)] for name, runs in samples.items()}
     # a forward pass, the gradients to what goes in and to the kernels
     peak = _turns.matrix_peak()
     work = {name: 3 * _turns.forward_macs(networks.create(name), images) / peak for name in RECIPES}
@@ -104,7 +106,7 @@ def main() -> None:
     rows = []
     for name, values in times.items():
         row = {"contender": name, "ms": statistics.median(values), "lowest": min(values), "highest": max(values)}
-        row["CPU ms"] = _turns.medians(samples[name], 1000)["CPU"]
+        row["CPU ms"] = _turns.medians(samples[name], 1000 / passes[name])["CPU"]
         if name in work:
             row[_turns.SHARE] = 1000 * work[name] / row["ms"]
         if PEER in times and name in RECIPES:

@@ -17,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       the output has gone (``dyn-jax list | head -1``), without a word.
     """
     if argv is None:  # the process is the command's own; what calls `main` from Python sets JAX itself
+        # before jax is imported: jaxlib writes lines of alarm about programs that it kept on the very same machine
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         keep_programs()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["convert"]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-_POSITIONS = 8192  # of one product: what it reads then stays in the cache
+_POSITIONS = 4096  # of one product: what it reads then stays in the cache
+_SMALL = 64  # channels of a product that XLA computes in one thread: two such products side by side
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
@@ -25,7 +26,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding:
       [size, size, in, out].
     """
     batch, rows, columns = g.shape[:3]
-    few = max(1, min(batch, _POSITIONS // (rows * columns)))
+    few = max(1, min(batch, _beside(x) * _POSITIONS // (rows * columns)))
     images = next(n for n in range(few, 0, -1) if batch % n == 0)
     part = _taps_by_column if stride == 1 else _every_tap
     if images == batch:
@@ -46,8 +47,12 @@ def _taps_by_column(x: jax.Array, g: jax.Array, size: int, stride: int, padding:
     none, zero = (0, 0, 0), jnp.zeros((), g.dtype)
     # column v of x meets column v + p - u of g
     shift = lambda u: jax.lax.pad(g, zero, (none, none, (u - padding, width - columns - u + padding, 0), none))
-    taps = [_product(left, shift(u)).reshape(size, x.shape[3], g.shape[3]) for u in range(size)]
-    return jnp.stack(taps, 1)
+    parts = next(n for n in (_beside(x), 1) if x.shape[0] * rows % n == 0)
+    apart = lambda array: array.reshape(parts, -1, *array.shape[2:])
+    products = (
+        jax.lax.dot_general(apart(left), apart(shift(u)), (((1, 2), (1, 2)), ((0,), (0,)))) for u in range(size)
+    )
+    return jnp.stack([jnp.sum(p, 0).reshape(size, x.shape[3], g.shape[3]) for p in products], 1)
 
 
 def _every_tap(x: jax.Array, g: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
@@ -55,8 +60,9 @@ def _every_tap(x: jax.Array, g: jax.Array, size: int, stride: int, padding: int)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     down, across = stride * (rows - 1) + 1, stride * (columns - 1) + 1
     taps = [padded[:, t : t + down : stride, u : u + across : stride] for t in range(size) for u in range(size)]
-    return _product(jnp.concatenate(taps, 3), g).reshape(size, size, x.shape[3], g.shape[3])
+    product = jax.lax.dot_general(jnp.concatenate(taps, 3), g, (((0, 1, 2), (0, 1, 2)), ((), ())))
+    return product.reshape(size, size, x.shape[3], g.shape[3])
 
 
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(left, right, (((0, 1, 2), (0, 1, 2)), ((), ())))
+def _beside(x: jax.Array) -> int:
+    return 2 if x.shape[3] < _SMALL else 1

@@ -7,7 +7,7 @@ import fnmatch
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,6 +28,8 @@ from dyn_jax.training.runs import Position, State
 from dyn_jax.types import PointCloud, Variables
 
 Report = Callable[[int, float], None]
+TOGETHER = 8
+"""Steps of one call, at most: its memory is asked for once for all of them, which on CPU takes a sixth of a step."""
 
 
 def fit(
@@ -131,7 +133,7 @@ def _train(run: _Run, recipe: Recipe, start: Any, at: Position, ended: int, bar:
     net, data, source, size, seed = run.net, run.data, recipe.source, recipe.batch_size, run.seed
     per_epoch, (init_key, noise_key) = run.per_epoch(recipe), source.keys(seed)
     options = source.options(net, source.batches(data, size, seed, -1))
-    step, init, optimizer = _step(net, recipe, per_epoch, tuple(options.items()))
+    steps, init, optimizer = _steps(net, recipe, per_epoch, tuple(options.items()))
     if start is None:
         start = init(init_key, source.example(net, data))
     if at.epoch or at.step:
@@ -141,33 +143,62 @@ def _train(run: _Run, recipe: Recipe, start: Any, at: Position, ended: int, bar:
         at = at._replace(cross_entropy=_entropy(net, start, recipe, data, seed, options))
     for epoch in range(at.epoch, recipe.epochs):
         progress, occupancy = Progress(jnp.float32(epoch), jnp.float32(at.cross_entropy)), recipe.occupancy(epoch)
-        losses, entropies = list(at.losses), list(at.cross_entropies)
+        losses, entropies = [np.array(at.losses)], [np.array(at.cross_entropies)]
         # an epoch that is resumed is drawn from its start, so that the random numbers are the same
         ahead = itertools.islice(source.batches(data, size, seed, epoch), at.step, None)
-        for number, (inputs, labels) in enumerate(ahead, start=epoch * per_epoch + at.step):
-            key = jax.random.fold_in(noise_key, number)
-            state, loss, entropy = step(state, inputs, labels, key, progress, occupancy)
-            losses.append(loss)
-            entropies.append(entropy)
-            bar.update()
+        number = epoch * per_epoch + at.step
+        for group in _groups(ahead, number, run.every):
+            inputs, labels = _stacked(group)
+            state, loss, entropy = steps(
+                state, inputs, labels, len(group), noise_key, np.uint32(number), progress, occupancy
+            )
+            number += len(group)
+            losses.append(loss[: len(group)])
+            entropies.append(entropy[: len(group)])
+            bar.update(len(group))
             if not bar.disable:
-                bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
-            if run.keep and (number + 1) % run.every == 0:
-                done = at._replace(epoch=epoch, step=number + 1 - epoch * per_epoch)
-                run.keep(state, done._replace(losses=tuple(losses), cross_entropies=tuple(entropies)))
-        mean = float(np.mean(jax.device_get(losses)))
+                bar.set_postfix(loss=f"{float(loss[len(group) - 1]):.4f}", refresh=False)
+            if run.keep and number % run.every == 0:
+                done = at._replace(epoch=epoch, step=number - epoch * per_epoch)
+                run.keep(state, done._replace(losses=_values(losses), cross_entropies=_values(entropies)))
+        mean = float(np.mean(_values(losses)))
         if not np.isfinite(mean):
             raise FloatingPointError(
                 f"fit: the loss of epoch {ended + epoch + 1} is {mean}; lower the learning rate (point clouds: or a "
                 f"batch did not fit {options.get('capacity')})"
             )
         state = state._replace(batch_stats=recipe.after_epoch(state.batch_stats, epoch, per_epoch * size))
-        at = Position(at.stage, epoch + 1, 0, np.mean(jax.device_get(entropies)))
+        at = Position(at.stage, epoch + 1, 0, np.mean(_values(entropies)))
         if run.keep:
             run.keep(state, at)
         if run.report is not None:
             run.report(ended + epoch + 1, mean)
     return jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
+
+
+def _groups(batches: Iterable[tuple], number: int, every: int) -> Iterator[list[tuple]]:
+    """Batches of equal shapes, at most `TOGETHER`, the last of them at a multiple of `every` where one is passed."""
+    group: list[tuple] = []
+    for batch in batches:
+        if group and jax.tree.map(np.shape, batch) != jax.tree.map(np.shape, group[0]):
+            yield group
+            group = []
+        group.append(batch)
+        number += 1
+        if len(group) == TOGETHER or number % every == 0:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _stacked(group: list[tuple]) -> tuple:
+    """(inputs, labels) [step, ...] of `TOGETHER` steps, the last batch repeated, so that one program runs them all."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *group, *[group[-1]] * (TOGETHER - len(group)))
+
+
+def _values(parts: list[Any]) -> tuple:
+    return tuple(np.concatenate(jax.device_get(parts)))
 
 
 def _entropy(
@@ -184,17 +215,16 @@ def _entropy(
 
 
 @functools.lru_cache(maxsize=8)
-def _step(
+def _steps(
     net: nn.Module, recipe: Recipe, per_epoch: int, options: tuple[tuple[str, Any], ...]
 ) -> tuple[Callable, Callable, optax.GradientTransformation]:
-    """(jitted training step, jitted ``net.init``, optimiser); kept, so that a second seed compiles nothing."""
+    """(jitted training steps, jitted ``net.init``, optimiser); kept, so that a second seed compiles nothing."""
     decayed = lambda params: jax.tree.map(lambda gate: recipe.decay_gates or not gate, gate_mask(net, params))
     optimizer = recipe.optimizer(recipe.epochs, per_epoch, decayed)
     trains = recipe.trains or (lambda name: True)
     still = lambda layer: jax.tree.map(jnp.zeros_like, layer)
     trained_only = lambda layers: {name: leaf if trains(name) else still(leaf) for name, leaf in layers.items()}
 
-    @jax.jit
     def step(state: State, inputs: Any, labels: jax.Array, key: jax.Array, progress: Progress, occupancy: Any) -> tuple:
         if recipe.perturb is not None:
             now = {"params": state.params, "batch_stats": state.batch_stats}
@@ -222,7 +252,20 @@ def _step(
         updates = trained_only(updates)
         return State(optax.apply_updates(state.params, updates), batch_stats, optimized), loss, entropy
 
-    return step, jax.jit(net.init), optimizer
+    @jax.jit
+    def steps(state: State, inputs: Any, labels: Any, count: Any, key: jax.Array, first: Any, *others: Any) -> tuple:
+        """The first `count` of the batches [step, ...], numbered from `first`; losses and cross-entropies [step]."""
+
+        def one(at: jax.Array, carry: tuple) -> tuple:
+            state, *measures = carry
+            batch = jax.tree.map(lambda leaf: leaf[at], (inputs, labels))
+            state, *measured = step(state, *batch, jax.random.fold_in(key, first + at.astype(first.dtype)), *others)
+            return state, *(all_of.at[at].set(new) for all_of, new in zip(measures, measured))
+
+        none = jnp.zeros(len(labels))
+        return jax.lax.fori_loop(0, count, one, (state, none, none))
+
+    return steps, jax.jit(net.init), optimizer
 
 
 def gate_mask(net: nn.Module, params: Variables) -> Any:

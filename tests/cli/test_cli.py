@@ -88,12 +88,30 @@ def test_command_keeps_compiled_programs(tmp_path, variables, kept):
     assert all(path.is_relative_to(tmp_path / str(kept)) for path in files)
 
 
-def test_main_called_from_python_leaves_jax_alone(capsys):
+def test_main_called_from_python_leaves_jax_alone(capsys, monkeypatch):
     import jax
 
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     before = jax.config.jax_compilation_cache_dir
     assert cli.main(["list"]) == 0
     assert jax.config.jax_compilation_cache_dir == before
+    assert "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+
+
+@pytest.mark.parametrize("given, wanted", [({}, "3"), ({"TF_CPP_MIN_LOG_LEVEL": "0"}, "0")])
+def test_command_silences_jaxlib_before_it_is_imported(given, wanted):
+    """What jaxlib writes about kept programs is decided when it is imported."""
+    code = (
+        "import os, sys; sys.argv = ['dyn-jax', '--version']\n"
+        "from dyn_jax.cli import main\n"
+        "assert 'jax' not in sys.modules\n"
+        "try: main()\n"
+        "finally: print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"} | given
+    environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(dyn_jax.__file__))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["dyn-jax", dyn_jax.__version__, wanted]
 
 
 def test_version(capsys):

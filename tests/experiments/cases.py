@@ -16,7 +16,7 @@ import numpy as np
 from toys import Gated, Points, Routed, Stages
 
 from benchmarks import all as every
-from benchmarks import compile_time
+from benchmarks import compile_time, sparse_stack
 from docs import tables
 from dyn_jax import attacks, objectives, occupancy
 from dyn_jax.networks import rdi
@@ -259,8 +259,11 @@ CASES = {
         "--scan {}/scan.bin --large {}/scan.bin --repeats 1", "cylinder3d_cpu", {"GROWTH": (30, 60)}
     ),
     "benchmarks.sparse3d": Case(
-        "--scannet {}/scene.bin --nuscenes {}/sweep.bin --repeats 1 --growth",
-        "sparse3d_cpu",
-        {"FORMS": ("34c",), "LAYERS": 1, "GROWTH": (40,)},
+        "--scannet {}/scene.bin --repeats 1 --growth", "sparse3d_cpu", {"FORMS": ("34c",), "GROWTH": (40,)}
+    ),
+    "benchmarks.sparse_stack": Case(
+        "--nuscenes {}/sweep.bin --repeats 1",
+        "sparse_stack_cpu",
+        {"LAYERS": 1, "ROUNDS": 2, "apart": lambda cores, *arguments: sparse_stack.measured(*arguments, len(cores))},
     ),
 }
