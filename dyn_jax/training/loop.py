@@ -257,10 +257,11 @@ def _steps(
         """The first `count` of the batches [step, ...], numbered from `first`; losses and cross-entropies [step]."""
 
         def one(at: jax.Array, carry: tuple) -> tuple:
-            state, *measures = carry
-            batch = jax.tree.map(lambda leaf: leaf[at], (inputs, labels))
-            state, *measured = step(state, *batch, jax.random.fold_in(key, first + at.astype(first.dtype)), *others)
-            return state, *(all_of.at[at].set(new) for all_of, new in zip(measures, measured))
+            state, losses, entropies = carry
+            x, y = jax.tree.map(lambda leaf: leaf[at], (inputs, labels))
+            drawn = jax.random.fold_in(key, first + at.astype(first.dtype))
+            state, loss, entropy = step(state, x, y, drawn, *others)
+            return state, losses.at[at].set(loss), entropies.at[at].set(entropy)
 
         none = jnp.zeros(len(labels))
         return jax.lax.fori_loop(0, count, one, (state, none, none))
