@@ -3,7 +3,8 @@
     python -m benchmarks.compile_time [--networks NAME ...] [--steps 3] [--rounds 5] [--output FILE]
 
 Every network has a process of its own, in which nothing was compiled before, and JAX's compilation cache is off.
-Seconds of the clock stand beside those of the processor. A step's time stands beside, since equal blocks in one loop
+Seconds of the clock stand beside those of the processor, and the kernels (fusions) of the program beside them: code
+that is generated and compiled for each. A step's time stands beside, since equal blocks in one loop
 (``scan_from``) may cost there what they save here; its spread is over the rounds. Random weights and images, one
 embedded room for the points.
 """
@@ -95,6 +96,8 @@ def measure(name: str, form: str, steps: int, rounds: int) -> dict[str, Any]:
         "trace s": tracing.wall,
         "compile s": compiling.wall,
         "trace and compile CPU s": tracing.cpu + compiling.cpu,
+        "kernels": (count := made[1].as_text().count(" fusion(")),
+        "compile CPU ms a kernel": 1000 * compiling.cpu / max(count, 1),
         "peak MiB": memory,
         "ms/step": step["wall"],
         "lowest": step["lowest"],
