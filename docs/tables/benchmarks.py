@@ -222,7 +222,7 @@ def compile_time() -> str:
         f"room of 4,096 points. Steps: medians of {kept['settings']['rounds']} rounds. The loops are the fields "
         "`scan_from=2` and `remat=True`. Wanted: under 10 s, with the verdict; MinkUNet34C does not reach it: its 63 "
         f"sparse convolutions, forward, backward and in the verdict, are {points['kernels']:,} kernels, loops over "
-        f"pairs that differ from each other, where SkipNet-110's blocks in a loop leave {looped['kernels']:,}. A kernel "
+        f"pairs that differ from each other, where SkipNet-110 in a loop has {looped['kernels']:,}. A kernel "
         f"takes {points['compile CPU ms a kernel']:.0f} and {looped['compile CPU ms a kernel']:.0f} ms; only equal "
         "ones, of blocks that stand one after the other, cost less.",
     )
