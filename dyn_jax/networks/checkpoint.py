@@ -140,6 +140,14 @@ def check_own(network: Any, variables: Variables) -> None:
         check_variables(network, variables)
 
 
+def check_finite(name: str, variables: Variables) -> None:
+    """ValueError that names the first leaf with NaN or infinite values: what is made of them would have them too."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if bad := int((~np.isfinite(np.asarray(leaf))).sum()):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{name}: got {bad} NaN or infinite values at {where}, expected finite ones")
+
+
 def target_shapes(network: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """{(collection, layer, ..., leaf): shape and dtype} of the module's variables, without computing them."""
     if hasattr(network, "example_input"):

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from dyn_jax import _validate
 from dyn_jax.networks.blocks import block_plan
-from dyn_jax.networks.checkpoint import check_variables
+from dyn_jax.networks.checkpoint import check_finite, check_variables
 from dyn_jax.networks.dynconv import DynConv
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.resnet import ResNet
@@ -76,14 +77,20 @@ def embed(
 
     Raises:
       TypeError: a network of another family.
-      ValueError: `static` is not of such a ResNet, or of one of other sizes.
+      ValueError: `static` is not of such a ResNet, or of one of other sizes, or not finite; images outside [0, 1], or
+        not finite where the network takes normalised ones.
     """
     layout = next((layout for family, layout in LAYOUTS.items() if isinstance(net, family)), None)
     if layout is None:
         families = ", ".join(family.__name__ for family in LAYOUTS)
         raise TypeError(f"net: got {type(net).__name__}, expected one of {families}")
+    _validate.positive_int("seed", seed, 0)
     source = _resnet_of(static)
+    check_finite("static", static)
     own: Any = getattr(net, "trunk", net)
+    if images is not None:
+        bounds = (-np.inf, np.inf) if getattr(net, "normalization", None) is None else (0.0, 1.0)
+        _validate.within("images", _validate.images("images", images, channels=3), bounds)
     if (own.depths, own.widths) != (source.depths, source.widths):
         raise ValueError(
             f"static: got a ResNet of depths {source.depths} and widths {source.widths}, "

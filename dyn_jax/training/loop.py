@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dyn_jax import _validate, metrics
 from dyn_jax.datasets import IGNORE, Scan, scan_iou
 from dyn_jax.datasets.base import ImageData, checked_images
-from dyn_jax.networks.checkpoint import check_own, whole
+from dyn_jax.networks.checkpoint import check_finite, check_own, whole
 from dyn_jax.training import runs
 from dyn_jax.training.points import check_clouds
 from dyn_jax.training.recipe import Images, Progress, Recipe, Source, mean_cross_entropy
@@ -75,8 +75,7 @@ def fit(
     _check_data(net, data)
     if initial is not None:
         check_own(net, initial)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(initial)):
-            raise ValueError("initial: got NaN or infinite values, expected finite ones")
+        check_finite("initial", initial)
         initial = whole(initial)
     for stage in recipe.stages:
         _validate.positive_int("epochs", stage.epochs)

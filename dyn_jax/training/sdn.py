@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
+from dyn_jax.networks.checkpoint import check_finite
 from dyn_jax.objectives import exits_of
 from dyn_jax.training.recipe import SGD, Images, Loss, Progress, Recipe, cross_entropies
 from dyn_jax.types import Output, Variables
@@ -117,8 +118,10 @@ def with_classifiers(net: nn.Module, static: Variables, seed: int = 0) -> dict[s
     """Variables of the early-exit network `net` with the trunk of its trained static twin and new classifiers.
 
     Raises:
-      ValueError: `static` lacks a leaf of the trunk, or has another shape.
+      ValueError: `static` lacks a leaf of the trunk, has another shape, or is not finite.
     """
+    _validate.positive_int("seed", seed, 0)
+    check_finite("static", static)
     images = jnp.zeros((1, net.image_size, net.image_size, 3))
     fresh = jax.jit(net.init)(jax.random.key(seed), images)
 

@@ -101,5 +101,19 @@ def test_bad_input(static):
         with pytest.raises(ValueError, match="static: got no variables of a ResNet with option-A"):
             networks.embed(FAMILIES["dynconv"], other)
     broken = {**variables, "params": {**variables["params"], "layer1_1": {}}}
+    infinite = {"bias": np.full(4, np.inf, np.float32), "scale": np.ones(4, np.float32)}
     with pytest.raises(ValueError, match="missing params/layer1_1/"):
         networks.embed(FAMILIES["dynconv"], broken)
+    with pytest.raises(ValueError, match="static: got 4 NaN or infinite values at params/bn1/bias"):
+        networks.embed(FAMILIES["dynconv"], {**variables, "params": {**variables["params"], "bn1": infinite}})
+    net = dynconv.DynConv(**SIZES)
+    for images, message in (
+        (255 * x, r"expected \[0.0, 1.0\]"),
+        (np.nan * x, "4608 NaN or infinite"),
+        (x[0], "rank 4"),
+    ):
+        with jax.debug_nans(False), pytest.raises(ValueError, match=f"images: got .*{message}"):
+            networks.embed(net, variables, images=images)
+    for seed, kind in ((-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(kind, match="seed: got"):
+            networks.embed(net, variables, seed=seed)

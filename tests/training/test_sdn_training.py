@@ -110,3 +110,5 @@ def test_bad_input(data):
         sdn.exit_weights(1, 10, 7)
     with pytest.raises(ValueError, match="static"):
         sdn.with_classifiers(NET, {"params": {}, "batch_stats": {}})
+    with pytest.raises(ValueError, match="static: got 1 NaN or infinite values at params/x"):
+        sdn.with_classifiers(NET, {"params": {"x": np.array([np.nan, 0])}, "batch_stats": {}})
