@@ -183,7 +183,10 @@ def folder(name: str, path: str | os.PathLike) -> None:
 
 
 def write(path: str | os.PathLike, content: bytes) -> None:
-    """Puts `content` at `target(path)` in one step: an interrupted write leaves what was there before."""
+    """Puts `content` at `target(path)` in one step: an interrupted write leaves what was there before.
+
+    OSError that names the file where the disk is full or a limit is met.
+    """
     name = target(path)
     temporary = os.path.join(os.path.dirname(name), f".{os.path.basename(name)[:100]}.{secrets.token_hex(8)}.tmp")
     try:
@@ -192,6 +195,8 @@ def write(path: str | os.PathLike, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, name)
+    except OSError as error:  # writing names no file, the rest the temporary one
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         if os.path.lexists(temporary):
             os.unlink(temporary)

@@ -1,5 +1,6 @@
 """Variables on disk: the round trip, files that are damaged or foreign, and writes that fail half-way."""
 
+import errno
 import os
 import pickle
 import stat
@@ -122,10 +123,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     path.write_bytes(b"old")
 
     def fails(*_):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(checkpoint.os, step, fails)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match=f"no space left: '{path}'"):
         save_variables(path, small())
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
