@@ -37,9 +37,9 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "compile_time": Plan("--steps 3 --rounds 5", 6),
+    "compile_time": Plan("--steps 3 --rounds 5", 4),
     "bim_resnet32": Plan("--steps 10 --rounds 5", 3, ("checkpoint", "data")),
-    "grad_auto": Plan("--steps 4 --rounds 5", 3),
+    "grad_auto": Plan("--steps 30 --rounds 5", 4),
     "early_attack": Plan("--steps 8 --rounds 5", 2),
     "training_step": Plan("--rounds 5", 2),
     "deployed": Plan("--rounds 5", 4, ("data",), ("data",), figure=True),
