@@ -85,6 +85,23 @@ def test_import_is_light():
     assert found == ["False", "dyn_jax"], f"a backend runs: {found[0]}; loaded besides: {found[1:]}"
 
 
+def test_every_room_is_an_attribute():
+    """`import dyn_jax` is enough, whatever is used; none of them is loaded before."""
+    private = {"cli", "deployed"}
+    packages = {path.parent.name for path in ROOT.glob("dyn_jax/*/__init__.py")}
+    modules = {path.stem for path in ROOT.glob("dyn_jax/[a-z]*.py")}
+    rooms = (packages | modules) - private
+    code = (
+        "import sys, dyn_jax\n"
+        "assert not [name for name in sys.modules if name.startswith('dyn_jax.')] and 'jax' not in sys.modules\n"
+        f"rooms = [getattr(dyn_jax, name).__name__ for name in {sorted(rooms)}]\n"
+        "assert dyn_jax.deploy is dyn_jax.deployed.deploy and not hasattr(dyn_jax, 'attack')\n"
+        "print(*rooms, *set(dir(dyn_jax)) & set(sys.argv[1:]))"
+    )
+    found = subprocess.check_output([sys.executable, "-c", code, *rooms], text=True).split()
+    assert set(found) == rooms | {f"dyn_jax.{name}" for name in rooms}
+
+
 @pytest.mark.parametrize(
     "module", ["attacks", "objectives", "metrics", "occupancy", "networks", "macs", "datasets", "sparse3d"]
 )
