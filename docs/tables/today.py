@@ -123,3 +123,41 @@ def adversarial() -> str:
         f"{s['steps in training']} steps in training and {s['steps of the judge']} after it; {s['epochs']} epochs, "
         f"{100 * s['attacked share of a batch']:.0f} % of a batch attacked. ± is the standard deviation over seeds.",
     )
+
+
+@named(
+    "deepsloth-adversarial",
+    waits="deepsloth_adversarial",
+    command="experiments.deepsloth_adversarial",
+)
+def deepsloth_adversarial() -> str:
+    """Efficacy and accuracy of a small SDN trained against four things."""
+    kept = record("deepsloth_adversarial")
+    inputs = ("clean", "noise", "PGD", "DeepSloth")
+    efficacy = lambda c: f"{c['mean']:.2f} ± {c['std'] or 0:.2f}"
+    share = lambda c: f"{round(100 * c['mean'])} ± {round(100 * (c['std'] or 0))}"
+    body = [
+        (
+            row["trained against"],
+            efficacy(row["threshold"]),
+            *(efficacy(row[f"efficacy, {name}"]) for name in inputs),
+            *(share(row[f"accuracy, {name}"]) for name in inputs),
+        )
+        for row in kept["rows"]
+    ]
+    header = (
+        "trained against",
+        "threshold",
+        *(f"efficacy, {n}" for n in inputs),
+        *(f"accuracy %, {n}" for n in inputs),
+    )
+    s = kept["settings"]
+    return block(
+        markdown(header, body),
+        source("deepsloth_adversarial"),
+        "Claimed: adversarial training gives limited protection.",
+        f"Data: {s['data']}, {s['examples']} test images; eps {255 * s['eps']:.0f}/255, {s['steps in training']} steps "
+        f"in training on {100 * s['attacked share of a batch']:.0f} % of a batch and {s['steps of the judge']} after "
+        f"it; {s['epochs']} epochs. A network's threshold costs it at most {100 * s['relative drop']:.0f} % of its "
+        f"accuracy on {s['held back']} training images that were held back. ± is the standard deviation over seeds.",
+    )

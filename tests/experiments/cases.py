@@ -113,6 +113,17 @@ CASES = {
             "JUDGE_STEPS": 1,
         },
     ),
+    "experiments.deepsloth_adversarial": Case(
+        "--seeds 1 --epochs 1 --examples 3",
+        constants={
+            "fit": lambda net, *_, seed: variables_of(net, seed),
+            "small": lambda data: data,
+            "SIZES": {},
+            "HELD": 3,
+            "JUDGE_STEPS": 1,
+            "THRESHOLDS": (0.5, 0.95),
+        },
+    ),
     "experiments.cross_table": Case(
         "--networks sact-digits minkfcnn-objects --images 2 --steps 1",
         constants={

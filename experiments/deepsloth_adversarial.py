@@ -1,0 +1,116 @@
+"""Does adversarial training protect early exits from DeepSloth, and against what must they be trained?
+
+``python -m experiments.deepsloth_adversarial``: a small SDN on handwritten digits of 16 x 16 pixels, trained by its
+recipe on clean images, against PGD on its last exit, against DeepSloth, and against both at once. Every network leaves
+at a threshold of its own, the released rule's on training images that were held back. Claimed (Hong et al. 2021,
+abstract): adversarial training gives limited protection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dyn_jax import attacks, metrics, networks, objectives, training
+from dyn_jax.datasets import ImageData, digits, to_float
+from dyn_jax.training.loop import fit
+from dyn_jax.training.sdn import digits_recipe
+from dyn_jax.types import Variables
+from experiments._record import save, table
+from experiments.adversarial_training import small, spread
+from experiments.deepsloth_efficacy import measured
+
+EPS, STEPS, JUDGE_STEPS, DROP, HELD = 16 / 255, 5, 30, 0.05, 200
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+SIZES = {"depths": (2, 2, 2), "image_size": 16, "exit_after": (0, 1, 2, 3)}
+LAST = objectives.exit_objective(-1)
+
+
+def pgd(steps: int, objective: Any) -> attacks.Attack:
+    return attacks.pgd(EPS, 2.5 * EPS / steps, steps, objective=objective, attack_all=True)
+
+
+def last_and_unsure(output: Any, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    return LAST(output, labels, targets) + objectives.unsure_exits()(output, labels, targets)
+
+
+DEFENCES = {"nothing": None, "PGD": LAST, "DeepSloth": objectives.unsure_exits(), "both": last_and_unsure}
+"""Trained against: the objective that the attack in training ascends."""
+
+
+def threshold_of(net: Any, variables: Variables, held: ImageData) -> float:
+    """The released rule's choice among `THRESHOLDS`; the largest where none keeps the accuracy."""
+    x, y = jnp.asarray(to_float(held.images)), jnp.asarray(held.labels, jnp.int32)
+    run = jax.jit(lambda t: net.apply(variables, x, threshold=t))
+    outputs = [run(t) for t in THRESHOLDS]
+    accuracy = [float(metrics.accuracy(output.logits, y)) for output in outputs]
+    cost = [float(jnp.mean(metrics.executed_macs(output.trace))) for output in outputs]
+    final = float(metrics.accuracy(outputs[0].trace.exits[:, -1], y))
+    try:
+        return THRESHOLDS[metrics.exits.rad_threshold(THRESHOLDS, accuracy, cost, final, DROP)]
+    except ValueError:
+        return THRESHOLDS[-1]
+
+
+@functools.cache
+def judge(net: Any) -> Any:
+    """(variables, images, labels, key) -> the images attacked; compiled once for all networks."""
+    fooling = pgd(JUDGE_STEPS, LAST)
+    slowing = attacks.deepsloth(eps=EPS, steps=JUDGE_STEPS, step_size=2.5 * EPS / JUDGE_STEPS)
+
+    @jax.jit
+    def run(variables: Variables, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        forward = functools.partial(net.apply, variables)
+        noise = jnp.clip(x + EPS * jnp.sign(jax.random.normal(key, x.shape)), 0, 1)
+        found = {name: attack(forward, x, y, key=key) for name, attack in (("PGD", fooling), ("DeepSloth", slowing))}
+        return {"clean": x, "noise": noise} | {name: result.adversarial for name, result in found.items()}
+
+    return run
+
+
+def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, seed: int) -> dict[str, float]:
+    """Efficacy and accuracy on clean images, noise, PGD's and DeepSloth's, and the threshold."""
+    threshold = threshold_of(net, variables, held)
+    x, y = jnp.asarray(to_float(test.images)), jnp.asarray(test.labels, jnp.int32)
+    run = jax.jit(lambda x: net.apply(variables, x, threshold=threshold))
+    found = {"threshold": threshold}
+    for name, moved in judge(net)(variables, x, y, jax.random.key(seed)).items():
+        output = run(moved)
+        each = measured(output.trace, y, output.logits)
+        found |= {f"efficacy, {name}": each["efficacy"], f"accuracy, {name}": each["accuracy"]}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--examples", type=int, default=200, help="test images")
+    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
+    how = parser.parse_args()
+    whole, test = small(digits("train")), small(digits("test"))
+    cut = lambda data, part: data._replace(images=data.images[part], labels=data.labels[part])
+    data, held, test = cut(whole, slice(HELD, None)), cut(whole, slice(HELD)), cut(test, slice(how.examples))
+    net, plain = networks.create("sdn-resnet56-digits", **SIZES), digits_recipe(epochs=how.epochs)
+    facts = {"eps": EPS, "steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "relative drop": DROP}
+    facts |= {"data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5, "held back": HELD}
+    rows: list[dict[str, Any]] = []
+    for name, objective in DEFENCES.items():
+        recipe = plain if objective is None else training.adversarial(plain, pgd(STEPS, objective), share=0.5)
+        found = []
+        for seed in range(how.seeds):
+            found.append(measures(net, fit(net, data, recipe, seed=seed), held, test, seed))
+            print(name, seed, {key: round(value, 3) for key, value in found[-1].items()}, flush=True)
+        rows.append({"trained against": name} | {key: spread([one[key] for one in found]) for key in found[0]})
+        # after every row: a run that is stopped keeps what it has
+        save("deepsloth_adversarial", rows, arguments=how, seeds=list(range(how.seeds)), folder=how.results, **facts)
+    flat = [{k: v if isinstance(v, str) else f"{v['mean']:.3f}" for k, v in row.items()} for row in rows]
+    print(table(flat, list(flat[0])))
+
+
+if __name__ == "__main__":
+    main()
