@@ -158,6 +158,6 @@ def deepsloth_adversarial() -> str:
         "Claimed: adversarial training gives limited protection.",
         f"Data: {s['data']}, {s['examples']} test images; eps {255 * s['eps']:.0f}/255, {s['steps in training']} steps "
         f"in training on {100 * s['attacked share of a batch']:.0f} % of a batch and {s['steps of the judge']} after "
-        f"it; {s['epochs']} epochs. At a network's threshold its efficacy on {s['held back']} clean training images, held "
-        f"back, is {s['efficacy held']}, so that all save alike. ± is the standard deviation over seeds.",
+        f"it; {s['epochs']} epochs. At a network's threshold its efficacy on {s['held back']} clean training "
+        f"images, held back, is {s['efficacy held']}, so that all save alike. ± is the standard deviation over seeds.",
     )
