@@ -128,6 +128,7 @@ def test_occupancies_and_features_of_the_release(golden, name):
     step, _, into, slope = arrays["step_budget_lamin_lamconv"].tolist()
     cloud, count = cloud_of(arrays["xyz"], arrays["intensity"]), len(arrays["xyz"])
     cells, row = np.unique(arrays["rows_grid_ind"], axis=0, return_inverse=True)
+    row = row.reshape(-1)  # numpy 2.0.0 keeps an axis
 
     @quick
     def run(xyz):
