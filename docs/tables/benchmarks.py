@@ -170,10 +170,10 @@ def grad_auto() -> str:
         source("grad_auto_cpu"),
         f"SkipNet-38, batch {s['batch']}, medians over the rounds of {s['steps']} steps, with the lowest and highest; "
         f"wanted: 3 times the released loop, which is not reached: with its settings it means {100 * needed:.0f} % of "
-        "the matrix peak. The careful loop freezes the parameters; the released one also computes their gradients. A step is one forward and two backward passes (with the paper's "
-        "settings, which project in half of the steps only, one and a half), and little else: three passes where the "
-        "released loop makes five, two of them for gradients that nobody reads, so that kernels of equal speed would "
-        "give 1.67.",
+        "the matrix peak. The careful loop freezes the parameters; the released one also computes their gradients. A "
+        "step is one forward and two backward passes (with the paper's settings, which project in half of the steps "
+        "only, one and a half), and little else: three passes where the released loop makes five, two of them for "
+        "gradients that nobody reads, so that kernels of equal speed would give 1.67.",
     )
 
 
