@@ -199,7 +199,7 @@ def test_targets_are_checked_before_work(tmp_path):
         ({"seed": 1.5}, "seed: got 1.5"),
         ({"recipe": Recipe(0, 4)}, "epochs: got 0"),
         ({"recipe": Recipe(1, 0)}, "batch_size: got 0"),
-        ({"initial": infinite}, "initial: got NaN or infinite"),
+        ({"initial": infinite}, "initial: got 3 NaN or infinite values at params/head/kernel"),
         (
             {"net": create("resnet-20-cifar10"), "initial": infinite},
             "variables: .* leaves do not fit the ResNet",
