@@ -28,17 +28,14 @@ from dyn_jax import sparse3d
 from experiments import _record
 
 LAYERS, WIDTH, ROUNDS = 8, 32, 10
-SHAPE, LOW, HIGH = (480, 360, 32), (0, -np.pi, -5), (50, np.pi, 3)  # Cylinder3D's grid and its bounds
+CYLINDER = sparse3d.Cylinder(low=(0.0, -3.1415926, -5.0), high=(50.0, 3.1415926, 3.0))  # of nuScenes
 
 
 def cylinder_voxels(path: str) -> np.ndarray:
     """[n, 4], the voxels of a nuScenes sweep on Cylinder3D's grid."""
     points = np.fromfile(path, np.float32).reshape(-1, 5).astype(np.float64)
     x, y, z = points[:, 0], points[:, 1], points[:, 2]
-    polar = np.stack([np.hypot(x, y), np.arctan2(y, x), z], axis=1)
-    low, high = np.array(LOW, np.float64), np.array(HIGH, np.float64)
-    cell = np.floor((np.clip(polar, low, high) - low) / ((high - low) / (np.array(SHAPE) - 1)))
-    unique = np.unique(cell.astype(np.int32), axis=0)
+    unique = np.unique(CYLINDER.cell_of(np.stack([np.hypot(x, y), np.arctan2(y, x), z], axis=1)), axis=0)
     return np.concatenate([np.zeros((len(unique), 1), np.int32), unique], axis=1)
 
 
@@ -99,7 +96,7 @@ def peer(coordinates: np.ndarray) -> dict[tuple[str, str], tuple[Callable[[], ob
     sites = torch.from_numpy(coordinates.astype(np.int32))
 
     def forward() -> torch.Tensor:
-        return net(spconv.SparseConvTensor(features, sites, list(SHAPE), 1)).features
+        return net(spconv.SparseConvTensor(features, sites, list(CYLINDER.grid), 1)).features
 
     def both() -> None:
         features.grad = None

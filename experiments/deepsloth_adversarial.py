@@ -22,17 +22,13 @@ from dyn_jax.training.loop import fit
 from dyn_jax.training.sdn import digits_recipe
 from dyn_jax.types import Variables
 from experiments._record import save, table
-from experiments.adversarial_training import small, spread
+from experiments.adversarial_training import EPS, pgd, small, spread
 from experiments.deepsloth_efficacy import measured
 
-EPS, STEPS, JUDGE_STEPS, SAVED, HELD = 16 / 255, 5, 30, 0.7, 200
+STEPS, JUDGE_STEPS, SAVED, HELD = 5, 30, 0.7, 200
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(1, 100))
 SIZES = {"depths": (2, 2, 2), "image_size": 16, "exit_after": (0, 1, 2, 3)}
 LAST = objectives.exit_objective(-1)
-
-
-def pgd(steps: int, objective: Any) -> attacks.Attack:
-    return attacks.pgd(EPS, 2.5 * EPS / steps, steps, objective=objective, attack_all=True)
 
 
 def last_and_unsure(output: Any, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:

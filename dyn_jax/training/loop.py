@@ -29,7 +29,7 @@ from dyn_jax.types import PointCloud, Variables
 
 Report = Callable[[int, float], None]
 TOGETHER = 8
-"""Steps of one call, at most: its memory is asked for once for all of them, which on CPU takes a sixth of a step."""
+"""Steps of one call, at most: its memory is asked for, and cleared by the system, once for all of them."""
 
 
 def fit(

@@ -89,6 +89,12 @@ ENERGY = "--images 2 --steps 2"
 HARD = {"experiments._energy.OCCUPANCIES": {"hard": occupancy.hard()}}
 ROOMS = "--rooms 2 --points 64 --steps 1"
 SIZES = {"dyn_jax.cli.demo_points.STEP": {0.01: 0.005}}
+UNTRAINED = {
+    "fit": lambda net, *_, seed: variables_of(net, seed),
+    "small": lambda data: data,
+    "SIZES": {},
+    "JUDGE_STEPS": 1,
+}
 CASES = {
     "experiments.cifar_fgm_lgm": Case(
         "--data {} --networks sact-32-cifar10 --attacks FGSM --images 2 --held-back 2",
@@ -106,23 +112,11 @@ CASES = {
     ),
     "experiments.adversarial_training": Case(
         "--seeds 1 --epochs 1 --examples 3",
-        constants={
-            "fit": lambda net, *_, seed: variables_of(net, seed),
-            "small": lambda data: data,
-            "SIZES": {},
-            "JUDGE_STEPS": 1,
-        },
+        constants=UNTRAINED,
     ),
     "experiments.deepsloth_adversarial": Case(
         "--seeds 1 --epochs 1 --examples 3",
-        constants={
-            "fit": lambda net, *_, seed: variables_of(net, seed),
-            "small": lambda data: data,
-            "SIZES": {},
-            "HELD": 3,
-            "JUDGE_STEPS": 1,
-            "THRESHOLDS": (0.5, 0.95),
-        },
+        constants=UNTRAINED | {"HELD": 3, "THRESHOLDS": (0.5, 0.95)},
     ),
     "experiments.cross_table": Case(
         "--networks sact-digits minkfcnn-objects --images 2 --steps 1",
