@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax._src.interpreters import mlir
 
 from dyn_jax.occupancy.gate import Hard, Sigmoid, StraightThrough
 from dyn_jax.testing._compare import quick_jit as quick_jit
@@ -21,6 +22,11 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone later; with
     _OPTIONS["xla_cpu_use_fusion_emitters"] = (False, True)
 USERS = {name: users for name, (_, users) in _OPTIONS.items()}
 QUICK_FLAGS = " ".join(f"--{name}={quick}".lower() for name, (quick, _) in _OPTIONS.items())
+
+# JAX loads all dialects of its compiler anew for every program, which takes as long as a small program's own lowering:
+# a file's programs share them, while JAX has the function by this name.
+context = functools.cache(getattr(mlir, "make_ir_context", lambda: None))
+mlir.make_ir_context = context
 
 
 def exact_jit(fun: Callable, **options) -> Callable:

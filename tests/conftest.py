@@ -10,7 +10,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from compiled import QUICK_FLAGS
+from compiled import QUICK_FLAGS, context
 from hypothesis import settings
 
 # Tests compile much and run it once or twice: code that is made fast rather than fast, in subprocesses too.
@@ -35,6 +35,7 @@ SHARED = os.environ.get("DYN_JAX_SHARED")
 def forget():
     """Compiled programs of a file go with it: a worker that kept them all would need more than ten gigabytes."""
     yield
+    context.cache_clear()
     jax.clear_caches()
     gc.collect()
 

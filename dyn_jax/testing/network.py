@@ -71,15 +71,15 @@ def check_network(
         eager: Any = net.apply(variables, images, occupancy=hard())
         _same("jit = eager", eager, reference, tolerance)
         order = np.roll(np.arange(batch), 1)
-        moved = jitted(images[order], False)[1]
-        _same("order of the batch", moved, jax.tree.map(lambda leaf: leaf[order], reference), tolerance)
+        moved = jitted(np.asarray(images)[order], False)[1]
+        _same("order of the batch", moved, jax.tree.map(lambda leaf: np.asarray(leaf)[order], reference), tolerance)
 
         def alone(x: jax.Array) -> Output:
             return jax.tree.map(lambda leaf: leaf[0], net.apply(variables, x[None], occupancy=hard()))
 
         _same("vmap = batch", quick_jit(jax.vmap(alone))(images), reference, tolerance)
         one = quick_jit(alone)
-        loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(images[i]) for i in range(batch)])
+        loop = jax.tree.map(lambda *leaves: np.stack(leaves), *map(one, np.asarray(images)))
         _same("an example alone = in the batch", loop, reference, tolerance)
 
 
@@ -122,7 +122,7 @@ def _check_values(output: Output, how: Occupancy, tolerance: float, name: str) -
             _check_finite(f"{where}: {what}", value)
         shares = {"occupancy": unit.occupancy, **{key: unit.extras[key] for key in _SHARES if key in unit.extras}}
         for what, value in shares.items():
-            low, high = float(jnp.min(value)), float(jnp.max(value))
+            low, high = float(np.min(value)), float(np.max(value))
             require(low >= 0 and high <= 1, _CHECK, f"{where}: {what} in [{low:.6g}, {high:.6g}], expected [0, 1]")
         least = float(np.min(np.asarray(unit.macs, float)))
         require(least >= 0, _CHECK, f"{where}: macs down to {least:.6g}, expected at least 0")

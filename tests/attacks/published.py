@@ -42,16 +42,16 @@ def early_exits(name, golden, shared_dir):
     return traced_once(net, weights_convert.convert(net, state))
 
 
-def nudged(forward, images, copies, size=1e-7):
+def nudged(forward, images, copies, size=1e-7, seed=0):
     """`forward` for `copies` batches one behind the other, each of which it sees moved by its own noise.
 
     The noise, at most `size`, is like the rounding of images in [0, 1] (1e-7), or of what the layers of a deep network
     make of them (1e-6): where a ReLU's input is within rounding of 0 the released code's path is the one that its
-    machine's rounding chose, and some of the copies take it on any other. The first copy is not moved.
+    machine's rounding chose, and some of the copies take it on any other. The first copy of seed 0 is not moved.
     """
     shape = (copies, *images.shape)
-    noise = size * jax.random.uniform(jax.random.key(0), shape, images.dtype, -1, 1)
-    noise = noise.at[0].set(0).reshape(-1, *images.shape[1:])
+    noise = size * jax.random.uniform(jax.random.key(seed), shape, images.dtype, -1, 1)
+    noise = noise.at[0].multiply(seed > 0).reshape(-1, *images.shape[1:])
     return lambda x: forward(x + noise)
 
 

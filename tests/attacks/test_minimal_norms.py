@@ -50,7 +50,8 @@ CLOSED = {
 @pytest.mark.parametrize("name", CLOSED)
 def test_the_distance_to_a_plane(name):
     make, norm, slack = CLOSED[name]
-    result = exact_jit(lambda x: make()(linear, x, LABELS))(IMAGES)
+    jit = exact_jit if norm == "l1" else quick_jit  # how far the last step of L1 lands is rounding
+    result = jit(lambda x: make()(linear, x, LABELS))(IMAGES)
     expected, found = distances(norm), np.asarray(result.record.smallest)
     assert expected[4] == found[4] == 0
     assert np.all(found[:4] >= expected[:4] * (1 - 1e-4)) and np.all(found[:4] <= expected[:4] * (1 + slack))

@@ -70,7 +70,6 @@ def test_nothing_is_found_on_adaptive_networks_under_lgm(name, how):
     "name, how",
     [
         ("skipnet-32-cifar10", occupancy.sigmoid(10.0)),
-        ("skipnet-32-cifar10", occupancy.straight_through(10.0)),
         ("dynconv-32-cifar10", occupancy.straight_through(10.0)),
     ],
 )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import exact_jit
+from compiled import quick_jit
 from flax import traverse_util
 
 import dyn_jax
@@ -30,10 +30,10 @@ class Step:
         self.variables = weights_convert.convert(self.net, state)
         self.images, self.labels = nhwc(arrays["xn"]), jnp.asarray(arrays["y"], jnp.int32)
 
-    def gradient(self, gate, loss, jit=jax.jit):
+    def gradient(self, gate, loss):
         """(parameter gradients, (aux of the loss, output, batch statistics afterwards))."""
 
-        @jit
+        @quick_jit
         def run(params):
             def value(params):
                 variables = {"params": params, "batch_stats": self.variables["batch_stats"]}
@@ -76,7 +76,7 @@ def cross_entropy(step, output):
 def test_skipnet_sp(golden):
     step = Step("skipnet-sp-rnn-38-cifar10", golden("skipnet_cifar_sp_38"))
     value = lambda output: (cross_entropy(step, output),) * 2
-    gradient, (loss, output, statistics) = step.gradient(None, value, exact_jit)
+    gradient, (loss, output, statistics) = step.gradient(None, value)
     np.testing.assert_allclose(output.logits, step.arrays["train/logits"], atol=2e-5)
     np.testing.assert_allclose(loss, step.arrays["train/ce"], rtol=1e-5)
     gates = np.stack([unit.occupancy for unit in output.trace.units])
