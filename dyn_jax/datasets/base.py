@@ -81,6 +81,11 @@ def data_directory(directory: str | os.PathLike | None = None) -> str:
     return os.path.expanduser(os.fspath(directory))
 
 
+def default_folder(name: str, directory: str | os.PathLike | None) -> str:
+    """`data_directory` of a data set that has the folder `name` of its own where none is given."""
+    return data_directory(os.path.join(data_directory(), name) if directory is None else directory)
+
+
 def to_float(images: np.ndarray) -> np.ndarray:
     """Images as float32 in [0, 1].
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dyn_jax import _files, _validate
-from dyn_jax.datasets.base import data_directory
+from dyn_jax.datasets.base import default_folder
 from dyn_jax.datasets.points import IGNORE, Scene, made_scene
 from dyn_jax.datasets.points_files import map_labels
 
@@ -106,7 +106,7 @@ def s3dis(directory: str | os.PathLike | None = None, areas: Sequence[int] = (5,
       FileNotFoundError: an area has no room.
       ValueError: as `read_s3dis_room`.
     """
-    folder = os.path.join(data_directory(), "s3dis") if directory is None else data_directory(directory)
+    folder = default_folder("s3dis", directory)
     rooms = []
     for area in areas:
         area = os.path.join(folder, f"Area_{_validate.positive_int('areas', area)}")

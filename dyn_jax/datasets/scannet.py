@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dyn_jax import _files
-from dyn_jax.datasets.base import data_directory
+from dyn_jax.datasets.base import default_folder
 from dyn_jax.datasets.points import IGNORE, Scene, made_scene
 from dyn_jax.datasets.points_files import map_labels, read_ply_vertices
 
@@ -108,7 +108,7 @@ def scannet(
       FileNotFoundError: the folder, the list, or (when it is asked for) a scene's file is missing.
       ValueError: no scenes, or names that are none; or as `read_scannet_scene`.
     """
-    folder = os.path.join(data_directory(), "scannet") if directory is None else data_directory(directory)
+    folder = default_folder("scannet", directory)
     if not os.path.isdir(folder):
         raise FileNotFoundError(
             f"ScanNet: no folder {os.path.abspath(folder)}; expected <scene>/<scene>{MESH_SUFFIX} in it"
