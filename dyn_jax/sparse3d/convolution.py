@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from dyn_jax.sparse3d.blocked import gather_multiply_add, kernel_gradient
-from dyn_jax.sparse3d.maps import KernelMap
+from dyn_jax.sparse3d.maps import KernelMap, check_rows
 
 
 @jax.custom_vjp
@@ -52,8 +52,7 @@ convolve.defvjp(_forward, _backward)
 
 
 def _check(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> None:
-    if features.ndim != 2 or features.shape[0] != pairs.size_in:
-        raise ValueError(f"features: got shape {features.shape}, expected [{pairs.size_in}, channels]")
+    check_rows(features, pairs)
     if kernel.ndim != 3 or kernel.shape[:2] != (pairs.volume, features.shape[1]):
         raise ValueError(
             f"kernel: got shape {kernel.shape}, expected [{pairs.volume}, {features.shape[1]}, out] "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax.sparse3d.form import PAPER, Form
-from dyn_jax.sparse3d.kernel import Size, triple
+from dyn_jax.sparse3d.kernel import Size, scaled, triple
 from dyn_jax.sparse3d.maps import KernelMap, Wanted, kernel_map, kernel_maps
 from dyn_jax.sparse3d.pooling import pool_any
 from dyn_jax.sparse3d.sites import Sites, floor_to, reached, sites_of
@@ -34,10 +35,7 @@ def pyramid(sites: Sites, factors: Sequence[Size], capacities: Sequence[int] | N
     if not factors:
         return (sites,)
     sizes = (sites.capacity,) * len(factors) if capacities is None else tuple(capacities[1:])
-    steps, stride = [], sites.stride
-    for u, v, w in (triple("factor", factor) for factor in factors):
-        stride = (stride[0] * u, stride[1] * v, stride[2] * w)
-        steps.append(stride)
+    steps = list(itertools.accumulate(factors, scaled, initial=sites.stride))[1:]
     coordinates = jnp.stack([floor_to(sites.coordinates, step) for step in steps])
     coarser = jax.vmap(lambda rows: sites_of(rows, sites.valid, max(sizes)))(coordinates)
     levels = [sites]
