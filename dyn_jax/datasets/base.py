@@ -129,10 +129,8 @@ def batches(
     def cut() -> Iterator[Batch]:
         for start in range(0, count, batch_size):
             rows = order[start : start + batch_size]
-            valid = np.ones(len(rows), bool)
-            if pad_last and len(rows) < batch_size:
-                valid = np.arange(batch_size) < len(rows)
-                rows = np.resize(rows, batch_size)
+            valid = np.arange(batch_size if pad_last else len(rows)) < len(rows)
+            rows = np.resize(rows, len(valid))
             yield Batch(data.images[rows], data.labels[rows], valid)
 
     return cut()

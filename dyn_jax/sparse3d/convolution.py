@@ -26,14 +26,15 @@ def convolve(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> jax.Ar
 
     Source: LGM paper eq. 24; MinkowskiEngine.
     """
-    _check(features, kernel, pairs)
+    check_rows(features, pairs)
+    if kernel.ndim != 3 or kernel.shape[:2] != (pairs.volume, features.shape[1]):
+        raise ValueError(
+            f"kernel: got shape {kernel.shape}, expected [{pairs.volume}, {features.shape[1]}, out] "
+            "(slices, channels in, channels out)"
+        )
     loop = gather_multiply_add(pairs.size_out)
     out = loop(features, kernel, pairs.rows_in, pairs.rows_out, pairs.offset, pairs.blocks)
     return out if pairs.centre is None else out + features @ kernel[pairs.centre]
-
-
-def _forward(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> tuple[jax.Array, tuple]:
-    return convolve(features, kernel, pairs), (features, kernel, pairs)
 
 
 def _backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, None]:
@@ -48,13 +49,4 @@ def _backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array,
     return to_features, to_kernel, None
 
 
-convolve.defvjp(_forward, _backward)
-
-
-def _check(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> None:
-    check_rows(features, pairs)
-    if kernel.ndim != 3 or kernel.shape[:2] != (pairs.volume, features.shape[1]):
-        raise ValueError(
-            f"kernel: got shape {kernel.shape}, expected [{pairs.volume}, {features.shape[1]}, out] "
-            "(slices, channels in, channels out)"
-        )
+convolve.defvjp(lambda *given: (convolve(*given), given), _backward)

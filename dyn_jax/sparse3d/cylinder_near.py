@@ -112,21 +112,12 @@ def within_faces(xp: Any, polar: Any, offset: Any, own: Any, step: Any, cylinder
 
 def _distance(xyz: jax.Array, own: jax.Array, beside: jax.Array, cylinder: Cylinder) -> jax.Array:
     """[pair, 3], in cells, from the centre of the cell `beside` (not wrapped)."""
-    offset = offsets_of(polar_of(xyz), own, cylinder)
-    columns = []
-    for axis in range(3):
-        last = cylinder.grid[axis] - 1
-        to = beside[:, axis]
-        if axis == 1 and cylinder.wraps:
-            to = jnp.where(own[:, axis] == last, jnp.minimum(to, last), to)
-        signed = offset[:, axis] / cylinder.interval[axis] - (to - own[:, axis]).astype(xyz.dtype)
-        distance = jnp.abs(signed)
-        if not (axis == 1 and cylinder.wraps):
-            distance = jnp.where(
-                to == 0, jnp.maximum(signed, 0), jnp.where(to == last, jnp.maximum(-signed, 0), distance)
-            )
-        columns.append(distance)
-    return jnp.stack(columns, axis=1)
+    last, wraps = np.array([cylinder.grid]) - 1, np.array([[False, cylinder.wraps, False]])
+    to = jnp.where(wraps & (own == last), jnp.minimum(beside, last), beside)
+    offset = offsets_of(polar_of(xyz), own, cylinder) / cylinder.interval[None]
+    signed = offset - (to - own).astype(xyz.dtype)
+    outermost = jnp.where(to == 0, jnp.maximum(signed, 0), jnp.maximum(-signed, 0))
+    return jnp.where(~wraps & ((to == 0) | (to == last)), outermost, jnp.abs(signed))
 
 
 def _released_candidates(xyz: jax.Array, own: jax.Array, reach: Reach, cylinder: Cylinder) -> jax.Array:

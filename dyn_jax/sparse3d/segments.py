@@ -119,10 +119,6 @@ def any_of(relation: jax.Array, groups: Segments) -> jax.Array:
     return 1 - _total(1 - relation, groups, jnp.multiply, 1)
 
 
-def _any_of_forward(relation: jax.Array, groups: Segments) -> tuple[jax.Array, tuple]:
-    return any_of(relation, groups), (relation, groups)
-
-
 def _any_of_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None]:
     relation, groups = saved
     factor = groups.sorted(1 - relation)
@@ -138,4 +134,4 @@ def _any_of_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, Non
     return spread(cotangent, groups) * groups.unsorted(before * behind), None
 
 
-any_of.defvjp(_any_of_forward, _any_of_backward)
+any_of.defvjp(lambda *given: (any_of(*given), given), _any_of_backward)
