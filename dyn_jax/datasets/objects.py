@@ -25,17 +25,13 @@ def objects(split: str = "train", count: int | None = None, *, seed: int = 0, po
     noise of 0.01, and brought into the unit sphere: mean at the origin, farthest point at distance 1.
 
     Args:
-      split: "train" or "test".
+      split, seed, raises: as for `rooms`.
       count: how many objects; default 800 for training, 200 for testing. Object i has class i mod 10, and does not
         depend on the count.
-      seed: any integer of at least 0; another one gives other objects.
       points: how many points each object has.
 
     Returns:
       `Objects`: xyz [object, points, 3] with z up, labels [object] in 0..9 (`OBJECT_CLASSES`).
-
-    Raises:
-      TypeError, ValueError: split is neither, or a number is not an integer in its range.
     """
     rngs = streams(split, count, seed, OBJECTS_PER_SPLIT, _STREAM)
     points = _validate.positive_int("points", points, minimum=2)

@@ -101,7 +101,6 @@ def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
     """Returns the scene if it keeps what `Scene` promises.
 
     Args:
-      scene: any.
       where: what messages begin with, e.g. the file it was read from.
       classes: labels must lie in [0, classes) or be `IGNORE`; None: in [0, `IGNORE`].
 

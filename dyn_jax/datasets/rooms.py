@@ -49,18 +49,7 @@ def rooms(split: str = "train", count: int | None = None, *, seed: int = 0, poin
 
 
 def room(seed: int, points: int = 8192) -> Scene:
-    """One room, as in `rooms`, that is in neither split.
-
-    Args:
-      seed: any integer of at least 0.
-      points: how many points it has.
-
-    Returns:
-      The `Scene`, named ``room_<seed>``.
-
-    Raises:
-      TypeError, ValueError: a number is not an integer in its range.
-    """
+    """One room that is in neither split, a `Scene` named ``room_<seed>``; arguments and errors as for `rooms`."""
     seed = _validate.positive_int("seed", seed, minimum=0)
     rng = stream(_STREAM, seed, len(ROOMS_PER_SPLIT) + 1, 1)
     return _make(rng, _validate.positive_int("points", points), f"room_{seed}")

@@ -27,17 +27,9 @@ MESH_SUFFIX, LABEL_SUFFIX = "_vh_clean_2.ply", "_vh_clean_2.labels.ply"
 
 
 def scannet_labels(nyu40_ids: np.ndarray, where: str = "nyu40_ids") -> np.ndarray:
-    """The 20 classes of the benchmark from NYU40 ids.
+    """The 20 classes of the benchmark [n] int32, 0..19 (`SCANNET_CLASSES`) or `IGNORE`, from NYU40 ids [n].
 
-    Args:
-      nyu40_ids: [n] integers in 0..40, or one of `MISLABELED_IDS`.
-      where: what messages begin with.
-
-    Returns:
-      [n] int32: 0..19 (`SCANNET_CLASSES`) or `IGNORE`.
-
-    Raises:
-      ValueError: another id.
+    ValueError, beginning with `where`, for an id that is neither in 0..40 nor one of `MISLABELED_IDS`.
     """
     classes = np.full(41, IGNORE, np.int32)
     classes[list(SCANNET_NYU40_IDS)] = np.arange(len(SCANNET_CLASSES))

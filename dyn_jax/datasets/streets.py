@@ -59,11 +59,7 @@ class Scan(NamedTuple):
 
 
 def check_scan(scan: Scan, where: str) -> Scan:
-    """Returns the scan if it keeps what `Scan` promises.
-
-    Args:
-      scan: any.
-      where: what messages begin with, e.g. the file it was read from.
+    """Returns the scan if it keeps what `Scan` promises; messages begin with `where`.
 
     Raises:
       ValueError: no points; other shapes or dtypes; numbers that are not finite; map coordinates, which float32 has
@@ -91,15 +87,11 @@ def streets(split: str = "train", count: int | None = None, *, seed: int = 0) ->
     """Labelled scans of simulated streets, made from a seed; the two splits share none.
 
     Args:
-      split: "train" or "test".
+      split, seed, raises: as for `rooms`.
       count: how many; default 96 for training, 16 for testing. The first do not depend on it.
-      seed: any integer of at least 0; another one gives other streets.
 
     Returns:
       `Scan` for each, with labels in 1..10 (`STREET_CLASSES`) and rings.
-
-    Raises:
-      TypeError, ValueError: split is neither, or a number is not an integer in its range.
     """
     rngs = streams(split, count, seed, STREETS_PER_SPLIT, _STREAM)
     return [_scan(rng, f"{split}_{i:04d}") for i, rng in enumerate(rngs)]

@@ -126,11 +126,7 @@ def stored_examples(
     """The examples of one split of a prepared folder, in stored order; what can be seen without reading them raises
     before the first.
 
-    Args:
-      folder: of one version, in array_record.
-      split: one of those prepared.
-      features: names that every example must have.
-      decoders: as TFDS takes them.
+    The folder is of one version, in array_record; every example must have the `features`; decoders as TFDS takes them.
 
     Raises:
       ValueError: no such split or features; a file of the folder is damaged, no regular file, or names a class that is

@@ -115,12 +115,9 @@ class Entry(NamedTuple):
     """A network's input on the finest level.
 
     Attributes:
-      sites: the voxels.
+      sites, exists, occupancy, overflow: see `HardPoints` and `SoftPoints`.
       features: [voxel, channel].
-      exists: [voxel] bool.
-      occupancy: [voxel] of the network's relation, or None.
       capacities: rows of every level, or None.
-      overflow: scalar bool.
       clouds: that the trace tells apart; 1 for a sparse tensor.
       back: scores [voxel, class] -> scores per row or point.
     """
@@ -175,11 +172,7 @@ def default_capacity(
     levels: int,
     form: Form = PAPER,
 ) -> Capacity:
-    """`capacity`, or what the cloud needs under this occupancy.
-
-    Raises:
-      TypeError, ValueError: a capacity for another number of levels; see `as_reach`.
-    """
+    """`capacity`, or what the cloud needs under this occupancy; ValueError for another number of levels."""
     as_reach(reach)
     if capacity is not None:
         if len(capacity.levels) != levels:

@@ -20,15 +20,9 @@ from dyn_jax.types import UnitTrace
 
 
 def pyramid(sites: Sites, factors: Sequence[Size], capacities: Sequence[int] | None = None) -> tuple[Sites, ...]:
-    """Levels of a network, from the finest: each what `coarsen` makes of the one before, all at once.
+    """Levels of a network, from the finest: each what `coarsen` makes of the one before by its factor, all at once.
 
-    Args:
-      sites: the finest level.
-      factors: one for every further level.
-      capacities: rows of every level, the finest included; default as many as the finest has.
-
-    Raises:
-      ValueError: not one capacity for every level.
+    `capacities` are rows of every level, the finest included, else ValueError; default as many as the finest has.
     """
     if capacities is not None and len(capacities) != len(factors) + 1:
         raise ValueError(f"capacity: got {len(capacities)} levels {tuple(capacities)}, expected {len(factors) + 1}")

@@ -122,11 +122,8 @@ def pool_any(occupancy: jax.Array, pairs: KernelMap) -> jax.Array:
     The derivative in one o is the product of the other factors, exact also where some o is 1, see `any_of`.
 
     Args:
-      occupancy: [size_in], in [0, 1].
+      occupancy: [size_in], in [0, 1]; returned: [size_out]; 0 without neighbours.
       pairs: a `kernel_map` between two levels.
-
-    Returns:
-      [size_out]; 0 without neighbours.
 
     Raises:
       ValueError: values of another level; a map of a level onto itself, which does not list its centre.
@@ -176,15 +173,9 @@ pool_any.defvjp(_any_forward, _any_backward)
 
 
 def batch_items(sites: Sites, items: int, where: jax.Array | None = None) -> Segments:
-    """The voxels of a level grouped by batch item, for the ``global_*`` functions.
+    """The voxels of a level grouped by batch item, 0 to ``items - 1`` (static), for the ``global_*`` functions.
 
-    Args:
-      sites: the level; batch indices in [0, items).
-      items: number of batch items, static.
-      where: [voxel] bool, the voxels that take part; None: all that are in use.
-
-    Raises:
-      TypeError, ValueError: items is not a positive integer.
+    `where` [voxel] bool says which take part; None: all that are in use.
     """
     _validate.positive_int("items", items)
     part = sites.valid if where is None else sites.valid & where
