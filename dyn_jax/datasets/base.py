@@ -81,6 +81,11 @@ def data_directory(directory: str | os.PathLike | None = None) -> str:
     return os.path.expanduser(os.fspath(directory))
 
 
+def default_folder(name: str, directory: str | os.PathLike | None) -> str:
+    """`data_directory` of a data set that has the folder `name` of its own where none is given."""
+    return data_directory(os.path.join(data_directory(), name) if directory is None else directory)
+
+
 def to_float(images: np.ndarray) -> np.ndarray:
     """Images as float32 in [0, 1].
 
@@ -124,10 +129,8 @@ def batches(
     def cut() -> Iterator[Batch]:
         for start in range(0, count, batch_size):
             rows = order[start : start + batch_size]
-            valid = np.ones(len(rows), bool)
-            if pad_last and len(rows) < batch_size:
-                valid = np.arange(batch_size) < len(rows)
-                rows = np.resize(rows, batch_size)
+            valid = np.arange(batch_size if pad_last else len(rows)) < len(rows)
+            rows = np.resize(rows, len(valid))
             yield Batch(data.images[rows], data.labels[rows], valid)
 
     return cut()

@@ -85,9 +85,10 @@ def _find(directory: str, split: str) -> tuple[_Layout, Iterator[tuple[str, byte
     for layout in _LAYOUTS:
         names = [batch + layout.suffix for batch in _BATCHES[split]]
         for folder in (os.path.join(directory, layout.folder), directory):
-            missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+            paths = [os.path.join(folder, name) for name in names]
+            missing = [name for name, path in zip(names, paths) if not os.path.isfile(path)]
             if not missing:
-                return layout, _read_folder(folder, names)
+                return layout, ((path, _files.read(path, limit=MAX_FILE_BYTES)) for path in paths)
             if len(missing) < len(names):
                 incomplete.append(f"; {folder} lacks {', '.join(missing)}")
     for layout in _LAYOUTS:
@@ -103,12 +104,6 @@ def _find(directory: str, split: str) -> tuple[_Layout, Iterator[tuple[str, byte
         f"expected {wanted}. Put the files there, pass another directory, or set ${ENVIRONMENT_VARIABLE}; "
         "nothing is downloaded"
     )
-
-
-def _read_folder(folder: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    for name in names:
-        path = os.path.join(folder, name)
-        yield path, _files.read(path, limit=MAX_FILE_BYTES)
 
 
 def _read_archive(archive: str, layout: _Layout, split: str) -> Iterator[tuple[str, bytes]]:

@@ -45,13 +45,8 @@ def cifar10_jpeg(directory: str | os.PathLike, split: str) -> ImageData:
     """
     path, arrays = _load(directory, "cifar10_jpeg", split, ("jpeg", "offset", "label"))
     content, offset = arrays["jpeg"].tobytes(), arrays["offset"]
-    if (
-        offset.ndim != 1
-        or len(offset) < 2
-        or offset[0] != 0
-        or offset[-1] != len(content)
-        or (np.diff(offset) <= 0).any()
-    ):
+    whole = offset.ndim == 1 and len(offset) > 1 and offset[0] == 0 and offset[-1] == len(content)
+    if not whole or (np.diff(offset) <= 0).any():
         raise ValueError(f"{path}: got offsets that do not cut {len(content):,} bytes of jpeg into files")
     try:
         images = np.stack([_decode(content[a:b]) for a, b in itertools.pairwise(offset)])

@@ -40,11 +40,8 @@ def gaussian_noise(
 def brightness(images: np.ndarray, severity: int, *, table: str = "imagenet") -> np.ndarray:
     """Adds to the value V = max(R, G, B) of HSV, clips it to 1, and keeps hue and saturation.
 
-    Then every channel is multiplied by V' / V; black pixels become grey. Arguments as in `gaussian_noise`, the amount
-    by `BRIGHTNESS`.
-
-    Returns:
-      float32 in [0, 1].
+    Then every channel is multiplied by V' / V; black pixels become grey. Arguments and result as in `gaussian_noise`,
+    the amount by `BRIGHTNESS`.
 
     Raises:
       TypeError, ValueError: as `gaussian_noise`; images that do not have three channels.

@@ -29,16 +29,16 @@ def image_file(path: str | os.PathLike) -> ImageData:
     """
     name = os.fspath(path)
     arrays = _files.read_npz(path, IMAGES + LABELS)
-    for keys in (IMAGES, LABELS):
-        if len(there := [key for key in keys if key in arrays]) > 1:
+    found = [[key for key in keys if key in arrays] for keys in (IMAGES, LABELS)]
+    for there in found:
+        if len(there) > 1:
             raise ValueError(f"{name}: got the arrays {_files.listed(there)}, expected one of them: which is meant?")
-    found = [[arrays[key] for key in keys if key in arrays] for keys in (IMAGES, LABELS)]
     if not all(found):
         there = _files.listed(arrays)
         raise ValueError(
             f"{name}: got the arrays {there}, expected 'image' [n, height, width, channel] and 'label' [n]"
         )
-    images, labels = found[0][0], found[1][0]
+    images, labels = (arrays[there[0]] for there in found)
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
         raise ValueError(f"{name}: got images of shape {images.shape}, channels first; transpose them to NHWC")
     return checked_images(ImageData(images, labels, os.path.basename(name)), name)

@@ -6,7 +6,7 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.datasets.objects_shapes import SHAPES, sample
-from dyn_jax.datasets.points import Objects, into_unit_sphere
+from dyn_jax.datasets.points import Objects, into_unit_sphere, streams
 
 OBJECT_CLASSES = tuple(SHAPES)
 OBJECTS_PER_SPLIT = {"train": 800, "test": 200}
@@ -25,28 +25,20 @@ def objects(split: str = "train", count: int | None = None, *, seed: int = 0, po
     noise of 0.01, and brought into the unit sphere: mean at the origin, farthest point at distance 1.
 
     Args:
-      split: "train" or "test".
+      split, seed, raises: as for `rooms`.
       count: how many objects; default 800 for training, 200 for testing. Object i has class i mod 10, and does not
         depend on the count.
-      seed: any integer of at least 0; another one gives other objects.
       points: how many points each object has.
 
     Returns:
       `Objects`: xyz [object, points, 3] with z up, labels [object] in 0..9 (`OBJECT_CLASSES`).
-
-    Raises:
-      TypeError, ValueError: split is neither, or a number is not an integer in its range.
     """
-    _validate.choice("split", split, OBJECTS_PER_SPLIT)
-    count = OBJECTS_PER_SPLIT[split] if count is None else _validate.positive_int("count", count)
-    seed = _validate.positive_int("seed", seed, minimum=0)
+    rngs = streams(split, count, seed, OBJECTS_PER_SPLIT, _STREAM)
     points = _validate.positive_int("points", points, minimum=2)
-    number = 1 + list(OBJECTS_PER_SPLIT).index(split)
-    labels = np.arange(count, dtype=np.int32) % len(OBJECT_CLASSES)
-    xyz = np.empty((count, points, 3), np.float32)
-    for i, label in enumerate(labels):
-        stream = np.random.SeedSequence((_STREAM, seed, number, i + 1))
-        xyz[i] = _make(np.random.Generator(np.random.PCG64(stream)), OBJECT_CLASSES[label], points)
+    labels = np.arange(len(rngs), dtype=np.int32) % len(OBJECT_CLASSES)
+    xyz = np.empty((len(rngs), points, 3), np.float32)
+    for i, (rng, label) in enumerate(zip(rngs, labels)):
+        xyz[i] = _make(rng, OBJECT_CLASSES[label], points)
     return Objects(xyz, labels, "procedural objects")
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dyn_jax.datasets.rooms_furniture import between, box
+from dyn_jax.datasets.rooms_furniture import between, block, legs
 
 ROUND = 24  # straight pieces of a curved profile
 
@@ -67,17 +67,16 @@ def _arc(radius: float, z: float, start: float, end: float, distance: float = 0.
     return turned(*zip(np.maximum(distance + radius * np.cos(angle), 0), z + radius * np.sin(angle)))
 
 
-def _block(width: float, depth: float, low: float, high: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
-    return box((x - width / 2, y - depth / 2, low), (x + width / 2, y + depth / 2, high))
-
-
 def _legs(width: float, depth: float, height: float, thick: float) -> np.ndarray:
-    x, y = (width - thick) / 2, (depth - thick) / 2
-    return np.concatenate([_block(thick, thick, 0, height, i * x, j * y) for i in (-1, 1) for j in (-1, 1)])
+    return legs((width - thick) / 2, (depth - thick) / 2, height, thick)
+
+
+def _each(rng: np.random.Generator, *ranges: tuple[float, float]) -> list[float]:
+    return [between(rng, *limits) for limits in ranges]
 
 
 def _box(rng: np.random.Generator) -> Shape:
-    return Shape(patches=_block(between(rng, 0.5, 1), between(rng, 0.5, 1), 0, between(rng, 0.4, 1.2)))
+    return Shape(patches=block(between(rng, 0.5, 1), between(rng, 0.5, 1), 0, between(rng, 0.4, 1.2)))
 
 
 def _sphere(rng: np.random.Generator) -> Shape:
@@ -108,45 +107,32 @@ def _pyramid(rng: np.random.Generator) -> Shape:
 
 def _table(rng: np.random.Generator) -> Shape:
     width, depth, height = between(rng, 0.9, 1.6), between(rng, 0.6, 1.0), between(rng, 0.5, 0.8)
-    top = _block(width, depth, height - 0.05, height)
+    top = block(width, depth, height - 0.05, height)
     return Shape(patches=np.concatenate([top, _legs(width, depth, height - 0.05, between(rng, 0.05, 0.1))]))
 
 
 def _chair(rng: np.random.Generator) -> Shape:
-    width, depth, seat, back = (
-        between(rng, *range_) for range_ in ((0.4, 0.55), (0.4, 0.55), (0.38, 0.5), (0.35, 0.6))
-    )
-    parts = [_block(width, depth, seat - 0.05, seat), _block(width, 0.05, seat, seat + back, 0, depth / 2 - 0.025)]
+    width, depth, seat, back = _each(rng, (0.4, 0.55), (0.4, 0.55), (0.38, 0.5), (0.35, 0.6))
+    parts = [block(width, depth, seat - 0.05, seat), block(width, 0.05, seat, seat + back, 0, depth / 2 - 0.025)]
     return Shape(patches=np.concatenate([*parts, _legs(width, depth, seat - 0.05, between(rng, 0.04, 0.07))]))
 
 
 def _lamp(rng: np.random.Generator) -> Shape:
-    foot, height, shade, top = (
-        between(rng, *range_) for range_ in ((0.15, 0.25), (0.8, 1.4), (0.22, 0.4), (0.08, 0.2))
-    )
+    foot, height, shade, top = _each(rng, (0.15, 0.25), (0.8, 1.4), (0.22, 0.4), (0.08, 0.2))
     low = height - between(rng, 0.25, 0.4)
     stand = turned((0, 0), (foot, 0), (foot, 0.05), (0.03, 0.06), (0.03, height - 0.05))
     return Shape(frustums=np.concatenate([stand, turned((shade, low), (top, height))]))
 
 
 def _bottle(rng: np.random.Generator) -> Shape:
-    r, body, neck, end = (between(rng, *range_) for range_ in ((0.2, 0.32), (0.5, 0.8), (0.25, 0.45), (0.06, 0.11)))
+    r, body, neck, end = _each(rng, (0.2, 0.32), (0.5, 0.8), (0.25, 0.45), (0.06, 0.11))
     shoulder = body + between(rng, 0.1, 0.25)
-    return Shape(
-        frustums=turned((0, 0), (r, 0), (r, body), (end, shoulder), (end, shoulder + neck), (0, shoulder + neck))
-    )
+    profile = (0, 0), (r, 0), (r, body), (end, shoulder), (end, shoulder + neck), (0, shoulder + neck)
+    return Shape(frustums=turned(*profile))
 
 
 SHAPES: dict[str, Callable[[np.random.Generator], Shape]] = {
-    "box": _box,
-    "sphere": _sphere,
-    "cylinder": _cylinder,
-    "cone": _cone,
-    "torus": _torus,
-    "pyramid": _pyramid,
-    "table": _table,
-    "chair": _chair,
-    "lamp": _lamp,
-    "bottle": _bottle,
-}
+    "box": _box, "sphere": _sphere, "cylinder": _cylinder, "cone": _cone, "torus": _torus, "pyramid": _pyramid,
+    "table": _table, "chair": _chair, "lamp": _lamp, "bottle": _bottle,
+}  # fmt: skip
 """Class name -> a shape of random proportions; the order is that of the labels."""

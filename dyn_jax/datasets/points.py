@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,11 @@ from dyn_jax import _validate
 
 IGNORE = 255
 """The label of points that neither loss nor metric counts (ScanNet's and MinkowskiEngine's convention)."""
+
+
+Columns = dict[str, tuple[tuple[int, ...], type]]
+"""What the points of a cloud have, by field: the shape of one point's entry, and the dtype."""
+SCENE_COLUMNS: Columns = {"xyz": ((3,), np.float32), "colours": ((3,), np.float32), "labels": ((), np.int32)}
 
 
 class Scene(NamedTuple):
@@ -42,6 +48,19 @@ class Objects(NamedTuple):
     name: str
 
 
+def streams(split: str, count: int | None, seed: int, sizes: Mapping[str, int], kind: int) -> list[np.random.Generator]:
+    """Random numbers for each of the `count` members of a split that is made up; `kind` is the data set's own."""
+    _validate.choice("split", split, sizes)
+    count = sizes[split] if count is None else _validate.positive_int("count", count)
+    seed = _validate.positive_int("seed", seed, minimum=0)
+    return [stream(kind, seed, 1 + list(sizes).index(split), i + 1) for i in range(count)]
+
+
+def stream(*key: int) -> np.random.Generator:
+    """Random numbers of a key, the same in every version of NumPy."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
 def into_unit_sphere(xyz: np.ndarray) -> np.ndarray:
     """``(x - m) / max |x - m|`` with m the mean of the points: the farthest comes at distance 1.
 
@@ -64,11 +83,24 @@ def made_scene(
     return check_scene(Scene(xyz, colours, labels, name), where, classes)
 
 
+def check_columns(cloud: Any, columns: Columns, where: str) -> None:
+    """ValueError for a field of a cloud of another shape or dtype, or that are not finite; it may be None."""
+    for field, (shape, dtype) in columns.items():
+        got, wanted = getattr(cloud, field), (len(cloud.xyz), *shape)
+        if got is None:
+            continue
+        if got.shape != wanted or got.dtype != dtype:
+            raise ValueError(
+                f"{where}: got {field} {got.dtype} of shape {got.shape}, expected {np.dtype(dtype)} {wanted}"
+            )
+        if not np.isfinite(got).all():
+            raise ValueError(f"{where}: got {int((~np.isfinite(got)).sum())} NaN or infinite {field}, expected none")
+
+
 def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
     """Returns the scene if it keeps what `Scene` promises.
 
     Args:
-      scene: any.
       where: what messages begin with, e.g. the file it was read from.
       classes: labels must lie in [0, classes) or be `IGNORE`; None: in [0, `IGNORE`].
 
@@ -76,19 +108,8 @@ def check_scene(scene: Scene, where: str, classes: int | None = None) -> Scene:
       ValueError: no points; other shapes or dtypes; numbers that are not finite; coordinates so large that float32
         rounds them by more than 1 mm, as in map coordinates; colours outside [0, 1]; labels outside their range.
     """
-    count = len(scene.xyz)
-    wanted = {"xyz": ((count, 3), np.float32), "colours": ((count, 3), np.float32), "labels": ((count,), np.int32)}
-    for field, (shape, dtype) in wanted.items():
-        got = getattr(scene, field)
-        if got is None:
-            continue
-        if got.shape != shape or got.dtype != dtype:
-            raise ValueError(
-                f"{where}: got {field} {got.dtype} of shape {got.shape}, expected {np.dtype(dtype)} {shape}"
-            )
-        if dtype == np.float32 and not np.isfinite(got).all():
-            raise ValueError(f"{where}: got {int((~np.isfinite(got)).sum())} NaN or infinite {field}, expected none")
-    if count == 0:
+    check_columns(scene, SCENE_COLUMNS, where)
+    if len(scene.xyz) == 0:
         raise ValueError(f"{where}: got no points, expected at least one")
     _validate.coordinates(f"{where}: xyz", scene.xyz)
     if scene.colours is not None and (scene.colours.min() < 0 or scene.colours.max() > 1):

@@ -58,15 +58,12 @@ def map_labels(ids: np.ndarray, label_map: np.ndarray, where: str) -> np.ndarray
 
 
 def read_ply_vertices(path: str | os.PathLike, properties: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Vertex properties of a PLY file, ASCII or binary, each [vertex] in the file's dtype.
+    """The `properties` of the vertices of a PLY file, ASCII or binary, each [vertex] in the file's dtype.
 
-    Args:
-      path: the file. (An ASCII file may not announce faces and hold none: trimesh does not read that.)
-      properties: those wanted; more may be there.
+    An ASCII file may not announce faces and hold none: trimesh does not read that.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not a readable PLY file, truncated, or without one of the properties.
+      FileNotFoundError, ValueError: no such file; no readable PLY file, truncated, or without one of the properties.
       ImportError: trimesh is not installed.
     """
     loaded = load_mesh(path, "ply")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dyn_jax import _validate
-from dyn_jax.datasets.points import Scene
+from dyn_jax.datasets.points import Scene, stream, streams
 from dyn_jax.datasets.rooms_furniture import between, colour
 from dyn_jax.datasets.rooms_plan import Plan, plan, rotation, wall_frame
 
@@ -43,33 +43,19 @@ def rooms(split: str = "train", count: int | None = None, *, seed: int = 0, poin
     Raises:
       TypeError, ValueError: split is neither, or a number is not an integer in its range.
     """
-    _validate.choice("split", split, ROOMS_PER_SPLIT)
-    count = ROOMS_PER_SPLIT[split] if count is None else _validate.positive_int("count", count)
-    seed = _validate.positive_int("seed", seed, minimum=0)
+    rngs = streams(split, count, seed, ROOMS_PER_SPLIT, _STREAM)
     points = _validate.positive_int("points", points)
-    number = 1 + list(ROOMS_PER_SPLIT).index(split)
-    return [_make((seed, number, i + 1), points, f"{split}_{i:04d}") for i in range(count)]
+    return [_make(rng, points, f"{split}_{i:04d}") for i, rng in enumerate(rngs)]
 
 
 def room(seed: int, points: int = 8192) -> Scene:
-    """One room, as in `rooms`, that is in neither split.
-
-    Args:
-      seed: any integer of at least 0.
-      points: how many points it has.
-
-    Returns:
-      The `Scene`, named ``room_<seed>``.
-
-    Raises:
-      TypeError, ValueError: a number is not an integer in its range.
-    """
+    """One room that is in neither split, a `Scene` named ``room_<seed>``; arguments and errors as for `rooms`."""
     seed = _validate.positive_int("seed", seed, minimum=0)
-    return _make((seed, len(ROOMS_PER_SPLIT) + 1, 1), _validate.positive_int("points", points), f"room_{seed}")
+    rng = stream(_STREAM, seed, len(ROOMS_PER_SPLIT) + 1, 1)
+    return _make(rng, _validate.positive_int("points", points), f"room_{seed}")
 
 
-def _make(seed: tuple[int, ...], points: int, name: str) -> Scene:
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((_STREAM, *seed))))
+def _make(rng: np.random.Generator, points: int, name: str) -> Scene:
     surfaces = _surfaces(rng, plan(rng))
     normal = np.cross(surfaces.patches[:, 1], surfaces.patches[:, 2])
     area = np.linalg.norm(normal, axis=1)

@@ -5,6 +5,7 @@ A piece stands on the floor at the origin, its front towards -y; x is its width,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -71,18 +72,22 @@ def box(low: tuple, high: tuple, without: tuple[str, ...] = ()) -> np.ndarray:
     """The faces of an axis-parallel box as patches [6 - len(without), 3, 3]; `without` names hidden ones ("-z")."""
     (x0, y0, z0), (x1, y1, z1) = low, high
     ex, ey, ez = (x1 - x0, 0, 0), (0, y1 - y0, 0), (0, 0, z1 - z0)
-    faces = np.array(
-        [
-            [low, ey, ez],
-            [(x1, y0, z0), ey, ez],
-            [low, ex, ez],
-            [(x0, y1, z0), ex, ez],
-            [low, ex, ey],
-            [(x0, y0, z1), ex, ey],
-        ],
-        np.float64,
-    )
-    return np.delete(faces, [FACES[name] for name in without], axis=0)
+    faces = [(low, ey, ez), ((x1, y0, z0), ey, ez), (low, ex, ez), ((x0, y1, z0), ex, ez)]
+    faces += [(low, ex, ey), ((x0, y0, z1), ex, ey)]
+    return np.delete(np.array(faces, np.float64), [FACES[name] for name in without], axis=0)
+
+
+def block(
+    width: float, depth: float, low: float, high: float, x: float = 0, y: float = 0, without: tuple[str, ...] = ()
+) -> np.ndarray:
+    """The `box` about (x, y), from one height to another."""
+    return box((x - width / 2, y - depth / 2, low), (x + width / 2, y + depth / 2, high), without)
+
+
+def legs(x: float, y: float, height: float, thick: float, without: tuple[str, ...] = ()) -> np.ndarray:
+    """Four posts on the floor, at (+-x, +-y)."""
+    corners = itertools.product((-x, x), (-y, y))
+    return np.concatenate([block(thick, thick, 0, height, *corner, without) for corner in corners])
 
 
 def prism(radius: float, z0: float, z1: float, sides: int = 8, top_radius: float | None = None) -> np.ndarray:
@@ -95,19 +100,14 @@ def prism(radius: float, z0: float, z1: float, sides: int = 8, top_radius: float
 
 
 def _legs(width: float, depth: float, height: float, thick: float) -> np.ndarray:
-    x, y = width / 2 - thick, depth / 2 - thick
-    corners = [(sx * x, sy * y) for sx in (-1, 1) for sy in (-1, 1)]
-    half = thick / 2
-    return np.concatenate(
-        [box((cx - half, cy - half, 0), (cx + half, cy + half, height), ("-z", "+z")) for cx, cy in corners]
-    )
+    return legs(width / 2 - thick, depth / 2 - thick, height, thick, ("-z", "+z"))
 
 
 def table(rng: np.random.Generator) -> Piece:
     """A top on four legs, or on two side panels."""
     width, depth, height = between(rng, 0.9, 1.6), between(rng, 0.6, 0.9), between(rng, 0.68, 0.78)
     thick, wood = between(rng, 0.03, 0.06), colour(rng, "wood")
-    top = box((-width / 2, -depth / 2, height - thick), (width / 2, depth / 2, height))
+    top = block(width, depth, height - thick, height)
     if rng.random() < 0.6:
         legs = Part(_legs(width, depth, height - thick, between(rng, 0.05, 0.09)), colour(rng, "metal"))
         if rng.random() < 0.6:
@@ -126,10 +126,9 @@ def chair(rng: np.random.Generator) -> Piece:
     cover, frame = colour(rng, "fabric" if rng.random() < 0.5 else "wood"), colour(rng, "metal")
     if rng.random() < 0.5:
         frame = colour(rng, "wood")
-    parts = [Part(box((-width / 2, -depth / 2, seat - thick), (width / 2, depth / 2, seat)), cover)]
+    parts = [Part(block(width, depth, seat - thick, seat), cover)]
     gap = between(rng, 0.0, 0.15)
-    back = box((-width / 2, depth / 2 - 0.05, seat + gap), (width / 2, depth / 2, height))
-    parts.append(Part(back, cover))
+    parts.append(Part(box((-width / 2, depth / 2 - 0.05, seat + gap), (width / 2, depth / 2, height)), cover))
     if rng.random() < 0.6:
         parts.append(Part(_legs(width, depth, seat - thick, 0.045), frame))
     else:
@@ -187,8 +186,11 @@ def shelf(rng: np.random.Generator) -> Piece:
 def carton(rng: np.random.Generator) -> Piece:
     """A box on the floor."""
     width, depth, height = between(rng, 0.25, 0.5), between(rng, 0.25, 0.45), between(rng, 0.2, 0.45)
-    sides = box((-width / 2, -depth / 2, 0), (width / 2, depth / 2, height), ("-z",))
-    return Piece([Part(sides, colour(rng, "thing"))], width, depth, height)
+    return _closed(width, depth, height, colour(rng, "thing"))
+
+
+def _closed(width: float, depth: float, height: float, tint: np.ndarray) -> Piece:
+    return Piece([Part(block(width, depth, 0, height, without=("-z",)), tint)], width, depth, height)
 
 
 def bin(rng: np.random.Generator) -> Piece:
@@ -210,17 +212,11 @@ def tabletop(rng: np.random.Generator) -> Piece:
     kind, tint = rng.integers(3), colour(rng, "thing")
     if kind == 0:
         width, height = between(rng, 0.4, 0.55), between(rng, 0.4, 0.5)
-        screen = box((-width / 2, -0.02, 0.1), (width / 2, 0.02, height))
-        foot = box((-0.1, -0.08, 0), (0.1, 0.08, 0.1), ("-z",))
-        return Piece([Part(np.concatenate([screen, foot]), tint)], width, 0.16, height)
+        screen = [block(width, 0.04, 0.1, height), block(0.2, 0.16, 0, 0.1, without=("-z",))]
+        return Piece([Part(np.concatenate(screen), tint)], width, 0.16, height)
     if kind == 1:
         width, depth, height = between(rng, 0.15, 0.32), between(rng, 0.15, 0.25), between(rng, 0.05, 0.25)
-        return Piece(
-            [Part(box((-width / 2, -depth / 2, 0), (width / 2, depth / 2, height), ("-z",)), tint)],
-            width,
-            depth,
-            height,
-        )
+        return _closed(width, depth, height, tint)
     radius, height = between(rng, 0.05, 0.1), between(rng, 0.1, 0.25)
     return Piece([Part(prism(radius, 0, height), tint)], 2 * radius, 2 * radius, height)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -80,12 +81,7 @@ def plan(rng: np.random.Generator) -> Plan:
                 return at
         return None
 
-    def wall(piece: Piece) -> Iterator[Footprint]:
-        return _against_walls(rng, size, openings, piece)
-
-    def anywhere(piece: Piece) -> Iterator[Footprint]:
-        return _anywhere(rng, size, piece)
-
+    wall, anywhere = partial(_against_walls, rng, size, openings), partial(_anywhere, rng, size)
     if rng.random() < 0.8:
         place("sofa", sofa := furniture.sofa(rng), wall(sofa))
     for chance in (0.9, 0.4):

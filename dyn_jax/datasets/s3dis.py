@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dyn_jax import _files, _validate
-from dyn_jax.datasets.base import data_directory
+from dyn_jax.datasets.base import default_folder
 from dyn_jax.datasets.points import IGNORE, Scene, made_scene
 from dyn_jax.datasets.points_files import map_labels
 
@@ -29,18 +29,9 @@ LABEL_ORDERS = {
 
 
 def s3dis_labels(ids: np.ndarray, label_order: str, where: str = "ids") -> np.ndarray:
-    """Classes from the ids of a label column.
+    """Classes [n] int32 of the ids [n] of a label column: 0..12 (`S3DIS_CLASSES`); `IGNORE` for stairs.
 
-    Args:
-      ids: [n] integers, 0..13 for "minkowski", 0..12 for "pointnet".
-      label_order: a name of `LABEL_ORDERS`.
-      where: what messages begin with.
-
-    Returns:
-      [n] int32: 0..12 (`S3DIS_CLASSES`); `IGNORE` for stairs.
-
-    Raises:
-      ValueError: another order or id.
+    `label_order` is a name of `LABEL_ORDERS`. ValueError, beginning with `where`, for an id that it lacks.
     """
     names = LABEL_ORDERS[_validate.choice("label_order", label_order, LABEL_ORDERS)]
     return map_labels(ids, np.array([_class(name) for name in names], np.int32), where)
@@ -106,7 +97,7 @@ def s3dis(directory: str | os.PathLike | None = None, areas: Sequence[int] = (5,
       FileNotFoundError: an area has no room.
       ValueError: as `read_s3dis_room`.
     """
-    folder = os.path.join(data_directory(), "s3dis") if directory is None else data_directory(directory)
+    folder = default_folder("s3dis", directory)
     rooms = []
     for area in areas:
         area = os.path.join(folder, f"Area_{_validate.positive_int('areas', area)}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dyn_jax import _files
-from dyn_jax.datasets.base import data_directory
+from dyn_jax.datasets.base import default_folder
 from dyn_jax.datasets.points import IGNORE, Scene, made_scene
 from dyn_jax.datasets.points_files import map_labels, read_ply_vertices
 
@@ -27,17 +27,9 @@ MESH_SUFFIX, LABEL_SUFFIX = "_vh_clean_2.ply", "_vh_clean_2.labels.ply"
 
 
 def scannet_labels(nyu40_ids: np.ndarray, where: str = "nyu40_ids") -> np.ndarray:
-    """The 20 classes of the benchmark from NYU40 ids.
+    """The 20 classes of the benchmark [n] int32, 0..19 (`SCANNET_CLASSES`) or `IGNORE`, from NYU40 ids [n].
 
-    Args:
-      nyu40_ids: [n] integers in 0..40, or one of `MISLABELED_IDS`.
-      where: what messages begin with.
-
-    Returns:
-      [n] int32: 0..19 (`SCANNET_CLASSES`) or `IGNORE`.
-
-    Raises:
-      ValueError: another id.
+    ValueError, beginning with `where`, for an id that is neither in 0..40 nor one of `MISLABELED_IDS`.
     """
     classes = np.full(41, IGNORE, np.int32)
     classes[list(SCANNET_NYU40_IDS)] = np.arange(len(SCANNET_CLASSES))
@@ -108,7 +100,7 @@ def scannet(
       FileNotFoundError: the folder, the list, or (when it is asked for) a scene's file is missing.
       ValueError: no scenes, or names that are none; or as `read_scannet_scene`.
     """
-    folder = os.path.join(data_directory(), "scannet") if directory is None else data_directory(directory)
+    folder = default_folder("scannet", directory)
     if not os.path.isdir(folder):
         raise FileNotFoundError(
             f"ScanNet: no folder {os.path.abspath(folder)}; expected <scene>/<scene>{MESH_SUFFIX} in it"

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from dyn_jax import _files, _validate, metrics
-from dyn_jax.datasets.base import data_directory
+from dyn_jax.datasets.base import default_folder
 from dyn_jax.datasets.streets import Scan
 
 SEMANTICKITTI_CLASSES = (
@@ -172,7 +172,7 @@ def semantickitti(split: str = "val", folder: str | os.PathLike | None = None) -
       FileNotFoundError: no such folder, no sequence of the split in it, or a file of labels, or its scan, is missing.
     """
     _validate.choice("split", split, SEQUENCES)
-    root = pathlib.Path(os.path.join(data_directory(), "semantickitti") if folder is None else data_directory(folder))
+    root = pathlib.Path(default_folder("semantickitti", folder))
     root = next((place for place in (root, root / "dataset") if (place / "sequences").is_dir()), root)
     found = [root / "sequences" / number for number in SEQUENCES[split]]
     scans = [path for place in found for path in sorted((place / "velodyne").glob("[!.]*.bin"))]

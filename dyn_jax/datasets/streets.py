@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dyn_jax import _validate
+from dyn_jax.datasets.points import Columns, check_columns, streams
 
 STREET_CLASSES = (
     "unlabelled", "road", "sidewalk", "terrain", "building", "fence", "car", "person", "pole", "trunk", "vegetation",
@@ -34,6 +35,11 @@ _SHINE = {
 _STREAM = 0x57EE7  # keeps these streams apart from other users of small seeds
 
 
+SCAN_COLUMNS: Columns = {
+    "xyz": ((3,), np.float32), "intensity": ((), np.float32), "labels": ((), np.int32), "ring": ((), np.int32),
+}  # fmt: skip
+
+
 class Scan(NamedTuple):
     """One scan of a spinning LiDAR, the sensor at the origin.
 
@@ -53,32 +59,17 @@ class Scan(NamedTuple):
 
 
 def check_scan(scan: Scan, where: str) -> Scan:
-    """Returns the scan if it keeps what `Scan` promises.
-
-    Args:
-      scan: any.
-      where: what messages begin with, e.g. the file it was read from.
+    """Returns the scan if it keeps what `Scan` promises; messages begin with `where`.
 
     Raises:
       ValueError: no points; other shapes or dtypes; numbers that are not finite; map coordinates, which float32 has
         rounded; labels or rings below 0.
     """
-    count = len(scan.xyz)
-    wanted = {"xyz": ((count, 3), np.float32), "intensity": ((count,), np.float32)}
-    wanted |= {"labels": ((count,), np.int32), "ring": ((count,), np.int32)}
-    for field, (shape, dtype) in wanted.items():
-        got: np.ndarray | None = getattr(scan, field)
-        if got is None:
-            continue
-        if got.shape != shape or got.dtype != dtype:
-            raise ValueError(
-                f"{where}: got {field} {got.dtype} of shape {got.shape}, expected {np.dtype(dtype)} {shape}"
-            )
-        if not np.isfinite(got).all():
-            raise ValueError(f"{where}: got {int((~np.isfinite(got)).sum())} NaN or infinite {field}, expected none")
-        if dtype == np.int32 and count and got.min() < 0:
-            raise ValueError(f"{where}: got {field} {got.min()}, expected at least 0")
+    check_columns(scan, SCAN_COLUMNS, where)
     _validate.coordinates(f"{where}: xyz", scan.xyz)
+    for field, got in (("labels", scan.labels), ("ring", scan.ring)):
+        if got is not None and got.min() < 0:
+            raise ValueError(f"{where}: got {field} {got.min()}, expected at least 0")
     return scan
 
 
@@ -96,25 +87,17 @@ def streets(split: str = "train", count: int | None = None, *, seed: int = 0) ->
     """Labelled scans of simulated streets, made from a seed; the two splits share none.
 
     Args:
-      split: "train" or "test".
+      split, seed, raises: as for `rooms`.
       count: how many; default 96 for training, 16 for testing. The first do not depend on it.
-      seed: any integer of at least 0; another one gives other streets.
 
     Returns:
       `Scan` for each, with labels in 1..10 (`STREET_CLASSES`) and rings.
-
-    Raises:
-      TypeError, ValueError: split is neither, or a number is not an integer in its range.
     """
-    _validate.choice("split", split, STREETS_PER_SPLIT)
-    count = STREETS_PER_SPLIT[split] if count is None else _validate.positive_int("count", count)
-    seed = _validate.positive_int("seed", seed, minimum=0)
-    number = 1 + list(STREETS_PER_SPLIT).index(split)
-    return [_scan((seed, number, i + 1), f"{split}_{i:04d}") for i in range(count)]
+    rngs = streams(split, count, seed, STREETS_PER_SPLIT, _STREAM)
+    return [_scan(rng, f"{split}_{i:04d}") for i, rng in enumerate(rngs)]
 
 
-def _scan(seed: tuple[int, ...], name: str) -> Scan:
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((_STREAM, *seed))))
+def _scan(rng: np.random.Generator, name: str) -> Scan:
     widths = rng.uniform(3.2, 5.5, 2), rng.uniform(1.5, 3.0, 2)  # road and sidewalk, to the right and left
     things = _place(rng, *widths)
     elevation = np.repeat(np.deg2rad(np.linspace(3.0, -24.0, RINGS)), TURNS)

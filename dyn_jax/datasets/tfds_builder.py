@@ -12,16 +12,18 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from dyn_jax import _files, _validate
-from dyn_jax.datasets.base import ImageData, checked_images, data_directory
+from dyn_jax.datasets.base import ImageData, checked_images, default_folder
 from dyn_jax.datasets.cifar import CIFAR10_CLASS_NAMES, IMAGES_PER_FILE, cifar10
 
 _NAME, _VERSION, FORMAT = "cifar10", "3.0.2", "array_record"
+TFDS_FOLDER = "tensorflow_datasets"
+"""In the default data directory."""
 _FORM = "a readable TFDS data set"
 _FILES_PER_SPLIT = {"train": 5, "test": 1}
 
@@ -48,14 +50,26 @@ def prepare_tfds(
         file format or lacks examples.
       ImportError: tensorflow-datasets or array_record is missing (array_record exists for Linux only).
     """
-    data_dir = tfds_directory(data_dir)
+    data_dir = default_folder(TFDS_FOLDER, data_dir)
     tfds = import_tfds()
     expected = {split: _expected(split, images_per_file) for split in _FILES_PER_SPLIT}
     if not _prepared_folders(data_dir):
         splits = {
             split: cifar10(source_directory, split, images_per_file=images_per_file) for split in _FILES_PER_SPLIT
         }
-        _builder_class()(splits, data_dir=data_dir, file_format=FORMAT).download_and_prepare()
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(32, 32, 3)),
+            "label": tfds.features.ClassLabel(names=CIFAR10_CLASS_NAMES),
+        }
+        info = {
+            "description": "CIFAR-10: 32x32 colour images in 10 classes, lossless PNG.",
+            "features": tfds.features.FeaturesDict(features),
+            "supervised_keys": ("image", "label"),
+            "homepage": "https://www.cs.toronto.edu/~kriz/cifar.html",
+        }
+        examples = {split: _examples(data, split) for split, data in splits.items()}
+        _builder_class()(examples, info, data_dir=data_dir).download_and_prepare()
         expected = {split: len(data.labels) for split, data in splits.items()}
     folder = _readable_folder(data_dir)
     with _files.reading(folder, _FORM):
@@ -89,9 +103,9 @@ def cifar10_from_tfds(
       ImportError: as for `prepare_tfds`.
     """
     _validate.choice("split", split, _FILES_PER_SPLIT)
-    folder = _readable_folder(tfds_directory(data_dir))
+    folder = _readable_folder(default_folder(TFDS_FOLDER, data_dir))
     decoders = {"image": import_tfds().decode.SkipDecoding()}
-    examples = stored_examples(folder, split, ("id", "image", "label"), decoders)
+    examples = list(stored_examples(folder, split, ("id", "image", "label"), decoders))
     count = len(examples)
     _check_count(folder, split, count, _expected(split, images_per_file))
     images = np.empty((count, 32, 32, 3), np.uint8)
@@ -108,26 +122,16 @@ def cifar10_from_tfds(
 
 def stored_examples(
     folder: str, split: str, features: tuple[str, ...], decoders: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """The examples of one split of a prepared folder, in stored order.
+) -> Iterator[dict[str, Any]]:
+    """The examples of one split of a prepared folder, in stored order; what can be seen without reading them raises
+    before the first.
 
-    Args:
-      folder: of one version, in array_record.
-      split: one of those prepared.
-      features: names that every example must have.
-      decoders: as TFDS takes them.
+    The folder is of one version, in array_record; every example must have the `features`; decoders as TFDS takes them.
 
     Raises:
       ValueError: no such split or features; a file of the folder is damaged, no regular file, or names a class that is
         not TFDS's own; examples are missing.
     """
-    return list(stored_iterator(folder, split, features, decoders))
-
-
-def stored_iterator(
-    folder: str, split: str, features: tuple[str, ...], decoders: Mapping[str, Any] | None = None
-) -> Iterator[dict[str, Any]]:
-    """`stored_examples` one by one; what can be seen without reading the examples raises before the first."""
     tfds = import_tfds()
     _check_classes(folder)
     with _files.reading(folder, _FORM):
@@ -168,45 +172,43 @@ def _check_classes(folder: str) -> None:
 
 
 @functools.cache
-def _builder_class() -> type:
-    """The builder, made when it is first wanted, so that importing dyn_jax does not import TFDS."""
+def builder_class(data_set: str, version: str) -> type:
+    """A builder of TFDS, made when it is first wanted, so that importing dyn_jax does not import TFDS.
+
+    It takes, for each split, its examples in order, and the arguments of ``DatasetInfo``.
+    """
     tfds = import_tfds()
     with tfds.core.registered.skip_registration():  # the stock builder keeps the name
 
-        class Cifar10(tfds.core.GeneratorBasedBuilder):
-            """CIFAR-10 from images in memory, stored as the stock builder stores them."""
+        class Given(tfds.core.GeneratorBasedBuilder):
+            """A data set of examples that are given."""
 
-            name = _NAME
-            VERSION = tfds.core.Version(_VERSION)
+            name = data_set
+            VERSION = tfds.core.Version(version)
 
-            def __init__(self, splits: dict[str, ImageData], **options: Any):
-                self._splits = splits
-                super().__init__(**options)
+            def __init__(self, splits: Mapping[str, Iterable[dict]], info: dict[str, Any], **options: Any):
+                self._splits, self._given = splits, info
+                super().__init__(file_format=FORMAT, **options)
 
             def _info(self) -> Any:
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    description="CIFAR-10: 32x32 colour images in 10 classes, lossless PNG.",
-                    features=tfds.features.FeaturesDict(
-                        {
-                            "id": tfds.features.Text(),
-                            "image": tfds.features.Image(shape=(32, 32, 3)),
-                            "label": tfds.features.ClassLabel(names=CIFAR10_CLASS_NAMES),
-                        }
-                    ),
-                    supervised_keys=("image", "label"),
-                    homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-                )
+                return tfds.core.DatasetInfo(builder=self, **self._given)
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
                 return {split: self._generate_examples(split) for split in self._splits}
 
             def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-                data = self._splits[split]
-                for row, (image, label) in enumerate(zip(data.images, data.labels)):
-                    yield row, {"id": f"{split}_{row:05d}", "image": _encode(image), "label": int(label)}
+                return enumerate(self._splits[split])
 
-    return Cifar10
+    return Given
+
+
+_builder_class = functools.partial(builder_class, _NAME, _VERSION)
+
+
+def _examples(data: ImageData, split: str) -> Iterator[dict]:
+    """What the stock builder stores of every image."""
+    for row, (image, label) in enumerate(zip(data.images, data.labels)):
+        yield {"id": f"{split}_{row:05d}", "image": _encode(image), "label": int(label)}
 
 
 def import_tfds() -> Any:
@@ -220,11 +222,6 @@ def import_tfds() -> Any:
             "array_record (array_record exists for Linux only; elsewhere use dyn_jax.datasets.cifar10)"
         ) from error
     return tfds
-
-
-def tfds_directory(data_dir: str | os.PathLike | None) -> str:
-    """The TFDS folder: the argument, else ``tensorflow_datasets`` in the default data directory."""
-    return data_directory(os.path.join(data_directory(), "tensorflow_datasets") if data_dir is None else data_dir)
 
 
 def _prepared_folders(data_dir: str) -> list[str]:

@@ -18,28 +18,20 @@ from typing import Any
 import numpy as np
 
 from dyn_jax import _files
-from dyn_jax.datasets.points import Objects, Scene, check_objects, check_scene
-from dyn_jax.datasets.streets import Scan, check_scan
+from dyn_jax.datasets.base import default_folder
+from dyn_jax.datasets.points import SCENE_COLUMNS, Columns, Objects, Scene, check_objects, check_scene
+from dyn_jax.datasets.streets import SCAN_COLUMNS, Scan, check_scan
 from dyn_jax.datasets.tfds_builder import (
     FORMAT,
+    TFDS_FOLDER,
     as_text,
+    builder_class,
     file_format,
     import_tfds,
     stored_examples,
-    stored_iterator,
-    tfds_directory,
 )
 
 _VERSION = "1.0.0"
-Columns = dict[str, tuple[tuple[int | None, ...], type]]
-_SCENE: Columns = {"xyz": ((None, 3), np.float32), "colours": ((None, 3), np.float32), "labels": ((None,), np.int32)}
-_SCAN: Columns = {
-    "xyz": ((None, 3), np.float32),
-    "intensity": ((None,), np.float32),
-    "labels": ((None,), np.int32),
-    "ring": ((None,), np.int32),
-}
-"""What the points of an example have: shape and dtype; empty where there is none."""
 
 
 def prepare_scenes_tfds(
@@ -81,15 +73,7 @@ def scenes_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None =
       ImportError: as for `prepare_scenes_tfds`.
     """
     return [
-        check_scene(
-            Scene(
-                xyz=np.asarray(example["xyz"], np.float32),
-                colours=np.asarray(example["colours"], np.float32) if len(example["colours"]) else None,
-                labels=np.asarray(example["labels"], np.int32) if len(example["labels"]) else None,
-                name=as_text(example["name"]),
-            ),
-            f"{name}: {split} {row}",
-        )
+        check_scene(Scene(**_fields(example, SCENE_COLUMNS)), f"{name}: {split} {row}")
         for row, example in enumerate(_examples(name, split, data_dir))
     ]
 
@@ -144,7 +128,7 @@ def prepare_scans_tfds(
 
     Returns, raises: as `prepare_scenes_tfds`.
     """
-    return _prepare(dict(scans_by_split), name, data_dir, _SCAN)
+    return _prepare(dict(scans_by_split), name, data_dir, SCAN_COLUMNS)
 
 
 def scans_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Iterator[Scan]:
@@ -154,34 +138,26 @@ def scans_from_tfds(name: str, split: str, data_dir: str | os.PathLike | None = 
       name, split, data_dir, raises: as for `scenes_from_tfds`, all before the first scan.
     """
     folder = _folder(name, data_dir)
-    examples = stored_iterator(folder, split, ("row", "name", *_SCAN))
+    examples = stored_examples(folder, split, ("row", "name", *SCAN_COLUMNS))
 
     def scans() -> Iterator[Scan]:
         for row, example in enumerate(examples):
             if int(example["row"]) != row:
                 raise ValueError(f"{folder}: got {split} example {example['row']}, expected {row}; prepare it again")
-            labels, ring = (np.asarray(example[column], np.int32) for column in ("labels", "ring"))
-            scan = Scan(
-                xyz=np.asarray(example["xyz"], np.float32),
-                intensity=np.asarray(example["intensity"], np.float32),
-                labels=labels if len(labels) else None,
-                ring=ring if len(ring) else None,
-                name=as_text(example["name"]),
-            )
-            yield check_scan(scan, f"{name}: {split} {row}")
+            yield check_scan(Scan(**_fields(example, SCAN_COLUMNS)), f"{name}: {split} {row}")
 
     return scans()
 
 
 def _prepare(
-    splits: dict[str, Iterable], name: str, data_dir: str | os.PathLike | None, columns: Columns = _SCENE
+    splits: dict[str, Iterable], name: str, data_dir: str | os.PathLike | None, columns: Columns = SCENE_COLUMNS
 ) -> str:
     for text in (name, *splits):
         if not isinstance(text, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", text) or text == "all":
             raise ValueError(f"name: got {text!r}, expected lower-case letters, digits and underscores, a letter first")
     if not splits:
         raise ValueError("splits: got none, expected at least one")
-    data_dir = tfds_directory(data_dir)
+    data_dir = default_folder(TFDS_FOLDER, data_dir)
     folder = os.path.join(data_dir, name, _VERSION)
     if os.path.exists(folder):
         raise FileExistsError(f"{os.path.abspath(folder)}: exists; delete the folder, or take another name")
@@ -194,68 +170,57 @@ def _prepare(
     return folder
 
 
-def _builder(splits: dict[str, Iterable], data_set: str, data_dir: str, columns: Columns) -> Any:
+def _builder(splits: dict[str, Iterable], name: str, data_dir: str, columns: Columns) -> Any:
     """A builder of the given name, whose `counts` say how many examples each split gave."""
-    tfds = import_tfds()
-    with tfds.core.registered.skip_registration():
+    features = import_tfds().features
+    scans = columns is SCAN_COLUMNS
+    wanted, counts = Scan if scans else Scene, dict.fromkeys(splits, 0)
 
-        class PointClouds(tfds.core.GeneratorBasedBuilder):
-            """Point clouds from memory or from an iterator."""
+    def examples(split: str) -> Iterator[dict]:
+        for row, cloud in enumerate(splits[split]):
+            if not isinstance(cloud, wanted):
+                raise TypeError(f"{split} {row}: got a {type(cloud).__name__}, expected a {wanted.__name__}")
+            counts[split] += 1
+            yield _example(cloud, row, split)
+        if not counts[split]:
+            raise ValueError(f"{split}: got nothing, expected at least one point cloud")
 
-            name = data_set
-            VERSION = tfds.core.Version(_VERSION)
-            counts: dict[str, int] = {}  # noqa: RUF012 (one class a builder)
-
-            def _info(self) -> Any:
-                features = {
-                    "row": tfds.features.Scalar(np.int64),
-                    "name": tfds.features.Text(),
-                    **{key: tfds.features.Tensor(shape=shape, dtype=dtype) for key, (shape, dtype) in columns.items()},
-                }
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    description=f"Point clouds: {', '.join(columns)} of every point; empty where there is none.",
-                    features=tfds.features.FeaturesDict(features),
-                    disable_shuffling=columns is _SCAN,  # a scan is large: they are read one by one
-                )
-
-            def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-                return {split: self._generate_examples(split) for split in splits}
-
-            def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-                self.counts[split] = 0
-                wanted = Scan if columns is _SCAN else Scene
-                for row, cloud in enumerate(splits[split]):
-                    if not isinstance(cloud, wanted):
-                        raise TypeError(f"{split} {row}: got a {type(cloud).__name__}, expected a {wanted.__name__}")
-                    self.counts[split] += 1
-                    yield row, _example(cloud, row, split)
-                if not self.counts[split]:
-                    raise ValueError(f"{split}: got nothing, expected at least one point cloud")
-
-    return PointClouds(data_dir=data_dir, file_format=FORMAT)
+    tensors = {key: features.Tensor(shape=(None, *shape), dtype=dtype) for key, (shape, dtype) in columns.items()}
+    info = {
+        "description": f"Point clouds: {', '.join(columns)} of every point; empty where there is none.",
+        "features": features.FeaturesDict({"row": features.Scalar(np.int64), "name": features.Text(), **tensors}),
+        "disable_shuffling": scans,  # a scan is large: they are read one by one
+    }
+    builder = builder_class(name, _VERSION)({split: examples(split) for split in splits}, info, data_dir=data_dir)
+    builder.counts = counts
+    return builder
 
 
 def _example(cloud: Scene | Scan, row: int, split: str) -> dict[str, Any]:
-    where = f"{split} {row} ({cloud.name})"
+    where, columns = f"{split} {row} ({cloud.name})", SCENE_COLUMNS
     if isinstance(cloud, Scan):
         check_scan(cloud, where)
-        columns = _SCAN
+        columns = SCAN_COLUMNS
     elif cloud.labels is not None and cloud.labels.shape == (1,):  # an object
         check_scene(cloud._replace(labels=None), where)
         check_scene(Scene(cloud.xyz[:1], None, cloud.labels, cloud.name), where)
-        columns = _SCENE
     else:
         check_scene(cloud, where)
-        columns = _SCENE
     given = {key: getattr(cloud, key) for key in columns}
-    none = {key: np.zeros(tuple(n or 0 for n in shape), dtype) for key, (shape, dtype) in columns.items()}
+    none = {key: np.zeros((0, *shape), dtype) for key, (shape, dtype) in columns.items()}
     return {"row": row, "name": cloud.name} | {key: none[key] if a is None else a for key, a in given.items()}
+
+
+def _fields(example: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """The fields of the cloud that `_example` made an example of; what may be missing is empty in it."""
+    arrays = {key: np.asarray(example[key], dtype) for key, (_, dtype) in columns.items()}
+    there = {key: a if len(a) or key in ("xyz", "intensity") else None for key, a in arrays.items()}
+    return {**there, "name": as_text(example["name"])}
 
 
 def _folder(name: str, data_dir: str | os.PathLike | None) -> str:
     """Where a data set is prepared."""
-    folder = os.path.join(tfds_directory(data_dir), name, _VERSION)
+    folder = os.path.join(default_folder(TFDS_FOLDER, data_dir), name, _VERSION)
     record = os.path.join(folder, "dataset_info.json")
     if not os.path.isfile(record):
         raise FileNotFoundError(
@@ -270,7 +235,7 @@ def _folder(name: str, data_dir: str | os.PathLike | None) -> str:
 def _examples(name: str, split: str, data_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
     """The examples of a split in their original order."""
     folder = _folder(name, data_dir)
-    stored = stored_examples(folder, split, ("row", "name", *_SCENE))
+    stored = stored_examples(folder, split, ("row", "name", *SCENE_COLUMNS))
     examples = sorted(stored, key=lambda example: int(example["row"]))
     if not examples or [int(example["row"]) for example in examples] != list(range(len(examples))):
         raise ValueError(f"{folder}: got {len(examples)} {split} examples with gaps, expected all; prepare it again")

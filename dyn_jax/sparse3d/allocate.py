@@ -21,7 +21,7 @@ from dyn_jax.sparse3d.cylinder_count import most_reached, near_on_host, reached_
 from dyn_jax.sparse3d.cylinder_near import most_near_cells
 from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.tensor import SparseTensor
-from dyn_jax.sparse3d.voxelize import MOVES, most_near
+from dyn_jax.sparse3d.voxelize import MOVES, by_move, most_near
 from dyn_jax.types import PointCloud, Reach
 
 STEPS = 4
@@ -52,13 +52,12 @@ def bucket(count: int) -> int:
     return max(SMALLEST, -(-count // step) * step)
 
 
-def level_counts(coordinates: np.ndarray, levels: int, factor: int = 2) -> list[int]:
-    """Distinct sites of every level of a pyramid over coordinates [n, 4] (batch first)."""
-    sites = np.unique(np.asarray(coordinates, np.int64), axis=0)
-    counts, stride = [len(sites)], 1
-    for _ in range(levels - 1):
-        stride *= factor
-        sites = np.unique(np.concatenate([sites[:, :1], sites[:, 1:] // stride * stride], axis=1), axis=0)
+def level_counts(coordinates: np.ndarray, levels: int) -> list[int]:
+    """Distinct sites of every level of a pyramid over coordinates [n, 4] (batch first), each half as fine."""
+    sites, counts = np.asarray(coordinates, np.int64), []
+    for level in range(levels):
+        steps = np.array([1, 2**level, 2**level, 2**level])
+        sites = np.unique(sites // steps * steps, axis=0)
         counts.append(len(sites))
     return counts
 
@@ -81,12 +80,8 @@ def near_coordinates(
     corner = np.stack([own, np.floor((xyz - step) / size), np.floor((xyz + step) / size)], axis=2)
     moves = corner != own[:, :, None]
     moves[:, :, 0] = True
-    near = [coordinates]
-    column = {0: 0, -1: 1, 1: 2}
-    for move in MOVES[1:]:
-        can = np.logical_and.reduce([moves[:, axis, column[int(m)]] for axis, m in enumerate(move)])
-        near.append(coordinates[can] + np.array([0, *move]))
-    return np.concatenate(near)
+    point, move = np.nonzero(by_move(moves))
+    return coordinates[point] + np.insert(MOVES, 0, 0, axis=1)[move]
 
 
 @overload
@@ -104,14 +99,7 @@ def capacity_for(
 
 @overload
 def capacity_for(
-    inputs: SparseTensor,
-    voxel_size: float | None,
-    levels: int,
-    *,
-    reach: Reach | jax.typing.ArrayLike | None = None,
-    extends: bool = True,
-    slack: float = 1.0,
-    form: Form = PAPER,
+    inputs: SparseTensor, voxel_size: float | None, levels: int, *, slack: float = 1.0
 ) -> Capacity | None: ...
 
 
@@ -147,15 +135,15 @@ def capacity_for(
     """
     _validate.positive_int("levels", levels)
     slack = _validate.number("slack", slack, minimum=1.0)
-    if isinstance(inputs, Partition) and isinstance(voxel_size, Cylinder):
+    if isinstance(inputs, Partition):
         return _partition_capacity(inputs, voxel_size, slack)
     if isinstance(inputs, SparseTensor):
         if not _validate.is_concrete(inputs.coordinates, inputs.valid):
             return None
         coordinates = np.asarray(inputs.coordinates)[np.asarray(inputs.valid)]
-        return Capacity(tuple(bucket(int(n * slack)) for n in level_counts(coordinates, levels)))
+        return _rounded(level_counts(coordinates, levels), slack)
     reach = as_reach(reach) if extends else None
-    if not isinstance(inputs, (PointCloud, Partition)):
+    if not isinstance(inputs, PointCloud):
         needs: list[Any] = [
             capacity_for(one, voxel_size, levels, reach=reach, slack=slack, form=form) for one in inputs
         ]
@@ -163,8 +151,6 @@ def capacity_for(
             raise ValueError("inputs: got no clouds, expected at least one")
         pairs = None if reach is None else max(need.pairs or 0 for need in needs)
         return Capacity(tuple(map(max, zip(*(need.levels for need in needs)))), pairs)
-    if isinstance(inputs, Partition):
-        raise TypeError("voxel_size: got a number for a Partition, expected its Cylinder")
     if isinstance(voxel_size, Cylinder):
         return _cylinder_capacity(inputs, voxel_size, levels, reach, slack, form)
     cloud, _ = check_cloud(inputs, voxel_size)
@@ -173,16 +159,22 @@ def capacity_for(
         rest = (min(most, 8) * count,) * (levels - 1)  # a coarser voxel is as wide as two steps: two on an axis
         return Capacity((most * count, *rest), None if reach is None else most * count)
     near = near_coordinates(cloud, voxel_size, reach)
-    sizes = tuple(bucket(int(n * slack)) for n in level_counts(near, levels))
-    return Capacity(sizes, None if reach is None else bucket(int(len(near) * slack)))
+    return _rounded(level_counts(near, levels), slack, None if reach is None else len(near))
+
+
+def _rounded(counts: Sequence[int], slack: float, pairs: int | None = None) -> Capacity:
+    size = lambda count: bucket(int(count * slack))
+    return Capacity(tuple(map(size, counts)), None if pairs is None else size(pairs))
 
 
 def _partition_capacity(points: Partition, cylinder: Cylinder, slack: float) -> Capacity:
+    if not isinstance(cylinder, Cylinder):
+        raise TypeError("voxel_size: got a number for a Partition, expected its Cylinder")
     if not _validate.is_concrete(points.cells, points.valid):
         rows = points.cells.shape[0]
         return Capacity(tuple(most_reached(rows, cylinder.factors, cylinder.grid, points.clouds)))
     cells = np.asarray(points.cells)[np.asarray(points.valid)]
-    return Capacity(tuple(bucket(int(n * slack)) for n in reached_counts(cells, cylinder.factors, cylinder.grid)))
+    return _rounded(reached_counts(cells, cylinder.factors, cylinder.grid), slack)
 
 
 def _cylinder_capacity(
@@ -196,8 +188,8 @@ def _cylinder_capacity(
         counts = most_reached(most, cylinder.factors, cylinder.grid, cloud.clouds)
         return Capacity(tuple(counts), None if reach is None else most)
     near = near_on_host(cloud, cylinder, reach, form)
-    sizes = tuple(bucket(int(n * slack)) for n in reached_counts(near, cylinder.factors, cylinder.grid))
-    return Capacity(sizes, None if reach is None else bucket(int(len(near) * slack)))
+    counts = reached_counts(near, cylinder.factors, cylinder.grid)
+    return _rounded(counts, slack, None if reach is None else len(near))
 
 
 def point_cloud(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-_UNIQUE = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
+UNIQUE = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -28,7 +28,7 @@ def gather_multiply_add(size_out: int) -> Callable:
         x: jax.Array, kernel: jax.Array, rows_in: jax.Array, rows_out: jax.Array, slices: jax.Array, blocks: jax.Array
     ) -> jax.Array:
         def body(i: jax.Array, y: jax.Array) -> jax.Array:
-            return y.at[rows_out[i]].add(x.at[rows_in[i]].get(mode="clip") @ kernel[slices[i]], **_UNIQUE)
+            return y.at[rows_out[i]].add(x.at[rows_in[i]].get(mode="clip") @ kernel[slices[i]], **UNIQUE)
 
         return jax.lax.fori_loop(0, blocks, body, jnp.zeros((size_out, kernel.shape[2]), x.dtype))
 

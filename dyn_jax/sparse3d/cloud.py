@@ -20,10 +20,7 @@ def check_cloud(cloud: PointCloud, voxel_size: float, channels: int | None = Non
     finite, no valid point, batch indices outside [0, clouds), whose points become invalid. (Coordinates that are not
     finite are flagged where they become voxels.)
 
-    Args:
-      cloud: see `PointCloud`; arrays of NumPy or JAX.
-      voxel_size: metres.
-      channels: of the features, where a network asks for a number.
+    Arrays may be of NumPy or JAX, `voxel_size` is in metres, `channels` those of the features, where a network asks.
 
     Raises:
       TypeError: no point cloud, or dtypes that do not fit. Half precision is refused: it cannot tell voxels apart.
@@ -75,11 +72,7 @@ def _check_values(cloud: PointCloud, voxel_size: float) -> None:
 
 
 def as_reach(reach: Reach | jax.typing.ArrayLike | None) -> Reach | None:
-    """What ``reach=`` means: nothing, a `Reach`, or the step of one.
-
-    Raises:
-      TypeError, ValueError: neither of these; a number that is not finite or negative.
-    """
+    """What ``reach=`` means: nothing, a `Reach`, or the step of one; TypeError or ValueError for anything else."""
     if reach is None or isinstance(reach, Reach):
         return reach
     return Reach(_validate.number("reach", reach, minimum=0.0))

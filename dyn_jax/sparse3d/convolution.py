@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from dyn_jax.sparse3d.blocked import gather_multiply_add, kernel_gradient
-from dyn_jax.sparse3d.maps import KernelMap
+from dyn_jax.sparse3d.maps import KernelMap, check_rows
 
 
 @jax.custom_vjp
@@ -26,14 +26,15 @@ def convolve(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> jax.Ar
 
     Source: LGM paper eq. 24; MinkowskiEngine.
     """
-    _check(features, kernel, pairs)
+    check_rows(features, pairs)
+    if kernel.ndim != 3 or kernel.shape[:2] != (pairs.volume, features.shape[1]):
+        raise ValueError(
+            f"kernel: got shape {kernel.shape}, expected [{pairs.volume}, {features.shape[1]}, out] "
+            "(slices, channels in, channels out)"
+        )
     loop = gather_multiply_add(pairs.size_out)
     out = loop(features, kernel, pairs.rows_in, pairs.rows_out, pairs.offset, pairs.blocks)
     return out if pairs.centre is None else out + features @ kernel[pairs.centre]
-
-
-def _forward(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> tuple[jax.Array, tuple]:
-    return convolve(features, kernel, pairs), (features, kernel, pairs)
 
 
 def _backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, None]:
@@ -48,14 +49,4 @@ def _backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array,
     return to_features, to_kernel, None
 
 
-convolve.defvjp(_forward, _backward)
-
-
-def _check(features: jax.Array, kernel: jax.Array, pairs: KernelMap) -> None:
-    if features.ndim != 2 or features.shape[0] != pairs.size_in:
-        raise ValueError(f"features: got shape {features.shape}, expected [{pairs.size_in}, channels]")
-    if kernel.ndim != 3 or kernel.shape[:2] != (pairs.volume, features.shape[1]):
-        raise ValueError(
-            f"kernel: got shape {kernel.shape}, expected [{pairs.volume}, {features.shape[1]}, out] "
-            "(slices, channels in, channels out)"
-        )
+convolve.defvjp(lambda *given: (convolve(*given), given), _backward)

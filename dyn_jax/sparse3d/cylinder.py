@@ -72,13 +72,12 @@ class Cylinder:
 
 
 @functools.lru_cache(maxsize=64)
-def edges(cylinder: Cylinder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def edges(cylinder: Cylinder) -> tuple[np.ndarray, ...]:
     """Per axis [grid - 1] float32: the smallest number that `Cylinder.cell_of` puts into cell 1, 2, ...
 
     Comparing a float32 coordinate with these gives the cell of the float64 formula exactly, also under jit.
     """
-    first, second, third = (_edges(cylinder, axis) for axis in range(3))
-    return first, second, third
+    return tuple(_edges(cylinder, axis) for axis in range(3))
 
 
 def _edges(cylinder: Cylinder, axis: int) -> np.ndarray:

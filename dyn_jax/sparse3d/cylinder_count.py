@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dyn_jax.sparse3d.cylinder import Cylinder
+from dyn_jax.sparse3d.cylinder_near import near_released, within_faces
 from dyn_jax.sparse3d.form import Form
 from dyn_jax.sparse3d.kernel import Size, triple
 from dyn_jax.sparse3d.voxelize import MOVES
@@ -30,37 +31,18 @@ def near_on_host(cloud: PointCloud, cylinder: Cylinder, reach: Reach | None, for
     if reach is None:
         return coordinates
     step = np.broadcast_to(np.asarray(reach.step, float), valid.shape)[valid] * (1 + SLACK) + 1e-7
-    allowed = (_shifted if form.shifted_neighbours else _beside)(xyz, polar, own, step, cylinder)
-    near = [coordinates]
-    for number, move in enumerate(MOVES):
-        if number:
-            beside = coordinates[allowed[:, number]] + np.array([0, *move])
-            if cylinder.wraps and not form.shifted_neighbours:
-                beside[:, 2] = np.minimum(beside[:, 2], cylinder.grid[1] - 1) % (cylinder.grid[1] - 1)
-            near.append(beside)
-    return np.concatenate(near)
-
-
-def _beside(xyz: np.ndarray, polar: np.ndarray, own: np.ndarray, step: np.ndarray, cylinder: Cylinder) -> np.ndarray:
-    offset = polar - ((own + 0.5) * cylinder.interval + np.array(cylinder.low))
-    metres = np.stack([np.ones(len(xyz)), polar[:, 0], np.ones(len(xyz))], axis=1)
-    half, last, wraps = cylinder.interval / 2, np.array(cylinder.grid) - 1, np.array([0, cylinder.wraps, 0], bool)
-    down = (metres * (offset + half) < step[:, None]) & ((own > 0) | wraps)
-    up = ((metres * (half - offset) < step[:, None]) | ((own == last) & wraps)) & ((own < last) | wraps)
-    a, b, c = (np.stack([np.ones(len(xyz), bool), down[:, axis], up[:, axis]], axis=1) for axis in range(3))
-    return (a[:, :, None, None] & b[:, None, :, None] & c[:, None, None, :]).reshape(-1, 27)
-
-
-def _shifted(xyz: np.ndarray, polar: np.ndarray, own: np.ndarray, step: np.ndarray, cylinder: Cylinder) -> np.ndarray:
-    columns = []
-    for move in MOVES:
-        cell, near = own + move, np.zeros(len(xyz), bool)
-        for corner in (0, 1):
-            rho, phi, z = ((cell + corner) * cylinder.interval).T
-            place = np.stack([rho * np.cos(phi), rho * np.sin(phi), z], axis=1)
-            near |= (np.abs(place - xyz) < step[:, None] + 1e-5).any(axis=1)
-        columns.append(near & ((cell > 0) & (cell < np.array(cylinder.grid))).all(axis=1))
-    return np.stack(columns, axis=1)
+    if form.shifted_neighbours:
+        allowed = near_released(np, xyz.astype(float), own, step + 1e-5, cylinder.interval, cylinder)
+    else:
+        offset = polar - ((own + 0.5) * cylinder.interval + np.array(cylinder.low))
+        allowed = within_faces(np, polar, offset, own, step, cylinder)
+    allowed[:, 0] = True
+    point, move = np.nonzero(allowed)
+    near = coordinates[point] + np.insert(MOVES, 0, 0, axis=1)[move]
+    if cylinder.wraps and not form.shifted_neighbours:
+        wrapped = np.minimum(near[:, 2], cylinder.grid[1] - 1) % (cylinder.grid[1] - 1)
+        near[:, 2] = np.where(move == 0, near[:, 2], wrapped)
+    return near
 
 
 def reached_counts(coordinates: np.ndarray, factors: Sequence[Size], bounds: Size) -> list[int]:

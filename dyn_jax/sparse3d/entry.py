@@ -18,19 +18,8 @@ from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.segments import Segments, any_of, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites
 from dyn_jax.sparse3d.tensor import SparseTensor
-from dyn_jax.sparse3d.voxelize import (
-    Voxels,
-    first_of,
-    hard_voxels,
-    mean_over,
-    near_voxels,
-    point_scores,
-    soft_features,
-)
+from dyn_jax.sparse3d.voxelize import Voxels, first_of, hard_voxels, mean_over, near_voxels, point_scores, soft_features
 from dyn_jax.types import PointCloud, Reach
-
-SOFT_FLOOR = 20.0
-"""Slope of the release's soft floor of S3DIS coordinates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +115,9 @@ class Entry(NamedTuple):
     """A network's input on the finest level.
 
     Attributes:
-      sites: the voxels.
+      sites, exists, occupancy, overflow: see `HardPoints` and `SoftPoints`.
       features: [voxel, channel].
-      exists: [voxel] bool.
-      occupancy: [voxel] of the network's relation, or None.
       capacities: rows of every level, or None.
-      overflow: scalar bool.
       clouds: that the trace tells apart; 1 for a sparse tensor.
       back: scores [voxel, class] -> scores per row or point.
     """
@@ -174,16 +160,7 @@ def enter(
         features = soft_voxel_features(cloud, points, voxel_size, coordinate_features)
     else:
         features = _hard_voxel_features(cloud, points, coordinate_features)
-    return Entry(
-        points.sites,
-        features,
-        points.exists,
-        points.occupancy,
-        capacity.levels,
-        points.overflow | lost,
-        cloud.clouds,
-        points.back,
-    )
+    return _entry(points, features, capacity.levels, points.overflow | lost, cloud.clouds)
 
 
 def default_capacity(
@@ -195,11 +172,7 @@ def default_capacity(
     levels: int,
     form: Form = PAPER,
 ) -> Capacity:
-    """`capacity`, or what the cloud needs under this occupancy.
-
-    Raises:
-      TypeError, ValueError: a capacity for another number of levels; see `as_reach`.
-    """
+    """`capacity`, or what the cloud needs under this occupancy; ValueError for another number of levels."""
     as_reach(reach)
     if capacity is not None:
         if len(capacity.levels) != levels:
@@ -227,18 +200,16 @@ def _enter_tensor(tensor: SparseTensor, capacity: Capacity | None, levels: int, 
     sites = tensor.sites()
     row, _ = sites.find(tensor.coordinates, tensor.valid)
     groups = segments(row, sites.capacity)
-    if capacity is None:
-        capacity = capacity_for(tensor, None, levels)
-    return Entry(
-        sites,
-        sum_over(tensor.features, groups),
-        sites.valid,
-        None,
-        None if capacity is None else (sites.capacity, *capacity.levels[1:]),
-        sites.overflow,
-        1,
-        lambda scores: spread(scores, groups),
-    )
+    capacity = capacity_for(tensor, None, levels) if capacity is None else capacity
+    capacities = None if capacity is None else (sites.capacity, *capacity.levels[1:])
+    points = HardPoints(sites, groups, sites.overflow)
+    return _entry(points, sum_over(tensor.features, groups), capacities, sites.overflow, 1)
+
+
+def _entry(
+    points: HardPoints | SoftPoints, x: jax.Array, capacities: tuple[int, ...] | None, overflow: jax.Array, clouds: int
+) -> Entry:
+    return Entry(points.sites, x, points.exists, points.occupancy, capacities, overflow, clouds, points.back)
 
 
 def _hard_voxel_features(cloud: PointCloud, points: HardPoints, coordinates: bool) -> jax.Array:
@@ -275,7 +246,7 @@ def soft_voxel_features(cloud: PointCloud, points: SoftPoints, voxel_size: float
     return soft * points.filled[:, None]
 
 
-def soft_floor(values: jax.Array, slope: float = SOFT_FLOOR) -> jax.Array:
+def soft_floor(values: jax.Array, slope: float = 20.0) -> jax.Array:
     """``b + sigmoid(slope (v - b))`` with ``b = floor(v - 1/2)``: rounds half up, up to 5e-5, with hardly a gradient.
 
     Source: LGM's release (S3DIS); it is not the floor that the deployed network takes.

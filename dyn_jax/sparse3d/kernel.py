@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 
 from dyn_jax import _validate
 
-Size = int | tuple[int, int, int]
+Three = tuple[int, int, int]
+Size = int | Three
 REGIONS = ("cube", "cross", "hybrid", "dense")
 
 
-def triple(name: str, value: Size, minimum: int = 1) -> tuple[int, int, int]:
-    """An integer or three of them, as three.
-
-    Raises:
-      TypeError, ValueError: not integers of at least `minimum`, or not three.
-    """
+def triple(name: str, value: Size, minimum: int = 1) -> Three:
+    """An integer or three of them, as three; TypeError or ValueError where one is no integer of at least `minimum`."""
     values = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) and np.ndim(value) else (value,) * 3
     if len(values) != 3:
         raise ValueError(f"{name}: got {value}, expected one integer or three")
     first, second, third = (_validate.positive_int(name, v, minimum) for v in values)
     return first, second, third
+
+
+def scaled(stride: Three, factor: Size, name: str = "factor") -> Three:
+    """A level's stride times `factor`."""
+    (a, b, c), (u, v, w) = stride, triple(name, factor)
+    return a * u, b * v, c * w
 
 
 def offsets(kernel_size: Size, region: str = "cube") -> np.ndarray:
@@ -44,7 +46,7 @@ def offsets(kernel_size: Size, region: str = "cube") -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=256)
-def _offsets(size: tuple[int, int, int], region: str) -> np.ndarray:
+def _offsets(size: Three, region: str) -> np.ndarray:
     if region in ("cube", "dense"):
         axes = [np.arange(s) - (s // 2 if s % 2 else 0) for s in size]
         x, y, z = np.meshgrid(*axes, indexing="ij")
@@ -52,7 +54,8 @@ def _offsets(size: tuple[int, int, int], region: str) -> np.ndarray:
     elif region == "cross":
         if any(s % 2 == 0 for s in size):
             raise ValueError(f"kernel_size: got {size}, expected odd sizes for a cross")
-        result = np.array([(0, 0, 0), *_cross_arms(size)])
+        arms = [(axis, step) for axis, s in enumerate(size) for step in (*range(1, s // 2 + 1), *range(-(s // 2), 0))]
+        result = np.array([(0, 0, 0), *(step * np.eye(3, dtype=int)[axis] for axis, step in arms)])
     else:
         if size != (3, 3, 3):
             raise ValueError(f"kernel_size: got {size}, expected 3 for the hybrid region")
@@ -63,13 +66,6 @@ def _offsets(size: tuple[int, int, int], region: str) -> np.ndarray:
         result = np.array(sites)
     result.setflags(write=False)
     return result
-
-
-def _cross_arms(size: tuple[int, int, int]) -> Iterator[tuple[int, ...]]:
-    for axis, s in enumerate(size):
-        reach = s // 2
-        for step in (*range(1, reach + 1), *range(-reach, 0)):
-            yield tuple(step if a == axis else 0 for a in range(3))
 
 
 def cube_from_hybrid() -> np.ndarray:

@@ -92,16 +92,6 @@ class _Plan(NamedTuple):
     mirrored: bool
     block: int
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(slices looked for, rows of the target)."""
-        return len(self.listed), self.wanted.target.capacity
-
-    @property
-    def blocks(self) -> int:
-        """Room for them."""
-        return max(1, self.shape[0] * -(-self.shape[1] // self.block))
-
 
 def _plan(wanted: Wanted) -> _Plan:
     source, target, kernel_size, dilation, region, block = wanted
@@ -150,8 +140,9 @@ def _find(plan: _Plan) -> tuple[jax.Array, jax.Array]:
 
 def _in_blocks(plan: _Plan, row: jax.Array, there: jax.Array, number: jax.Array) -> KernelMap:
     """The map of what was found, given the number of every pair among those that are there."""
-    source, target, block, blocks = plan.wanted.source, plan.wanted.target, plan.block, plan.blocks
+    source, target, block = plan.wanted.source, plan.wanted.target, plan.block
     listed, volume = len(plan.listed), len(plan.steps)
+    blocks = max(1, listed * -(-target.capacity // block))
     before = number[:, :1] - there[:, :1]
     end = jnp.cumsum(-(-(number[:, -1:] - before) // block), axis=0)  # blocks, inclusive
     start = jnp.concatenate([jnp.zeros((1, 1), end.dtype), end])[:-1] * block
@@ -179,6 +170,12 @@ def _in_blocks(plan: _Plan, row: jax.Array, there: jax.Array, number: jax.Array)
         neighbours = neighbours + target.valid
     sizes = source.capacity, target.capacity
     return KernelMap(rows_in, rows_out, offset, used, neighbours, *sizes, volume, plan.centre)
+
+
+def check_rows(features: jax.Array, pairs: KernelMap) -> None:
+    """ValueError for features that are not [size_in, channel]."""
+    if features.ndim != 2 or features.shape[0] != pairs.size_in:
+        raise ValueError(f"features: got shape {features.shape}, expected [{pairs.size_in}, channels]")
 
 
 def _in_turns(first: jax.Array, second: jax.Array) -> jax.Array:

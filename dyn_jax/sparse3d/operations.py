@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.sparse3d.convolution import convolve
-from dyn_jax.sparse3d.kernel import Size, offsets, triple
+from dyn_jax.sparse3d.kernel import Size, offsets, scaled, triple
 from dyn_jax.sparse3d.maps import kernel_map
 from dyn_jax.sparse3d.segments import Segments, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites, coarsen, reached
@@ -54,13 +54,11 @@ def convolution(
 
     Source: LGM paper eq. 24; MinkowskiEngine's MinkowskiConvolution.
     """
-    _check_tensor("tensor", tensor)
+    kernel = _checked(tensor, kernel, bias, kernel_size, region)
     steps = triple("stride", stride)
-    kernel = _checked_kernel(kernel, tensor, len(offsets(kernel_size, region)))
     if neighbourhood is not None:
         kernel = _reused(kernel, neighbourhood, region)
         kernel_size = neighbourhood
-    _check_bias(bias, kernel)
     if capacity is not None:
         _validate.positive_int("capacity", capacity)
         if steps == (1, 1, 1):
@@ -107,9 +105,7 @@ def reaching_convolution(
 
     Source: spconv 1.2.1 and 2.3, SparseConv3d.
     """
-    _check_tensor("tensor", tensor)
-    kernel = _checked_kernel(kernel, tensor, len(offsets(kernel_size, region)))
-    _check_bias(bias, kernel)
+    kernel = _checked(tensor, kernel, bias, kernel_size, region)
     fine, groups = _sorted(tensor)
     if capacity is None:
         most = [-(-k // s) for k, s in zip(triple("kernel_size", kernel_size), triple("stride", stride))]
@@ -137,13 +133,9 @@ def transposed_convolution(
     from `like` to `tensor`, run backwards. The kernel is not flipped.
 
     Args:
-      tensor: see `SparseTensor`.
-      kernel: [volume, in, out] in the order of `offsets`, or [in, out] where the volume is 1.
+      tensor, kernel, kernel_size, dilation, region, bias: as for `convolution`.
       like: has the output's sites, rows and row order; its features do not matter.
-      kernel_size, dilation: an integer or three (x, y, z).
       stride: of `tensor` over that of `like`, an integer or three.
-      region: see `offsets`.
-      bias: [out], or None.
 
     Raises:
       TypeError: not sparse tensors; sizes that are not integers.
@@ -151,15 +143,12 @@ def transposed_convolution(
 
     Source: MinkowskiEngine's MinkowskiConvolutionTranspose onto an existing coordinate map.
     """
-    _check_tensor("tensor", tensor)
     _check_tensor("like", like)
-    expected = tuple(s * f for s, f in zip(like.stride, triple("stride", stride)))
-    if tensor.stride != expected:
+    kernel = _checked(tensor, kernel, bias, kernel_size, region)
+    if tensor.stride != (expected := scaled(like.stride, stride, "stride")):
         raise ValueError(
             f"tensor: got stride {tensor.stride}, expected {expected}: {like.stride} of like, times stride"
         )
-    kernel = _checked_kernel(kernel, tensor, len(offsets(kernel_size, region)))
-    _check_bias(bias, kernel)
     coarse, from_rows = _sorted(tensor)
     fine, to_rows = _sorted(like)
     pairs = kernel_map(fine, coarse, kernel_size, dilation=dilation, region=region).swap()
@@ -185,13 +174,19 @@ def _check_tensor(name: str, tensor: SparseTensor) -> None:
         raise TypeError(f"{name}: got {type(tensor).__name__}, expected a SparseTensor")
 
 
-def _checked_kernel(kernel: jax.Array, tensor: SparseTensor, volume: int) -> jax.Array:
-    """The kernel as [volume, in, out] of the features' dtype."""
+def _checked(
+    tensor: SparseTensor, kernel: jax.Array, bias: jax.Array | None, kernel_size: Size, region: str
+) -> jax.Array:
+    """The kernel as [volume, in, out] of the features' dtype, if tensor, kernel and bias fit together."""
+    _check_tensor("tensor", tensor)
+    volume = len(offsets(kernel_size, region))
     kernel, channels = jnp.asarray(kernel), tensor.features.shape[-1]
     full = kernel[None] if kernel.ndim == 2 and volume == 1 else kernel
     if full.ndim != 3 or full.shape[:2] != (volume, channels):
         expected = f"[{volume}, {channels}, out]" + (f" or [{channels}, out]" if volume == 1 else "")
         raise ValueError(f"kernel: got shape {kernel.shape}, expected {expected}")
+    if bias is not None and jnp.shape(bias) != full.shape[2:]:
+        raise ValueError(f"bias: got shape {jnp.shape(bias)}, expected {full.shape[2:]}")
     return full.astype(tensor.features.dtype)
 
 
@@ -203,8 +198,3 @@ def _reused(kernel: jax.Array, neighbourhood: Size, region: str) -> jax.Array:
             f"neighbourhood: got {neighbourhood}, {volume} sites, expected at most {len(kernel)}: the kernel's slices"
         )
     return kernel[:volume]
-
-
-def _check_bias(bias: jax.Array | None, kernel: jax.Array) -> None:
-    if bias is not None and jnp.shape(bias) != kernel.shape[2:]:
-        raise ValueError(f"bias: got shape {jnp.shape(bias)}, expected {kernel.shape[2:]}")

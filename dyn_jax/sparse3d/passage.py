@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax.sparse3d.form import PAPER, Form
-from dyn_jax.sparse3d.kernel import Size, triple
+from dyn_jax.sparse3d.kernel import Size, scaled, triple
 from dyn_jax.sparse3d.maps import KernelMap, Wanted, kernel_map, kernel_maps
 from dyn_jax.sparse3d.pooling import pool_any
 from dyn_jax.sparse3d.sites import Sites, floor_to, reached, sites_of
@@ -19,25 +20,16 @@ from dyn_jax.types import UnitTrace
 
 
 def pyramid(sites: Sites, factors: Sequence[Size], capacities: Sequence[int] | None = None) -> tuple[Sites, ...]:
-    """Levels of a network, from the finest: each what `coarsen` makes of the one before, all at once.
+    """Levels of a network, from the finest: each what `coarsen` makes of the one before by its factor, all at once.
 
-    Args:
-      sites: the finest level.
-      factors: one for every further level.
-      capacities: rows of every level, the finest included; default as many as the finest has.
-
-    Raises:
-      ValueError: not one capacity for every level.
+    `capacities` are rows of every level, the finest included, else ValueError; default as many as the finest has.
     """
     if capacities is not None and len(capacities) != len(factors) + 1:
         raise ValueError(f"capacity: got {len(capacities)} levels {tuple(capacities)}, expected {len(factors) + 1}")
     if not factors:
         return (sites,)
     sizes = (sites.capacity,) * len(factors) if capacities is None else tuple(capacities[1:])
-    steps, stride = [], sites.stride
-    for u, v, w in (triple("factor", factor) for factor in factors):
-        stride = (stride[0] * u, stride[1] * v, stride[2] * w)
-        steps.append(stride)
+    steps = list(itertools.accumulate(factors, scaled, initial=sites.stride))[1:]
     coordinates = jnp.stack([floor_to(sites.coordinates, step) for step in steps])
     coarser = jax.vmap(lambda rows: sites_of(rows, sites.valid, max(sizes)))(coordinates)
     levels = [sites]

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.sparse3d.maps import KernelMap
+from dyn_jax.sparse3d.blocked import UNIQUE
+from dyn_jax.sparse3d.maps import KernelMap, check_rows
 from dyn_jax.sparse3d.segments import Segments, segments, sum_over
 from dyn_jax.sparse3d.sites import Sites
 from dyn_jax.sparse3d.voxelize import mean_over, weighted_mean
-
-_UNIQUE = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
 
 
 @jax.custom_vjp
@@ -28,7 +27,7 @@ def pool_sum(features: jax.Array, pairs: KernelMap) -> jax.Array:
     Raises:
       ValueError: features of another level.
     """
-    _check(features, pairs)
+    check_rows(features, pairs)
     return _add_rows(features, pairs)
 
 
@@ -41,12 +40,7 @@ pool_sum.defvjp(
 def pool_average(features: jax.Array, pairs: KernelMap) -> jax.Array:
     """`pool_sum` divided by the number of neighbours that are there, not by the kernel's volume.
 
-    Args:
-      features: [size_in, channel].
-      pairs: a `kernel_map`; not a swapped one, which does not know its neighbours.
-
-    Returns:
-      [size_out, channel]; 0 without neighbours.
+    Arguments and result as for `pool_sum`, but not of a swapped map, which does not know its neighbours.
 
     Raises:
       ValueError: features of another level; a swapped map, where the sizes of its levels tell.
@@ -68,21 +62,14 @@ def pool_max(features: jax.Array, pairs: KernelMap, where: jax.Array | None = No
     The derivative goes to one of equal maxima, the one whose slice comes first in the kernel. A NaN stays a NaN.
 
     Args:
-      features: [size_in, channel].
-      pairs: a `kernel_map`.
       where: [size_in] bool, the rows that take part; None: all.
-
-    Returns:
-      [size_out, channel]; 0 without neighbours; rows behind the last valid one hold no information.
-
-    Raises:
-      ValueError: features of another level.
+      features, pairs, returns, raises: as for `pool_sum`.
     """
     return _max_forward(features, pairs, where)[0]
 
 
 def _max_forward(features: jax.Array, pairs: KernelMap, where: jax.Array | None) -> tuple[jax.Array, tuple]:
-    _check(features, pairs)
+    check_rows(features, pairs)
 
     def better(
         value: jax.Array, old: jax.Array, number: jax.typing.ArrayLike, chosen: jax.Array, part: jax.Array
@@ -97,8 +84,8 @@ def _max_forward(features: jax.Array, pairs: KernelMap, where: jax.Array | None)
         value, old = features.at[source].get(mode="clip"), best.at[target].get(mode="clip")
         before = chosen.at[target].get(mode="clip")
         wins = better(value, old, number, before, part.at[source].get(mode="clip"))
-        best = best.at[target].set(jnp.where(wins, value, old), **_UNIQUE)
-        return best, chosen.at[target].set(jnp.where(wins, number, before), **_UNIQUE)
+        best = best.at[target].set(jnp.where(wins, value, old), **UNIQUE)
+        return best, chosen.at[target].set(jnp.where(wins, number, before), **UNIQUE)
 
     shape = (pairs.size_out, features.shape[1])
     best, chosen = jnp.full(shape, -jnp.inf, features.dtype), jnp.full(shape, pairs.volume, jnp.int32)
@@ -116,7 +103,7 @@ def _max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None, 
     def body(i: jax.Array, to: jax.Array) -> jax.Array:
         target = pairs.rows_out[i]
         value, is_best = cotangent.at[target].get(mode="clip"), chosen.at[target].get(mode="clip") == pairs.offset[i]
-        return to.at[pairs.rows_in[i]].add(jnp.where(is_best, value, 0), **_UNIQUE)
+        return to.at[pairs.rows_in[i]].add(jnp.where(is_best, value, 0), **UNIQUE)
 
     to = jnp.zeros((pairs.size_in, cotangent.shape[1]), cotangent.dtype)
     to = jax.lax.fori_loop(0, pairs.blocks, body, to)
@@ -135,11 +122,8 @@ def pool_any(occupancy: jax.Array, pairs: KernelMap) -> jax.Array:
     The derivative in one o is the product of the other factors, exact also where some o is 1, see `any_of`.
 
     Args:
-      occupancy: [size_in], in [0, 1].
+      occupancy: [size_in], in [0, 1]; returned: [size_out]; 0 without neighbours.
       pairs: a `kernel_map` between two levels.
-
-    Returns:
-      [size_out]; 0 without neighbours.
 
     Raises:
       ValueError: values of another level; a map of a level onto itself, which does not list its centre.
@@ -150,7 +134,7 @@ def pool_any(occupancy: jax.Array, pairs: KernelMap) -> jax.Array:
 
 
 def _any_forward(occupancy: jax.Array, pairs: KernelMap) -> tuple[jax.Array, tuple]:
-    _check(occupancy[:, None], pairs)
+    check_rows(occupancy[:, None], pairs)
     if pairs.centre is not None:
         raise ValueError("pairs: got a map of a level onto itself, expected one between two levels")
     off = 1 - jnp.asarray(occupancy)
@@ -166,7 +150,7 @@ def _products(off: jax.Array, pairs: KernelMap, order: jax.Array) -> tuple[jax.A
         rows = pairs.rows_out[order[i]]
         so_far = product.at[rows].get(mode="clip")
         factor = off.at[pairs.rows_in[order[i]]].get(mode="clip")
-        return product.at[rows].multiply(factor, **_UNIQUE), before.at[order[i]].set(so_far)
+        return product.at[rows].multiply(factor, **UNIQUE), before.at[order[i]].set(so_far)
 
     start = jnp.ones(pairs.size_out, off.dtype), jnp.ones(pairs.rows_in.shape, off.dtype)
     return jax.lax.fori_loop(0, pairs.blocks, body, start)
@@ -180,7 +164,7 @@ def _any_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None]:
 
     def body(i: jax.Array, to: jax.Array) -> jax.Array:
         value = cotangent.at[pairs.rows_out[i]].get(mode="clip") * before[i] * behind[i]
-        return to.at[pairs.rows_in[i]].add(value, **_UNIQUE)
+        return to.at[pairs.rows_in[i]].add(value, **UNIQUE)
 
     return jax.lax.fori_loop(0, pairs.blocks, body, jnp.zeros_like(off)), None
 
@@ -189,15 +173,9 @@ pool_any.defvjp(_any_forward, _any_backward)
 
 
 def batch_items(sites: Sites, items: int, where: jax.Array | None = None) -> Segments:
-    """The voxels of a level grouped by batch item, for the ``global_*`` functions.
+    """The voxels of a level grouped by batch item, 0 to ``items - 1`` (static), for the ``global_*`` functions.
 
-    Args:
-      sites: the level; batch indices in [0, items).
-      items: number of batch items, static.
-      where: [voxel] bool, the voxels that take part; None: all that are in use.
-
-    Raises:
-      TypeError, ValueError: items is not a positive integer.
+    `where` [voxel] bool says which take part; None: all that are in use.
     """
     _validate.positive_int("items", items)
     part = sites.valid if where is None else sites.valid & where
@@ -213,12 +191,8 @@ def global_average(features: jax.Array, items: Segments, weights: jax.Array | No
     """Mean over the voxels of every batch item, ``sum w x / sum w``; 0 for an item without voxels.
 
     Args:
-      features: [voxel, channel].
-      items: from `batch_items`.
+      features, items: [voxel, channel], from `batch_items`; returned: [item, channel].
       weights: [voxel], e.g. occupancies; None: all 1.
-
-    Returns:
-      [item, channel].
     """
     return mean_over(features, items) if weights is None else weighted_mean(features, weights, items)
 
@@ -227,12 +201,7 @@ def global_average(features: jax.Array, items: Segments, weights: jax.Array | No
 def global_max(features: jax.Array, items: Segments) -> jax.Array:
     """Maximum over the voxels of every batch item, channel by channel; the derivative goes to the first of equals.
 
-    Args:
-      features: [voxel, channel].
-      items: from `batch_items`.
-
-    Returns:
-      [item, channel]; 0 for an item without voxels.
+    Features [voxel, channel] -> [item, channel]; 0 for an item without voxels.
     """
     return _global_max_forward(features, items)[0]
 
@@ -263,13 +232,8 @@ def _add_rows(values: jax.Array, pairs: KernelMap) -> jax.Array:
     values = jnp.asarray(values)
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
-        return total.at[pairs.rows_out[i]].add(values.at[pairs.rows_in[i]].get(mode="clip"), **_UNIQUE)
+        return total.at[pairs.rows_out[i]].add(values.at[pairs.rows_in[i]].get(mode="clip"), **UNIQUE)
 
     total = jnp.zeros((pairs.size_out, values.shape[1]), values.dtype)
     total = jax.lax.fori_loop(0, pairs.blocks, body, total)
     return total if pairs.centre is None else total + values
-
-
-def _check(features: jax.Array, pairs: KernelMap) -> None:
-    if features.ndim != 2 or features.shape[0] != pairs.size_in:
-        raise ValueError(f"features: got shape {features.shape}, expected [{pairs.size_in}, channels]")

@@ -43,19 +43,13 @@ class Segments(flax.struct.PyTreeNode):
 
 
 def segments(group: jax.Array, size: int, *, is_sorted: bool = False) -> Segments:
-    """Groups rows by ``group`` [row], an integer in [0, size) or anything else for rows that count nowhere.
+    """Groups rows by ``group`` [row] int32, in [0, size) or anything else for rows that count nowhere.
 
-    Args:
-      group: [row] int32.
-      size: number of groups.
-      is_sorted: `group` ascends (rows of no group at the end), so that no sort is needed.
+    No sort is needed where it `is_sorted`: the groups ascend, rows of none at the end.
     """
     rows = jnp.arange(group.shape[0], dtype=jnp.int32)
     group = jnp.where((group >= 0) & (group < size), group, size).astype(jnp.int32)
-    order = None
-    in_order = group
-    if not is_sorted:
-        in_order, order = jax.lax.sort((group, rows), num_keys=1, is_stable=True)
+    in_order, order = (group, None) if is_sorted else jax.lax.sort((group, rows), num_keys=1, is_stable=True)
     end = jnp.searchsorted(in_order, jnp.arange(size), side="right").astype(jnp.int32)
     begin = jnp.concatenate([jnp.zeros(1, jnp.int32), end[:-1]])
     start = jnp.concatenate([begin, end[-1:]])[in_order]
@@ -125,10 +119,6 @@ def any_of(relation: jax.Array, groups: Segments) -> jax.Array:
     return 1 - _total(1 - relation, groups, jnp.multiply, 1)
 
 
-def _any_of_forward(relation: jax.Array, groups: Segments) -> tuple[jax.Array, tuple]:
-    return any_of(relation, groups), (relation, groups)
-
-
 def _any_of_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None]:
     relation, groups = saved
     factor = groups.sorted(1 - relation)
@@ -144,4 +134,4 @@ def _any_of_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, Non
     return spread(cotangent, groups) * groups.unsorted(before * behind), None
 
 
-any_of.defvjp(_any_of_forward, _any_of_backward)
+any_of.defvjp(lambda *given: (any_of(*given), given), _any_of_backward)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax.sparse3d.kernel import Size, triple
+from dyn_jax.sparse3d.kernel import Size, Three, scaled, triple
 
 NO_KEY = np.uint32(0xFFFFFFFF)
 
@@ -73,7 +73,7 @@ class Sites(flax.struct.PyTreeNode):
     count: jax.Array
     overflow: jax.Array
     frame: Frame
-    stride: tuple[int, int, int] = flax.struct.field(pytree_node=False, default=(1, 1, 1))
+    stride: Three = flax.struct.field(pytree_node=False, default=(1, 1, 1))
 
     @property
     def capacity(self) -> int:
@@ -123,7 +123,7 @@ def sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int | None = No
 
 
 @partial(jax.jit, static_argnames=("capacity", "stride"), inline=True)
-def _sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int, stride: tuple[int, int, int]) -> Sites:
+def _sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int, stride: Three) -> Sites:
     frame = frame_of(coordinates, valid)
     keys = jnp.sort(frame.keys(coordinates, valid))
     new = (keys != NO_KEY) & (keys != jnp.concatenate([jnp.full(1, NO_KEY, keys.dtype), keys[:-1]]))
@@ -137,7 +137,7 @@ def _sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int, stride: t
     return Sites(unique, rows, count, overflow, frame, stride)
 
 
-def floor_to(coordinates: jax.Array, stride: tuple[int, int, int]) -> jax.Array:
+def floor_to(coordinates: jax.Array, stride: Three) -> jax.Array:
     """``floor(c / stride) * stride`` on x, y, z; the batch column stays."""
     steps = jnp.broadcast_to(jnp.array((1, *stride), coordinates.dtype), coordinates.shape)
     return jnp.floor_divide(coordinates, steps) * steps
@@ -148,8 +148,7 @@ def coarsen(sites: Sites, factor: Size, capacity: int | None = None) -> Sites:
 
     The kernel size of a strided convolution does not matter to its sites (MinkowskiEngine's rule).
     """
-    (a, b, c), (u, v, w) = sites.stride, triple("factor", factor)
-    stride = (a * u, b * v, c * w)
+    stride = scaled(sites.stride, factor)
     below = sites_of(floor_to(sites.coordinates, stride), sites.valid, capacity or sites.capacity, stride)
     return below.replace(overflow=below.overflow | sites.overflow)
 
@@ -180,11 +179,8 @@ def reached(
     return _reached(sites, factors, sizes, bounds, capacity or sites.capacity)
 
 
-_Three = tuple[int, int, int]
-
-
 @partial(jax.jit, static_argnums=(1, 2, 3, 4), inline=True)
-def _reached(sites: Sites, factors: _Three, sizes: _Three, bounds: _Three | None, capacity: int) -> Sites:
+def _reached(sites: Sites, factors: Three, sizes: Three, bounds: Three | None, capacity: int) -> Sites:
     columns, fits = [sites.coordinates[:, :1]], sites.valid[:, None]
     for axis, (f, k, stride) in enumerate(zip(factors, sizes, sites.stride), start=1):
         cell = sites.coordinates[:, axis] // stride
@@ -194,10 +190,8 @@ def _reached(sites: Sites, factors: _Three, sizes: _Three, bounds: _Three | None
             near &= (there >= 0) & (there * (f * stride) < bounds[axis - 1])
         columns.append(there * (f * stride))
         fits = (fits[:, :, None] & near[:, None, :]).reshape(sites.capacity, -1)
-    _, xs, ys, zs = columns
-    shape = (sites.capacity, xs.shape[1], ys.shape[1], zs.shape[1])
-    parts = (columns[0][:, :, None, None], xs[:, :, None, None], ys[:, None, :, None], zs[:, None, None, :])
-    candidates = jnp.stack([jnp.broadcast_to(part, shape).reshape(-1) for part in parts], axis=1)
-    (a, b, c), (u, v, w) = sites.stride, factors
-    below = sites_of(candidates, fits.reshape(-1), capacity, (a * u, b * v, c * w))
+    batch, xs, ys, zs = columns
+    parts = batch[:, :, None, None], xs[:, :, None, None], ys[:, None, :, None], zs[:, None, None, :]
+    candidates = jnp.stack([part.reshape(-1) for part in jnp.broadcast_arrays(*parts)], axis=1)
+    below = sites_of(candidates, fits.reshape(-1), capacity, scaled(sites.stride, factors))
     return below.replace(overflow=below.overflow | sites.overflow)

@@ -92,13 +92,10 @@ def from_numpy(
     capacity = len(rows) if capacity is None else _validate.positive_int("capacity", capacity)
     if capacity < len(rows):
         raise ValueError(f"capacity: got {capacity}, expected at least {len(rows)}, the number of distinct sites")
-    filled = np.zeros((capacity, 4), np.int32)
-    filled[: len(rows)] = coordinates[rows]
-    values = np.zeros((capacity, features.shape[1]), features.dtype)
-    values[: len(rows)] = features[rows]
-    return SparseTensor(
-        jnp.asarray(filled), jnp.asarray(values), jnp.arange(capacity) < len(rows), jnp.zeros((), bool), steps
-    )
+    rest = ((0, capacity - len(rows)), (0, 0))
+    filled = jnp.asarray(np.pad(coordinates[rows].astype(np.int32), rest))
+    values = jnp.asarray(np.pad(features[rows], rest))
+    return SparseTensor(filled, values, jnp.arange(capacity) < len(rows), jnp.zeros((), bool), steps)
 
 
 def to_numpy(tensor: SparseTensor) -> tuple[np.ndarray, np.ndarray]:

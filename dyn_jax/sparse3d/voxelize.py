@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import flax.struct
 import jax
@@ -66,13 +69,8 @@ def with_batch(cloud: PointCloud, voxel: jax.Array) -> jax.Array:
 
 
 def hard_voxels(cloud: PointCloud, voxel_size: float, capacity: int | None = None) -> tuple[Sites, Segments, jax.Array]:
-    """(sites, points grouped by voxel, overflow) of the voxels that hold a point: eq. 21-23.
-
-    Args:
-      cloud: see `PointCloud`.
-      voxel_size: L, metres.
-      capacity: voxels; default the number of points.
-    """
+    """(sites, points grouped by voxel, overflow) of the voxels that hold a point: eq. 21-23; default capacity: as many
+    as points."""
     voxel, finite = own_voxel(cloud, voxel_size)
     valid = cloud.valid & finite
     coordinates = with_batch(cloud, voxel)
@@ -140,72 +138,99 @@ def near_voxels(
     """
     reach = as_reach(reach)
     own, finite = own_voxel(cloud, voxel_size)
-    valid = cloud.valid & finite
     count = own.shape[0]
+
+    def distance(xyz: jax.Array, own: jax.Array, voxel: jax.Array) -> jax.Array:
+        return jnp.abs((voxel + 0.5).astype(xyz.dtype) - xyz / voxel_size)
+
     if reach is None:
         sites, by_voxel, overflow = hard_voxels(cloud, voxel_size, voxels)
-        everyone = jnp.arange(count, dtype=jnp.int32)
-        by_point = segments(everyone, count, is_sorted=True)
-        center = (own + 0.5).astype(cloud.xyz.dtype)
-        distance = jnp.abs(center - cloud.xyz / voxel_size)
-        return Voxels(sites, sites.valid, by_point, by_voxel, distance, valid, overflow)
+        by_point = segments(jnp.arange(count, dtype=jnp.int32), count, is_sorted=True)
+        inside = cloud.valid & finite
+        return Voxels(sites, sites.valid, by_point, by_voxel, distance(cloud.xyz, own, own), inside, overflow)
     most = most_near(reach, voxel_size) * count
-    pairs, voxels = most if pairs is None else pairs, most if voxels is None else voxels
-    within, lost = _allowed(cloud, reach, own, voxel_size)
-    allowed = within & valid[:, None]
-    found = jnp.sum(allowed, dtype=jnp.int32)
-    place = jnp.nonzero(allowed.reshape(-1), size=pairs, fill_value=27 * count)[0].astype(jnp.int32)
-    used = jnp.arange(pairs) < found
-    point, move = jnp.minimum(place // 27, count - 1), place % 27
-    voxel = own[point] + jnp.asarray(MOVES)[move]
-    coordinates = with_batch(cloud, own)[point].at[:, 1:].set(voxel)
+    sizes = most if voxels is None else voxels, most if pairs is None else pairs
+    allowed, lost = _allowed(cloud, reach, own, voxel_size)
+    return related(cloud, (own, finite), allowed, lost, sizes, distance)
+
+
+def related(
+    cloud: PointCloud,
+    found: tuple[jax.Array, jax.Array],
+    allowed: jax.Array,
+    lost: jax.Array,
+    sizes: tuple[int, int],
+    measure: Callable[..., jax.Array],
+    place: Callable[..., jax.Array] = lambda beside, move: beside,
+) -> Voxels:
+    """The pairs of points, `found` in voxels (see `own_voxel`), and voxels under the moves `allowed`, [point, 27].
+
+    `sizes` are the capacities of voxels and pairs; ``measure(xyz, own voxel, voxel after the move)`` is the distance,
+    all [pair, 3]; ``place(voxel after the move, number of the move)`` is where that voxel is kept.
+    """
+    (own, finite), (voxels, pairs), count = found, sizes, len(cloud.xyz)
+    allowed = allowed & (cloud.valid & finite)[:, None]
+    number = jnp.sum(allowed, dtype=jnp.int32)
+    at = jnp.nonzero(allowed.reshape(-1), size=pairs, fill_value=27 * count)[0].astype(jnp.int32)
+    used = jnp.arange(pairs) < number
+    point, move = jnp.minimum(at // 27, count - 1), at % 27
+    beside = own[point] + jnp.asarray(MOVES)[move]
+    coordinates = with_batch(cloud, own)[point].at[:, 1:].set(place(beside, move))
     sites = sites_of(coordinates, used, voxels)
     row, there = sites.find(coordinates, used)
     inside = used & (move == 0)
     exists = jnp.zeros(sites.capacity, bool).at[jnp.where(inside, row, sites.capacity)].set(True, mode="drop")
     by_point = segments(jnp.where(used, point, count), count, is_sorted=True)
     by_voxel = segments(row, sites.capacity)
-    distance = jnp.abs((voxel + 0.5).astype(cloud.xyz.dtype) - spread(cloud.xyz, by_point) / voxel_size)
-    overflow = sites.overflow | lost | jnp.any(cloud.valid & ~finite) | (found > pairs)
+    distance = measure(spread(cloud.xyz, by_point), own[point], beside)
+    overflow = sites.overflow | lost | jnp.any(cloud.valid & ~finite) | (number > pairs)
     return Voxels(sites, exists, by_point, by_voxel, distance, inside & there, overflow)
+
+
+def check_reach(reach: Reach, rules: Iterable[str], count: int, largest: float, expected: str) -> None:
+    """ValueError for another rule, other shapes than `count` points have, a concrete step above `largest`, metres."""
+    _validate.choice("reach.rule", reach.rule, rules)
+    if jnp.shape(reach.step) not in ((), (count,)):
+        raise ValueError(f"reach.step: got shape {jnp.shape(reach.step)}, expected a number or ({count},)")
+    if _validate.is_concrete(reach.step):
+        wrong = np.asarray(reach.step, float).reshape(-1)
+        wrong = wrong[~((wrong >= 0) & (wrong <= largest))]
+        if len(wrong):
+            raise ValueError(f"reach.step: got {wrong[0]}, expected at most one {expected}")
+    if reach.rule != "none":
+        if reach.origin is None or reach.budget is None:
+            raise ValueError(f"reach: got no origin and budget, expected both for the rule {reach.rule!r}")
+        if jnp.shape(reach.origin) != (count, 3):
+            raise ValueError(f"reach.origin: got shape {jnp.shape(reach.origin)}, expected ({count}, 3)")
+
+
+def by_move(per_axis: Any, combine: Callable = operator.and_) -> Any:
+    """[point, 27] in the order of `MOVES`: what of [point, axis, 3] holds on every axis (``or_``: on any)."""
+    x, y, z = per_axis[:, 0, :, None, None], per_axis[:, 1, None, :, None], per_axis[:, 2, None, None, :]
+    return combine(combine(x, y), z).reshape(-1, 27)
 
 
 def _allowed(cloud: PointCloud, reach: Reach, own: jax.Array, voxel_size: float) -> tuple[jax.Array, jax.Array]:
     """(which moves a point can make in one step [point, 27] bool, whether a step is no step of at most one voxel)."""
     xyz = jax.lax.stop_gradient(cloud.xyz)
-    _validate.choice("reach.rule", reach.rule, RULES)
-    size, count = jnp.asarray(voxel_size, xyz.dtype), xyz.shape[0]
-    if jnp.shape(reach.step) not in ((), (count,)):
-        raise ValueError(f"reach.step: got shape {jnp.shape(reach.step)}, expected a number or ({count},)")
-    if _validate.is_concrete(reach.step):
-        wrong = np.asarray(reach.step, float).reshape(-1)
-        wrong = wrong[~((wrong >= 0) & (wrong <= voxel_size * (1 + 1e-6)))]
-        if len(wrong):
-            raise ValueError(f"reach.step: got {wrong[0]}, expected at most one voxel ({voxel_size} m)")
+    check_reach(reach, RULES, len(xyz), voxel_size * (1 + 1e-6), f"voxel ({voxel_size} m)")
+    size = jnp.asarray(voxel_size, xyz.dtype)
     step = jnp.asarray(reach.step, xyz.dtype).reshape(-1, 1, 1)
     lost = ~jnp.all((step >= 0) & (step <= size * (1 + 1e-6)))
     signs = jnp.array((0, -1, 1), xyz.dtype)
     moved = xyz[:, :, None] + signs[None, None] * step  # [point, axis, move]
     corner = jnp.floor(_quotient(moved, size))
-    moves = (corner != own[:, :, None]) | (signs == 0)[None, None]
-    allowed = moves[:, 0, :, None, None] & moves[:, 1, None, :, None] & moves[:, 2, None, None, :]
+    allowed = by_move((corner != own[:, :, None]) | (signs == 0)[None, None])
     if reach.rule != "none":
-        if reach.origin is None or reach.budget is None:
-            raise ValueError(f"reach: got no origin and budget, expected both for the rule {reach.rule!r}")
-        if jnp.shape(reach.origin) != xyz.shape:
-            raise ValueError(f"reach.origin: got shape {jnp.shape(reach.origin)}, expected {xyz.shape}")
         low = (own[:, :, None] + jnp.array((0, -1, 1), jnp.int32)[None, None]).astype(xyz.dtype) * size
         high = (own[:, :, None] + jnp.array((1, 0, 2), jnp.int32)[None, None]).astype(xyz.dtype) * size
-        origin, budget = reach.origin[:, :, None], jnp.asarray(reach.budget, xyz.dtype).reshape(-1, 1, 1)
+        origin, budget = jnp.asarray(reach.origin)[:, :, None], jnp.asarray(reach.budget, xyz.dtype).reshape(-1, 1, 1)
         if reach.rule == "any":
-            near = (jnp.abs(low - origin) < budget) | (jnp.abs(high - origin) < budget)
-            fits = near[:, 0, :, None, None] | near[:, 1, None, :, None] | near[:, 2, None, None, :]
+            fits = by_move((jnp.abs(low - origin) < budget) | (jnp.abs(high - origin) < budget), operator.or_)
         else:
-            near = (low - origin < budget) & (origin - high < budget)
-            fits = near[:, 0, :, None, None] & near[:, 1, None, :, None] & near[:, 2, None, None, :]
-        stay = jnp.zeros((3, 3, 3), bool).at[0, 0, 0].set(True)
-        allowed = allowed & (fits | stay[None])
-    return allowed.reshape(-1, 27), lost
+            fits = by_move((low - origin < budget) & (origin - high < budget))
+        allowed = allowed & fits.at[:, 0].set(True)
+    return allowed, lost
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array, groups: Segments) -> jax.Array:
@@ -213,37 +238,26 @@ def weighted_mean(values: jax.Array, weights: jax.Array, groups: Segments) -> ja
 
     The weights of a group are divided by their largest first, so that a quotient of tiny sums stays exact.
     """
-    largest = _largest(jax.lax.stop_gradient(weights), groups)
+    magnitude = jnp.abs(jax.lax.stop_gradient(weights))  # the maximum does not depend on the order of the writes
+    largest = jnp.zeros(groups.size, weights.dtype).at[groups.group].max(magnitude, mode="drop")
     scaled = weights / jnp.where(largest > 0, largest, 1).at[groups.group].get(mode="fill", fill_value=1)
     both = sum_over(jnp.concatenate([values * scaled[:, None], scaled[:, None]], axis=1), groups)
     total = both[:, -1:]
     return jnp.where(total != 0, both[:, :-1] / jnp.where(total != 0, total, 1), 0)
 
 
-def _largest(weights: jax.Array, groups: Segments) -> jax.Array:
-    magnitude = jnp.abs(weights)  # the maximum does not depend on the order of the writes
-    return jnp.zeros(groups.size, weights.dtype).at[groups.group].max(magnitude, mode="drop")
-
-
 def soft_features(features: jax.Array, relation: jax.Array, pairs: Voxels) -> jax.Array:
-    """``sum_n r f_n / sum_n r`` over the points near each voxel, [voxel, channel]: eq. 37.
+    """``sum_n r f_n / sum_n r`` over the points near each voxel, [point, channel] -> [voxel, channel]: eq. 37.
 
-    Args:
-      features: [point, channel].
-      relation: [pair], r; 0 for pairs that are not in use.
-      pairs: of the cloud.
+    `relation` is r, [pair]; 0 for pairs that are not in use.
     """
     return weighted_mean(spread(features, pairs.points), relation, pairs.voxels)
 
 
 def point_scores(scores: jax.Array, relation: jax.Array, pairs: Voxels, *, normalise: bool = True) -> jax.Array:
-    """``sum_m r y_m / sum_m r`` over the voxels near each point, [point, class]: eq. 40.
+    """``sum_m r y_m / sum_m r`` over the voxels near each point, [voxel, class] -> [point, class]: eq. 40.
 
-    Args:
-      scores: [voxel, class], y-tilde of eq. 39.
-      relation: [pair], r.
-      pairs: of the cloud.
-      normalise: False leaves the division out, as LGM's release does.
+    `scores` are y-tilde of eq. 39; without `normalise` the division is left out, as in LGM's release.
     """
     values = spread(scores, pairs.voxels)
     if normalise:
