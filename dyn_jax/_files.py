@@ -20,20 +20,15 @@ from typing import Any
 
 import numpy as np
 
-LIMIT = 2 * 2**30
-"""Bytes of the largest file that is read, where a reader names no other limit."""
+LIMIT = 2 * 2**30  # bytes of the largest file that is read, where a reader names no other limit
 UNPACKED, SPREAD = 2**28, 100
 """An archive may unpack to so many bytes, and to so many more for each of its own: images shrink by less."""
-LISTED = 20
-"""Entries of a listing in an error message; the others are counted."""
+LISTED = 20  # entries of a listing in an error message; the others are counted
 
-_KINDS = (
-    (stat.S_ISDIR, "folder"),
-    (stat.S_ISFIFO, "pipe"),
-    (stat.S_ISSOCK, "socket"),
-    (stat.S_ISCHR, "device"),
-    (stat.S_ISBLK, "device"),
-)
+_KINDS = {
+    **{stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"},
+    **{stat.S_IFCHR: "device", stat.S_IFBLK: "device"},
+}
 
 
 class BadFile(ValueError):
@@ -43,15 +38,7 @@ class BadFile(ValueError):
 def regular(path: str | os.PathLike, wanted: str = "", limit: int = LIMIT) -> str:
     """The path as text, ``~`` opened, of a regular file of at most `limit` bytes; links are followed.
 
-    Args:
-      path: of the file.
-      wanted: what a message says was expected, e.g. "a list of scene names".
-      limit: bytes.
-
-    Raises:
-      TypeError: no path.
-      FileNotFoundError, PermissionError, BadFile: there is none, or it cannot be reached, is a folder, pipe, socket or
-        device, or too large.
+    A TypeError where it is no path. `wanted`: what a message says was expected, e.g. "a list of scene names".
     """
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise TypeError(f"path: got {short(path)} ({type(path).__name__}), expected a path")
@@ -145,13 +132,8 @@ def read_npz(path: str | os.PathLike, names: Iterable[str], wanted: str = "an np
 def target(path: str | os.PathLike) -> str:
     """Where writing to `path` would put its bytes: the real path of a regular file, or of one that can be made.
 
-    For commands that work for hours before they write: call it first.
-
-    Raises:
-      TypeError: no path.
-      FileNotFoundError: its folder does not exist.
-      PermissionError: its folder may not be written to.
-      ValueError: it is a folder, pipe, socket or device, at the end of links too.
+    For commands that work for hours before they write: call it first. FileNotFoundError and PermissionError are about
+    its folder; a ValueError says that it is itself a folder, pipe, socket or device, at the end of links too.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: got {short(path)} ({type(path).__name__}), expected a path")
@@ -244,4 +226,4 @@ def _check_kind(name: str, status: os.stat_result, limit: int) -> None:
 
 
 def _kind(mode: int) -> str:
-    return next((words for test, words in _KINDS if test(mode)), "special file")
+    return _KINDS.get(stat.S_IFMT(mode), "special file")

@@ -13,8 +13,7 @@ import numpy as np
 
 BOUND_SLACK = 1e-6
 _LARGEST = 1e30  # beyond it single precision overflows in the first product
-ROUNDING = 1e-3
-"""Metres: the most that a coordinate may be rounded by. Float32 keeps to it below 32,768 m."""
+ROUNDING = 1e-3  # metres, the most that a coordinate may be rounded by; float32 keeps to it below 32,768 m
 
 
 def is_concrete(*values: Any) -> bool:

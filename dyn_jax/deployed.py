@@ -114,7 +114,6 @@ def deploy(
 
     shape = (size, size, 3)
     on_device = jax.device_put(variables)
-    options = None if compiler_options is None else dict(compiler_options)
-    run = jax.jit(answer, compiler_options=options)
+    run = jax.jit(answer, compiler_options=None if compiler_options is None else dict(compiler_options))
     compiled = run.lower(on_device, jax.ShapeDtypeStruct(shape, jnp.float32)).compile()
     return Deployed(network, on_device, shape, compiled)

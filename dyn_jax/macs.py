@@ -8,7 +8,7 @@ integers; what an input really executes is `dyn_jax.metrics.executed_macs`, a fu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,40 +59,33 @@ def of_function(fun: Callable, *args: Any) -> int:
     Raises:
       NotImplementedError: the function holds a primitive without a rule (never counted as zero).
     """
-    return _of_jaxpr(jax.make_jaxpr(fun)(*args).jaxpr)
+    return _of_jaxpr(jax.make_jaxpr(fun)(*args))
 
 
 def _of_jaxpr(jaxpr: Any) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    return sum(_of_equation(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
 
 def _of_equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
-    if name == "conv_general_dilated":
-        return _of_convolution(equation)
+    if name == "conv_general_dilated":  # the kernel's inputs are already divided by feature_group_count
+        kernel, outputs = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+        each = math.prod(size for axis, size in enumerate(kernel) if axis != outputs)
+        return math.prod(equation.outvars[0].aval.shape) * each
     if name == "dot_general":
         (lhs_contract, _), (_, _) = params["dimension_numbers"]
         lhs = equation.invars[0].aval.shape
         return math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[axis] for axis in lhs_contract)
     if name == "scan":
-        return params["length"] * _of_jaxpr(params["jaxpr"].jaxpr)
+        return params["length"] * _of_jaxpr(params["jaxpr"])
     if name == "while":
         raise NotImplementedError("macs.of_function: a while loop has no static length; count its body yourself")
     if name == "cond":
-        return max(_of_jaxpr(branch.jaxpr) for branch in params["branches"])
+        return max(map(_of_jaxpr, params["branches"]))
     if params.get("name") in RULES:
         return RULES[params["name"]](equation)
-    inner = [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]
-    if inner:
-        return sum(_of_jaxpr(getattr(j, "jaxpr", j)) for j in inner)
+    if inner := [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]:
+        return sum(map(_of_jaxpr, inner))
     if name in _FREE:
         return 0
     raise NotImplementedError(f"macs.of_function: no rule for the primitive {name!r}")
-
-
-def _of_convolution(equation: Any) -> int:
-    numbers = equation.params["dimension_numbers"]
-    kernel: Sequence[int] = equation.invars[1].aval.shape
-    spatial = math.prod(kernel[axis] for axis in numbers.rhs_spec[2:])
-    in_features = kernel[numbers.rhs_spec[1]]  # already divided by feature_group_count
-    return math.prod(equation.outvars[0].aval.shape) * spatial * in_features

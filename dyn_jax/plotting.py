@@ -17,15 +17,14 @@ from dyn_jax.types import Trace, UnitTrace
 ON, OFF, SWITCHED_ON, SWITCHED_OFF = (0.75, 0.75, 0.75), (1.0, 1.0, 1.0), (0.85, 0.25, 0.2), (0.2, 0.4, 0.8)
 
 
-def figure(*args: Any, **kwargs: Any) -> Any:
+def figure(rows: int, columns: int, *, figsize: tuple[float, float] | None = None, **options: Any) -> Any:
     """``plt.subplots`` without a screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = args
-    fig = Figure(figsize=kwargs.pop("figsize", None), layout="constrained")
+    fig = Figure(figsize=figsize, layout="constrained")
     FigureCanvasAgg(fig)
-    return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
+    return fig, fig.subplots(rows, columns, squeeze=False, **options)
 
 
 def colours(count: int) -> np.ndarray:
@@ -52,16 +51,14 @@ def attack_figure(
     Args:
       result: of an adaptive network, on the host.
       images, labels: the clean batch.
-      path: PNG file.
+      path: PNG file; returned.
       rows: examples shown, successes first, then the others.
       title: names network and attack.
-
-    Returns:
-      `path`.
     """
     fresh = np.asarray(result.success) & ~np.asarray(result.clean_success)
     chosen = np.argsort(~fresh, kind="stable")[:rows]
     adversarial = np.asarray(result.adversarial)
+    before, after = (np.argmax(logits, axis=-1) for logits in (result.logits_clean, result.logits_adversarial))
     units = list(zip(result.trace_clean.units, result.trace_adversarial.units))
     scalar = units[0][0].occupancy.ndim == 1
     columns = 3 + (1 if scalar else len(units))
@@ -71,22 +68,19 @@ def attack_figure(
     )
     scale = max(float(np.abs(adversarial - images).max()), 1e-6)
     for axis_row, n in zip(axes, chosen):
-        _show(axis_row[0], images[n], f"clean: {_said(result.logits_clean[n])} (is {labels[n]})")
-        _show(axis_row[1], np.clip(adversarial[n], 0, 1), f"adversarial: {_said(result.logits_adversarial[n])}")
+        _show(axis_row[0], images[n], f"clean: {before[n]} (is {labels[n]})")
+        _show(axis_row[1], np.clip(adversarial[n], 0, 1), f"adversarial: {after[n]}")
         difference = 0.4 * (adversarial[n] - images[n]) / scale + 0.5
         _show(axis_row[2], difference, f"difference, largest {255 * scale:.1f}/255")
         if scalar:
             _gate_strip(axis_row[3], units, n)
         else:
-            for axis, (before, after) in zip(axis_row[3:], units):
-                flips = flip_map(before.on[n], after.on[n])
+            for axis, (was, now) in zip(axis_row[3:], units):
+                flips = flip_map(was.on[n], now.on[n])
                 changed = np.mean(np.any(flips == SWITCHED_ON, -1) | np.any(flips == SWITCHED_OFF, -1))
-                _show(axis, flips, f"{before.name}: {changed:.0%} flipped")
+                _show(axis, flips, f"{was.name}: {changed:.0%} flipped")
     legend = "grey: unit on, white: off, red: switched on, blue: switched off"
-    fig.suptitle(f"{title}\n{legend}" if title else legend, fontsize=8)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    fig.savefig(path, dpi=110)
-    return path
+    return _saved(fig, path, f"{title}\n{legend}" if title else legend, 8)
 
 
 def token_layers(trace: Trace) -> np.ndarray:
@@ -117,12 +111,8 @@ def token_figure(images: np.ndarray, traces: dict[str, Trace], path: str, *, row
     Args:
       images: [batch, height, width, 3] in [0, 1].
       traces: label -> trace of the batch, on the host, for example the clean and the attacked one.
-      path: PNG file.
+      path, title: as of `attack_figure`.
       rows: images shown, the first ones.
-      title: names network and attack.
-
-    Returns:
-      `path`.
     """
     maps = {name: token_layers(trace) for name, trace in traces.items()}
     most = max(int(values.max()) for values in maps.values())
@@ -131,23 +121,21 @@ def token_figure(images: np.ndarray, traces: dict[str, Trace], path: str, *, row
     for n, axis_row in enumerate(axes):
         _show(axis_row[0], images[n], "image")
         for axis, (name, values) in zip(axis_row[1:], maps.items()):
-            axis.imshow(values[n], cmap="viridis", vmin=0, vmax=max(most, 1), interpolation="nearest")
-            axis.set_title(f"{name}: mean {values[n].mean():.1f}", fontsize=6)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            _show(axis, values[n], f"{name}: mean {values[n].mean():.1f}", cmap="viridis", vmax=max(most, 1))
     legend = f"units on at each patch, dark 0 to light {most}"
-    fig.suptitle(f"{title}\n{legend}" if title else legend, fontsize=7)
+    return _saved(fig, path, f"{title}\n{legend}" if title else legend, 7)
+
+
+def _saved(fig: Any, path: str, title: str, fontsize: int) -> str:
+    """Writes the file, its folder too, and returns its path."""
+    fig.suptitle(title, fontsize=fontsize)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     fig.savefig(path, dpi=110)
     return path
 
 
-def _said(logits: jax.Array) -> int:
-    return int(np.argmax(logits))
-
-
-def _show(axis: Any, image: np.ndarray, title: str) -> None:
-    axis.imshow(image, interpolation="nearest", vmin=0, vmax=1)
+def _show(axis: Any, image: np.ndarray, title: str, *, vmax: float = 1, cmap: str | None = None) -> None:
+    axis.imshow(image, interpolation="nearest", vmin=0, vmax=vmax, cmap=cmap)
     axis.set_title(title, fontsize=6)
     axis.set_xticks([])
     axis.set_yticks([])
@@ -177,10 +165,7 @@ def cloud_figure(result: AttackResult, xyz: np.ndarray, labels: np.ndarray, clas
       xyz: [point, 3] clean coordinates, metres, z up.
       labels: [point].
       classes: names.
-      path: PNG file.
-
-    Returns:
-      `path`.
+      path: PNG file; returned.
     """
     shown = xyz[:, 2] < np.quantile(xyz[:, 2], 0.9)
     fig, axes = figure(2, 2, figsize=(10, 7.5), subplot_kw={"projection": "3d"})
@@ -233,7 +218,7 @@ def _panels(
     moved = np.asarray(result.adversarial)
     fresh = (before == labels) & (after != labels)
     percent = lambda said: 100 * float(iou(metrics.confusion(said, labels, len(classes))))
-    palette = np.array(_palette(len(classes)))
+    palette = colours(len(classes))[:, :3]
     return [
         ("labels", xyz, palette[np.minimum(labels, len(classes) - 1)]),
         (f"before: mIoU {percent(before):.1f} %", xyz, palette[before]),
@@ -244,21 +229,8 @@ def _panels(
 
 def _finished(fig: Any, result: AttackResult, classes: Sequence[str], path: str) -> str:
     """Legend and title; writes the file."""
-    handles = [_dot(colour, name) for colour, name in zip(_palette(len(classes)), classes)]
-    fig.legend(handles=handles, loc="outside lower center", ncols=len(classes), fontsize=7, frameon=False)
-    fig.suptitle(f"largest move {100 * float(np.max(result.distance)):.1f} cm", fontsize=9)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    fig.savefig(path, dpi=110)
-    return path
-
-
-def _palette(count: int) -> list[tuple[float, ...]]:
-    import matplotlib
-
-    return [matplotlib.colormaps["tab20"](i % 20)[:3] for i in range(count)]
-
-
-def _dot(colour: Any, name: str) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], marker="o", linestyle="", color=colour, label=name)
+    dots = [Line2D([], [], marker="o", linestyle="", color=c, label=n) for c, n in zip(colours(len(classes)), classes)]
+    fig.legend(handles=dots, loc="outside lower center", ncols=len(classes), fontsize=7, frameon=False)
+    return _saved(fig, path, f"largest move {100 * float(np.max(result.distance)):.1f} cm", 9)

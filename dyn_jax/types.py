@@ -52,11 +52,10 @@ class UnitTrace:
     constant: bool = False
 
     def __post_init__(self) -> None:
-        fixed = isinstance(self.macs, (int, np.integer))
-        object.__setattr__(self, "_fixed", fixed)
-        if fixed:
-            object.__setattr__(self, "macs", int(self.macs))
-            object.__setattr__(self, "dense_macs", self.macs if self.dense_macs is None else self.dense_macs)
+        vars(self).update(_fixed=isinstance(self.macs, (int, np.integer)))
+        if isinstance(self.macs, (int, np.integer)):
+            vars(self).update(macs=int(self.macs))
+            vars(self).update(dense_macs=self.macs if self.dense_macs is None else self.dense_macs)
 
     @property
     def on(self) -> jax.Array:
@@ -82,10 +81,8 @@ class UnitTrace:
     def tree_unflatten(cls, static: tuple, children: tuple) -> UnitTrace:
         names, name, dense_macs, macs, constant = static
         unit = object.__new__(cls)
-        fields = {"macs": macs, **dict(zip(names, children)), "name": name, "dense_macs": dense_macs}
-        fields["constant"] = constant
-        for field, value in {**fields, "_fixed": "macs" not in names}.items():
-            object.__setattr__(unit, field, value)
+        vars(unit).update(macs=macs, name=name, dense_macs=dense_macs, constant=constant, _fixed="macs" not in names)
+        vars(unit).update(zip(names, children))
         return unit
 
 

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("network", help="its name, see below")
     train.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
-    train.add_argument("--epochs", type=int, default=None, help="of every stage, instead of the recipe's own number")
+    train.add_argument("--epochs", type=int, help="of every stage, instead of the recipe's own number")
     train.add_argument("--trunk", metavar="FILE", help="variables of the static network to start from (CIFAR-10)")
     train.add_argument("--data", metavar="FOLDER", help="with CIFAR-10 (default: $DYN_JAX_DATA or ~/.cache/dyn_jax)")
     train.add_argument("--output", required=True, metavar="FILE", help="variables, flax msgpack")
@@ -133,7 +133,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes CIFAR-10, from the original archive that you have, where TFDS finds it.",
     )
     data.add_argument("source", help="folder with the original archive or batches")
-    data.add_argument("--data-dir", default=None, help="TFDS folder (default: below $DYN_JAX_DATA or ~/.cache/dyn_jax)")
     data.set_defaults(run=_prepare)
 
     scans = commands.add_parser(
@@ -143,13 +142,11 @@ def _parser() -> argparse.ArgumentParser:
         'scans_from_tfds("semantickitti", "val") reads it.',
     )
     scans.add_argument("source", help="folder with sequences/00/velodyne and so on")
-    scans.add_argument(
-        "--splits", nargs="+", default=["val"], metavar="SPLIT", help="of train, val, test (default val)"
-    )
-    scans.add_argument(
-        "--data-dir", default=None, help="TFDS folder (default: below $DYN_JAX_DATA or ~/.cache/dyn_jax)"
-    )
+    splits = "of train, val, test (default val)"
+    scans.add_argument("--splits", nargs="+", default=["val"], metavar="SPLIT", help=splits)
     scans.set_defaults(run=_prepare_scans)
+    for command in (data, scans):
+        command.add_argument("--data-dir", help="TFDS folder (default: below $DYN_JAX_DATA or ~/.cache/dyn_jax)")
 
     evaluate.add_to(commands)
 
@@ -176,12 +173,10 @@ def _demo(arguments: argparse.Namespace) -> None:
     if count > most:
         raise ValueError(f"--{own}: got {count}, expected at most {most}, all there are")
     _files.folder("--output", arguments.output)
-    if arguments.lidar:
-        demo_lidar.run(arguments.output, count=count)
-    elif arguments.points:
-        demo_points.run(arguments.output, count=count)
+    if own == "examples":
+        demo.run(arguments.output, count, arguments.data)
     else:
-        demo.run(arguments.output, examples=count, folder=arguments.data)
+        (demo_lidar if arguments.lidar else demo_points).run(arguments.output, count)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -248,7 +243,3 @@ def _list(arguments: argparse.Namespace) -> None:
     from dyn_jax import networks
 
     print("\n".join(networks.names()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,9 +64,6 @@ def compare(
     of occupancy. The seconds are those of a run after compilation.
 
     Args:
-      name: for the table.
-      net, variables: an adaptive network.
-      images, labels: the clean batch.
       gradients: {name: occupancy of the gradient}, e.g. ``{"FGM": hard(), "LGM 3": sigmoid(3.0)}``.
       eps: radii, each at most once.
     """
@@ -77,16 +75,14 @@ def compare(
         return ATTACKS[attack](radius)(forward, x, labels, victim=victim)
 
     compiled = set()
-    for attack in ATTACKS:
-        for text in eps:
-            radius = jnp.float32(attacks.ball("linf", text).eps)
-            for gradient, gate in gradients.items():
-                if (attack, type(gate)) not in compiled:
-                    jax.block_until_ready(run(attack, variables, images, radius, gate))
-                    compiled.add((attack, type(gate)))
-                began = time.perf_counter()
-                result = jax.block_until_ready(run(attack, variables, images, radius, gate))
-                yield _row(name, attack, text, gradient, result, time.perf_counter() - began), result
+    for attack, text, (gradient, gate) in itertools.product(ATTACKS, eps, gradients.items()):
+        radius = jnp.float32(attacks.ball("linf", text).eps)
+        if (attack, type(gate)) not in compiled:
+            jax.block_until_ready(run(attack, variables, images, radius, gate))
+            compiled.add((attack, type(gate)))
+        began = time.perf_counter()
+        result = jax.block_until_ready(run(attack, variables, images, radius, gate))
+        yield _row(name, attack, text, gradient, result, time.perf_counter() - began), result
 
 
 def _row(name: str, attack: str, eps: str, gradient: str, result: attacks.AttackResult, seconds: float) -> Row:
@@ -127,17 +123,12 @@ def format_row(row: Row) -> str:
     )
 
 
-def run(output: str, *, examples: int = 100, folder: str | None = None) -> list[Row]:
+def run(output: str, examples: int, folder: str | None = None) -> None:
     """Prints the table for both networks and draws one picture of each into the folder `output`.
 
     Args:
-      output: folder.
-      examples: test images.
       folder: with CIFAR-10, see `dyn_jax.training.embedded.data_of`, for the networks of its size. None: the small ones
         on handwritten digits, which come with scikit-learn; CIFAR-10 names no licence, so the package ships none of it.
-
-    Raises:
-      FileNotFoundError: no CIFAR-10 in `folder`.
     """
     eps, lambdas = (EPS, LAMBDAS) if folder is None else (CIFAR_EPS, CIFAR_LAMBDAS)
     data = digits("test") if folder is None else data_of(next(iter(lambdas)), "test", folder)
@@ -146,15 +137,12 @@ def run(output: str, *, examples: int = 100, folder: str | None = None) -> list[
     if folder is None:
         print("small networks; networks of the papers' size: dyn-jax demo --data FOLDER, where CIFAR-10 is")
     print(HEADER)
-    rows = []
     for name, lam in lambdas.items():
         net, variables = networks.pretrained(name)
         gradients = {"FGM": occupancy.hard(), f"LGM {lam:g}": occupancy.sigmoid(lam)}
         for row, result in compare(name, net, variables, images, labels, gradients, eps=eps):
             print(format_row(row), flush=True)
-            rows.append(row)
             shown = jax.tree.map(np.asarray, result)  # the last row's: BIM, LGM, largest eps
         title = f"{name}: {row.attack}, eps {row.eps}, {row.gradient}"
         path = plotting.attack_figure(shown, images, labels, os.path.join(output, f"{name}.png"), title=title)
         print(f"picture: {path}")
-    return rows

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import networks, plotting
-from dyn_jax.cli.demo_points import GRADIENTS, RoomRow, attack_function, capacities, compared
+from dyn_jax.cli.demo_points import GRADIENTS, RoomRow, attack_function, capacities, compared, shown
 from dyn_jax.datasets import STREET_CLASSES, Scan, scan_iou, streets
 from dyn_jax.sparse3d import point_cloud
 from dyn_jax.training.points import SCAN_POINTS
 from dyn_jax.types import PointCloud
 
-STEP = {0.02: 0.01, 0.05: 0.01, 0.1: 0.02}
-"""eps -> step size, metres, the same for FGM and LGM."""
+STEP = {0.02: 0.01, 0.05: 0.01, 0.1: 0.02}  # eps -> step size, metres, the same for FGM and LGM
 HEADER = f"{'gradient':8} {'eps (m)':>8} {'mIoU before %':>14} {'after %':>8} {'GFLOPs':>7} {'s':>6}"
 
 
@@ -43,33 +42,18 @@ def format_row(row: RoomRow) -> str:
     return f"{row.gradient:8} {row.eps:8.3f} {before:14.1f} {after:8.1f} {work}"
 
 
-def run(output: str, *, count: int = 1, steps: int = 10, eps: Sequence[float] = tuple(STEP)) -> list[RoomRow]:
-    """Prints the table for `count` test streets and draws the first one for every eps into the folder `output`.
-
-    Args:
-      output: folder, made if it is missing.
-      count: streets.
-      steps: of Point-BIM.
-      eps: among the keys of `STEP`.
-    """
+def run(output: str, count: int, steps: int = 10) -> None:
+    """Prints the table for `count` test streets and draws the first one for every eps into the folder `output`."""
     net, variables = networks.pretrained("cylinder3d-streets")
     clouds, labels = of_one_size(streets("test", count))
-    small, large = capacities(net, clouds, max(STEP[e] for e in eps))
-    function = attack_function(net, small, large, steps=steps)
+    function = attack_function(net, *capacities(net, clouds, max(STEP.values())), steps=steps)
     print(f"{count} simulated test streets, {SCAN_POINTS} points of each, {steps} steps of Point-BIM")
-    first_eps = jnp.float32(eps[0]), jnp.float32(STEP[eps[0]])
+    settings = jnp.float32(min(STEP)), jnp.float32(STEP[min(STEP)])
     with ThreadPoolExecutor() as pool:  # almost all of the time is compilation: both programs side by side
-        jax.block_until_ready(
-            list(pool.map(lambda o: function(variables, clouds[0], labels[0], *first_eps, o), GRADIENTS.values()))
-        )
+        compile_one = lambda gradient: function(variables, clouds[0], labels[0], *settings, gradient)
+        jax.block_until_ready(list(pool.map(compile_one, GRADIENTS.values())))
     print(HEADER)
-    rows = []
-    for row, results in compared(function, variables, clouds, labels, {e: STEP[e] for e in eps}, GRADIENTS):
-        print(format_row(row), flush=True)
-        rows.append(row)
-        if row.gradient == "LGM":
-            path = os.path.join(output, f"street_eps_{row.eps:g}.png")
-            first = results[0], np.asarray(clouds[0].xyz), labels[0], STREET_CLASSES
-            plotting.scan_figure(*first, path, iou=scan_iou)
-            print(f"picture: {path}")
-    return rows
+    first = np.asarray(clouds[0].xyz), labels[0], STREET_CLASSES
+    draw = lambda result, path: plotting.scan_figure(result, *first, path, iou=scan_iou)
+    rows = compared(function, variables, clouds, labels, STEP, GRADIENTS)
+    shown(rows, format_row, draw, os.path.join(output, "street"))

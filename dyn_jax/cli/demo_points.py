@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,39 +21,26 @@ from dyn_jax.sparse3d import PAPER, Capacity, Form, bucket, capacity_for, point_
 from dyn_jax.training.points import ROOM_POINTS
 from dyn_jax.types import PointCloud, Reach, Variables
 
-STEP = {0.005: 0.0025, 0.01: 0.005, 0.02: 0.01, 0.05: 0.01}
-"""eps -> step size, metres, the same for FGM and LGM."""
+STEP = {0.005: 0.0025, 0.01: 0.005, 0.02: 0.01, 0.05: 0.01}  # eps -> step size, metres, the same for FGM and LGM
 GRADIENTS: dict[str, voxel.VoxelOccupancy] = {"FGM": voxel.fgm(), "LGM": voxel.lgm()}
-SLACK = 2.5
-"""Room for points that move: an attack scatters the points of a surface over more voxels, on every level."""
+SLACK = 2.5  # room for points that move: an attack scatters the points of a surface over more voxels, on every level
 PAIR_SLACK = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class RoomRow:
-    """One line of the table.
+    """One line of the table."""
 
-    Attributes:
-      gradient: FGM or LGM.
-      eps: metres.
-      clean, after: confusion matrices of the deployed network over all rooms.
-      clean_rooms, after_rooms: [room] mean IoU.
-      voxels: sites in the gradient's forward pass, mean over steps and rooms.
-      gflops: twice the multiply-adds of that pass, in billions, mean over steps and rooms.
-      overflow: some pass did not fit.
-      seconds: the fastest room's, times the rooms.
-    """
-
-    gradient: str
-    eps: float
-    clean: np.ndarray
+    gradient: str  # FGM or LGM
+    eps: float  # metres
+    clean: np.ndarray  # confusion matrix of the deployed network over all rooms
     after: np.ndarray
-    clean_rooms: np.ndarray
+    clean_rooms: np.ndarray  # [room] mean IoU
     after_rooms: np.ndarray
-    voxels: float
-    gflops: float
-    overflow: bool
-    seconds: float
+    voxels: float  # sites in the gradient's forward pass, mean over steps and rooms
+    gflops: float  # twice the multiply-adds of that pass, in billions, mean over steps and rooms
+    overflow: bool  # some pass did not fit
+    seconds: float  # the fastest room's, times the rooms
 
 
 def clouds_of(scenes: Sequence[Scene]) -> list[PointCloud]:
@@ -89,9 +76,7 @@ def attack_function(
     """Jitted ``(variables, cloud, labels, eps, step, occupancy) -> result``: eps, step and slopes do not recompile.
 
     Args:
-      net: of points.
       small, large: capacities of hard and of looking-ahead passes, see `capacities`.
-      steps: of the attack.
       form: of the network that is differentiated, see `dyn_jax.sparse3d.Form`.
       factory: (eps, step size, steps, **options) -> attack.
       ignore: the label of points that do not count.
@@ -168,6 +153,21 @@ def compared(
             yield attack_rooms(run, variables, clouds, labels, name, occupancy, eps, step)
 
 
+def shown(
+    rows: Iterable[tuple[RoomRow, list[attacks.AttackResult]]],
+    line: Callable[[RoomRow], str],
+    draw: Callable[[attacks.AttackResult, str], Any],
+    stem: str,
+) -> None:
+    """Prints the rows as `line` says them, and draws the first cloud of every eps under LGM into a file of its own."""
+    for row, results in rows:
+        print(line(row), flush=True)
+        if row.gradient == "LGM":
+            path = f"{stem}_eps_{row.eps:g}.png"
+            draw(results[0], path)
+            print(f"picture: {path}")
+
+
 HEADER = f"{'gradient':8} {'eps (m)':>8} {'mIoU before %':>14} {'after %':>8} {'voxels':>8} {'GFLOPs':>7} {'s':>6}"
 
 
@@ -180,36 +180,14 @@ def format_row(row: RoomRow) -> str:
     )
 
 
-def run(
-    output: str,
-    *,
-    count: int = 2,
-    steps: int = 10,
-    eps: Sequence[float] = tuple(STEP),
-    gradients: Mapping[str, voxel.VoxelOccupancy] = GRADIENTS,
-) -> list[RoomRow]:
-    """Prints the table for `count` test rooms and draws the first one for every eps into the folder `output`.
-
-    Args:
-      output: folder, made if it is missing.
-      count: rooms.
-      steps: of Point-BIM.
-      eps: among the keys of `STEP`.
-      gradients: {name: occupancies}.
-    """
+def run(output: str, count: int, steps: int = 10) -> None:
+    """Prints the table for `count` test rooms and draws the first one for every eps into the folder `output`."""
     net, variables = networks.pretrained("minkunet-rooms")
     scenes = rooms("test", count, points=ROOM_POINTS)
     clouds, labels = clouds_of(scenes), [np.asarray(scene.labels) for scene in scenes]
-    small, large = capacities(net, clouds, max(STEP[e] for e in eps))
-    function = attack_function(net, small, large, steps=steps)
+    function = attack_function(net, *capacities(net, clouds, max(STEP.values())), steps=steps)
+    draw = lambda result, path: plotting.cloud_figure(result, scenes[0].xyz, labels[0], ROOM_CLASSES, path)
     print(f"{count} test rooms of {ROOM_POINTS} points, {steps} steps of Point-BIM")
     print(HEADER)
-    rows = []
-    for row, results in compared(function, variables, clouds, labels, {e: STEP[e] for e in eps}, gradients):
-        print(format_row(row), flush=True)
-        rows.append(row)
-        if row.gradient == "LGM":
-            path = os.path.join(output, f"room_eps_{row.eps:g}.png")
-            plotting.cloud_figure(results[0], scenes[0].xyz, labels[0], ROOM_CLASSES, path)
-            print(f"picture: {path}")
-    return rows
+    rows = compared(function, variables, clouds, labels, STEP, GRADIENTS)
+    shown(rows, format_row, draw, os.path.join(output, "room"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import sys
 from typing import Any
@@ -72,16 +73,11 @@ def add_to(commands: Any) -> None:
 
 def _network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("network", metavar="NETWORK", help="a name, or module:attribute; see below")
-    parser.add_argument(
-        "--weights", metavar="FILE", help="variables (.msgpack) or a PyTorch checkpoint (.pth, .th, .pt)"
-    )
+    weights = "variables (.msgpack) or a PyTorch checkpoint (.pth, .th, .pt)"
+    data = "npz with image and label; a folder for each class; a folder with CIFAR-10; or digits, cifar10"
+    parser.add_argument("--weights", metavar="FILE", help=weights)
     parser.add_argument("--entry", metavar="NAME", help="which state dict of a checkpoint with several")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE|FOLDER|NAME",
-        help="npz with image and label; a folder for each class; a folder with CIFAR-10; or digits, cifar10",
-    )
+    parser.add_argument("--data", required=True, metavar="FILE|FOLDER|NAME", help=data)
     parser.add_argument("--examples", type=int, metavar="N", help="the first N images (default: all)")
     parser.add_argument("--eps", default="8/255", help="radius, e.g. 8/255 or 0.5 (default 8/255)")
     parser.add_argument("--norm", default="linf", help="linf, l2 or l1 (default linf)")
@@ -99,14 +95,7 @@ def _network(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from dyn_jax.evaluation import evaluate, report
 
-    data = images_of(arguments.data, arguments.network)
-    found = evaluate(
-        **_given(arguments, data),
-        attacks=arguments.attacks,
-        output=arguments.output,
-        resume=arguments.resume,
-        progress=sys.stderr.isatty(),
-    )
+    found = evaluate(**_given(arguments), attacks=arguments.attacks, output=arguments.output, resume=arguments.resume)
     if found is None:
         print(f"this share is done; the process that ends last writes the report into {arguments.output}")
         return
@@ -126,8 +115,7 @@ def _attack(arguments: argparse.Namespace) -> None:
         )
     if arguments.output is not None:
         _files.target(arguments.output)
-    data = images_of(arguments.data, arguments.network)
-    found = evaluate(**_given(arguments, data), attacks=name, progress=sys.stderr.isatty())
+    found = evaluate(**_given(arguments), attacks=name)
     assert found is not None  # one process
     _print(found)
     if arguments.output is not None:
@@ -145,12 +133,13 @@ def _report(arguments: argparse.Namespace) -> None:
     print(report(arguments.run_folder))
 
 
-def _given(arguments: argparse.Namespace, data: Any) -> dict[str, Any]:
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `evaluate` takes, from the command line."""
     from dyn_jax import _validate, occupancy
     from dyn_jax.datasets import to_float
     from dyn_jax.evaluation import Budget
 
+    data = images_of(arguments.data)
     count = len(data.labels)
     wanted = count if arguments.examples is None else _validate.positive_int("--examples", arguments.examples)
     if wanted > count:
@@ -158,8 +147,10 @@ def _given(arguments: argparse.Namespace, data: Any) -> dict[str, Any]:
     net, variables = network_of(arguments.network, arguments.weights, arguments.entry)
     chosen = {name: getattr(arguments, name) for name in ("steps", "targets", "queries", "energy_steps")}
     if arguments.lambdas is not None:
-        chosen["lambdas"] = _numbers("--lambdas", arguments.lambdas)
-    facts = {"name": arguments.network, "dataset": data.name, "architecture": type(net).__name__}
+        try:
+            chosen["lambdas"] = tuple(map(float, arguments.lambdas.split(",")))
+        except ValueError:
+            raise ValueError(f"--lambdas: got {arguments.lambdas!r}, expected numbers separated by commas") from None
     return {
         "net": net,
         "variables": variables,
@@ -172,23 +163,16 @@ def _given(arguments: argparse.Namespace, data: Any) -> dict[str, Any]:
         "seed": _validate.positive_int("--seed", arguments.seed, 0),
         "batch_size": _validate.positive_int("--batch-size", arguments.batch_size),
         "draws": (arguments.draws, arguments.draws),
-        "facts": facts,
+        "progress": sys.stderr.isatty(),
+        "facts": {"name": arguments.network, "dataset": data.name, "architecture": type(net).__name__},
     }
-
-
-def _numbers(name: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{name}: got {text!r}, expected numbers separated by commas") from None
 
 
 def network_of(name: str, weights: str | None, entry: str | None = None) -> tuple[Any, Any]:
     """(network, variables) of a name or ``module:attribute``, and a file of weights or the ones that ship.
 
-    Raises:
-      ValueError, OSError, ImportError: an unknown name, with the nearest; no such module or attribute; weights that are
-        missing or of another network.
+    ValueError, OSError, ImportError: an unknown name, with the nearest; no such module or attribute; weights that are
+    missing or of another network.
     """
     from dyn_jax import networks
     from dyn_jax.networks.checkpoint import load_variables, whole
@@ -234,19 +218,13 @@ def _attribute(name: str) -> Any:
     if isinstance(found, type) and issubclass(found, nn.Module):
         return found()
     if callable(found) and not isinstance(found, nn.Module):
-        import inspect
-
         if not any(p.default is p.empty for p in inspect.signature(found).parameters.values()):
             return found()  # a function that makes one
     return found
 
 
-def images_of(data: str, network: str) -> Any:
-    """The images of a file, a folder or a name.
-
-    Raises:
-      ValueError, OSError: none of these; says what is expected.
-    """
+def images_of(data: str) -> Any:
+    """The images of a file, a folder or a name; a ValueError or OSError where it is none of these."""
     from dyn_jax import datasets
     from dyn_jax.training.embedded import data_of
 
@@ -273,15 +251,10 @@ def _print(found: Any) -> None:
         said = [f"{key.replace('_', ' ')} {line[key]}" for key in ("run_on", "broken", "accuracy_after") if key in line]
         said += [f"{key} {line[key]:.4g}" for key in ("macs", "psnr") if line.get(key) is not None]
         print(f"  {line['attack']:28} {', '.join(said)}")
-    if summary["energy"] is not None:
-        energy = summary["energy"]
+    if (energy := summary["energy"]) is not None:
+        back = "" if (part := energy["recovery_in_ball"]) is None else f"; recovered {100 * part:.1f} %"
         print(
-            f"multiply-adds {energy['macs_clean']:.4g}, at worst in the ball {energy['macs_worst_in_ball']:.4g}"
-            + (
-                f"; recovered {100 * energy['recovery_in_ball']:.1f} %"
-                if energy["recovery_in_ball"] is not None
-                else ""
-            )
+            f"multiply-adds {energy['macs_clean']:.4g}, at worst in the ball {energy['macs_worst_in_ball']:.4g}{back}"
         )
     for finding in summary.get("checks", []):
         print(f"  ! {finding['code']}: {finding['message']}; {finding['remedy']}")

@@ -10,7 +10,7 @@ cross-entropy, hard gates and other steps without derivative.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from dyn_jax.attacks.threat import L1, Ball, Bounds, Linf, ball
 from dyn_jax.evaluation import indicators
 from dyn_jax.evaluation import program as programs
 from dyn_jax.evaluation.findings import CODES as CODES
-from dyn_jax.evaluation.findings import ERROR, finding
+from dyn_jax.evaluation.findings import ERROR, finding, seen
 from dyn_jax.evaluation.findings import Finding as Finding
 from dyn_jax.evaluation.reading import from_attack as from_attack
 from dyn_jax.evaluation.reading import from_ensemble as from_ensemble
@@ -81,7 +81,7 @@ def check(
     key_kind = getattr(key, "dtype", None)
     if key_kind is None or not jnp.issubdtype(key_kind, jax.dtypes.prng_key) or jnp.shape(key):
         raise TypeError(f"key: got {type(key).__name__}, expected one typed PRNG key such as jax.random.key(0)")
-    noise_key, corner_key, first, second = jax.random.split(key, 4)
+    *keys, first, second = jax.random.split(key, 4)
     findings: list[Finding] = []
     with jax.debug_nans(False):
         drawn = None if make_forward is None else _Network(make_forward, images, first)
@@ -90,11 +90,11 @@ def check(
         labels = _validate.labels("labels", labels, len(images), attacked.classes)
         judge = attacked if victim is None or victim is forward else _Network(victim, images, gradient=False)
         for network in {id(attacked): attacked, id(judge): judge}.values():
-            findings += _of_answers(network, images, labels, "" if network is attacked else "victim: ")
+            findings += _of_answers(network, images, "" if network is attacked else "victim: ")
         if drawn is not None and drawn is not attacked:
             findings += _frozen_draw(attacked, drawn, images, second)
         findings += _of_program(attacked)
-        findings += _of_gradient(attacked, judge, images, np.asarray(labels), threat, noise_key, corner_key)
+        findings += _of_gradient(attacked, judge, images, np.asarray(labels), threat, keys)
     once = {(f.code, f.message.removeprefix("victim: ")): f for f in reversed(findings)}
     known = list(CODES)
     return tuple(sorted(once.values(), key=lambda f: (f.severity != ERROR, known.index(f.code))))
@@ -119,7 +119,7 @@ class _Network:
         # a function that draws from the host's random numbers is another program each time it is traced
         again, _ = programs.trace(lambda *arguments: run(*arguments), images, key)  # a new function: nothing is cached
         self.constants: list[list | None] = [jax.device_put(self.traced.consts)]
-        if _text(again) != _text(self.traced):
+        if plain(str(again.jaxpr)) != plain(str(self.traced.jaxpr)):
             self.constants.append(None)
         elif any(
             not np.array_equal(a, b, equal_nan=True) for a, b in zip(again.consts, self.traced.consts) if a is not b
@@ -158,67 +158,48 @@ class _Network:
         return np.asarray(logits, np.float32), [np.asarray(s) for s in scores], np.asarray(gradient)
 
 
-def _text(closed: Any) -> str:
-    return plain(str(closed.jaxpr))
-
-
 def _normalised(logits: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(logits, axis=1, keepdims=True)
     return logits / np.where(length > 0, length, 1)
 
 
-def _differ(a: np.ndarray, b: np.ndarray, labels: Any = None) -> tuple[np.ndarray, float]:
+def _differ(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
     """([example] bool, the largest difference) of logits over their norms; rows that are not finite do not differ."""
     difference = np.max(np.abs(_normalised(a) - _normalised(b)), axis=1)
     difference = np.where(np.isfinite(difference), difference, 0)
     return difference > DIFFERENCE, float(difference.max())
 
 
-def _of_answers(network: _Network, images: jax.Array, labels: jax.Array, who: str) -> list[Finding]:
+def _of_answers(network: _Network, images: jax.Array, who: str) -> list[Finding]:
     """Randomness and form of the logits, of attacked network and victim alike."""
-    found = []
     logits = network(images)[0]
     other_program = None in network.constants
-    repeats = [network(images)[0]] + (
-        [network(images, trace=1)[0]] if len(network.constants) > 1 and not other_program else []
-    )
-    moved, largest = np.zeros(len(logits), bool), 0.0
-    for repeat in repeats:
-        rows, size = _differ(logits, repeat)
-        moved, largest = moved | rows, max(largest, size)
-    randomised = moved.any() or other_program
-    if moved.any():
-        found.append(
-            finding("randomised", f"{who}normalised logits of two passes differ by up to {largest:.2g}", moved)
-        )
-    elif other_program:
+    traces = (0,) if other_program else range(len(network.constants))
+    moved, largest = zip(*(_differ(logits, network(images, trace=trace)[0]) for trace in traces))
+    text = f"{who}normalised logits of two passes differ by up to {max(largest):.2g}"
+    found = seen("randomised", text, np.logical_or.reduce(moved))
+    if other_program and not found:
         found.append(finding("randomised", f"{who}tracing it twice gives two programs"))
     frozen, seeded = programs.random_draws(network.program)
-    frozen += [] if randomised else programs.noise_constants(network.program)
+    frozen += [] if found else programs.noise_constants(network.program)
     if frozen:
         found.append(finding("frozen_randomness", f"{who}drawn under a constant key: {_listed(frozen)}"))
     if seeded:
         found.append(finding("seeded_by_input", f"{who}drawn under a key made from the image: {_listed(seeded)}"))
-    if _are_probabilities(logits):
+    inside = logits.max() < 1 + PROBABILITY and logits.min() > -PROBABILITY
+    if inside and np.all(np.abs(logits.sum(axis=1) - 1) < PROBABILITY):
         found.append(finding("probabilities", f"{who}every row lies in [0, 1] and sums to 1"))
     if network.classes < 4:
         found.append(finding("few_classes", f"{who}{network.classes} classes"))
     return found
 
 
-def _are_probabilities(logits: np.ndarray) -> bool:
-    inside = logits.max() < 1 + PROBABILITY and logits.min() > -PROBABILITY
-    return bool(inside and np.all(np.abs(logits.sum(axis=1) - 1) < PROBABILITY))
-
-
 def _frozen_draw(attacked: _Network, drawn: _Network, images: jax.Array, key: jax.Array) -> list[Finding]:
     """`make_forward` answers differently under two keys, `forward` does not: it is one draw."""
     moved, largest = _differ(drawn(images)[0], drawn(images, key=key)[0])
     still, _ = _differ(attacked(images)[0], attacked(images)[0])
-    if not moved.any() or still.any():
-        return []
     text = f"under two keys the logits of make_forward differ by up to {largest:.2g}, those of forward never"
-    return [finding("frozen_randomness", text, moved)]
+    return [] if still.any() else seen("frozen_randomness", text, moved)
 
 
 def _of_program(network: _Network) -> list[Finding]:
@@ -241,62 +222,47 @@ def _listed(names: list[str]) -> str:
 
 
 def _of_gradient(
-    network: _Network,
-    judge: _Network,
-    images: jax.Array,
-    labels: np.ndarray,
-    threat: Ball,
-    noise_key: jax.Array,
-    corner_key: jax.Array,
+    network: _Network, judge: _Network, images: jax.Array, labels: np.ndarray, threat: Ball, keys: Sequence[jax.Array]
 ) -> list[Finding]:
     """What only running shows: at the images, at random points of the threat set, and along the gradient."""
     found = []
-    inside = threat.project(images + threat.noise(jax.random.split(noise_key, len(images)), images), images)
-    signs = jax.random.rademacher(corner_key, images.shape, images.dtype)
+    inside = threat.project(images + threat.noise(jax.random.split(keys[0], len(images)), images), images)
+    signs = jax.random.rademacher(keys[1], images.shape, images.dtype)
     corner = threat.project(images + threat.eps * threat.direction(signs), images)
 
     clean, scores, _ = network(images)
-    start, start_scores, start_gradient = network(inside, _margin_cotangent(network(inside)[0], labels))
+    start, start_scores, start_gradient = network(inside, _cotangent(margin, network(inside)[0], labels))
     far, far_scores, _ = network(corner)
     if network.error is not None:
         found.append(finding("no_gradient", f"jax.grad fails: {network.error}"))
     answers = [clean, start, far] + ([judge(images)[0]] if judge is not network else [])
     bad = ~np.all([np.isfinite(a).all(axis=1) for a in answers], axis=0)
-    if bad.any():
-        found.append(finding("nonfinite_logits", f"NaN or infinite logits on {bad.sum()} of {len(images)} images", bad))
+    found += seen("nonfinite_logits", f"NaN or infinite logits on {bad.sum()} of {len(images)} images", bad)
     finite: np.ndarray = np.all(np.isfinite(start), axis=1)
 
     hard = programs.hard_gates(network.program)
     if hard:
-        flips = np.zeros(len(images), bool)
-        count = total = 0
-        for i in hard:
-            for moved in (start_scores[i], far_scores[i]):
-                flipped = ((moved >= 0) != (scores[i] >= 0)).reshape(len(images), -1)
-                flips |= flipped.any(axis=1)
-                count, total = count + int(flipped.sum()), total + flipped.size
-        text = f"{len(hard)} of {len(scores)} gated units have no gradient towards their scores; "
-        found.append(
-            finding("hard_gates", f"{text}random steps flip {100 * count / total:.2g} % of their gates", flips)
-        )
+        moved = [(after[i] >= 0) != (scores[i] >= 0) for i in hard for after in (start_scores, far_scores)]
+        flips = np.concatenate([flipped.reshape(len(images), -1) for flipped in moved], axis=1)
+        text = f"{len(hard)} of {len(scores)} gated units have no gradient towards their scores; random steps flip "
+        text += f"{100 * flips.sum() / flips.size:.2g} % of their gates"
+        found.append(finding("hard_gates", text, flips.any(axis=1)))
     if network.error is not None:
         return found
 
     lost = finite & ~np.isfinite(start_gradient).all(axis=(1, 2, 3))
-    if lost.any():
-        found.append(finding("nonfinite_gradient", f"on {lost.sum()} of {len(lost)} images", lost))
+    found += seen("nonfinite_gradient", f"on {lost.sum()} of {len(lost)} images", lost)
     zero = finite & indicators.unavailable_gradients(start_gradient)
-    if zero.any():
-        found.append(finding("zero_gradient", f"on {zero.sum()} of {len(zero)} images at a random start", zero))
+    found += seen("zero_gradient", f"on {zero.sum()} of {len(zero)} images at a random start", zero)
     usable = finite & ~lost & ~zero
     found += _reversed(network, inside, start_gradient, labels, threat, usable)
     found += _saturated(network, images, clean, labels)
     return found + _walk(network, judge, images, labels, threat.bounds)
 
 
-def _margin_cotangent(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Gradient of the margin by the logits; 0 in rows that are not finite."""
-    total = lambda z: jnp.sum(margin(Output(z), jnp.asarray(labels)))
+def _cotangent(objective: Callable, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Gradient of an objective by the logits; 0 in rows that are not finite."""
+    total = lambda z: jnp.sum(objective(Output(z), jnp.asarray(labels)))
     rows = np.isfinite(logits).all(axis=1, keepdims=True)
     return np.where(rows, np.asarray(jax.grad(total)(jnp.asarray(np.where(rows, logits, 0)))), 0)
 
@@ -324,7 +290,7 @@ def _reversed(
     some = usable & (promised > 0)  # not with eps 0
     ratio = np.where(some, (up - down) / np.where(some, promised, 1), 1)
     wrong = np.isfinite(ratio) & (ratio < -0.5)
-    if not usable.any() or wrong.sum() <= usable.sum() / 2:
+    if wrong.sum() <= usable.sum() / 2:
         return []
     median = float(np.median(ratio[wrong]))
     text = f"along the gradient the margin of {wrong.sum()} of {len(wrong)} images moves {median:.2g} times as promised"
@@ -334,16 +300,11 @@ def _reversed(
 def _saturated(network: _Network, images: jax.Array, logits: np.ndarray, labels: np.ndarray) -> list[Finding]:
     """Cross-entropy whose gradient has vanished in single precision while that of the margin has not."""
     finite: np.ndarray = np.all(np.isfinite(logits), axis=1)
-    total = lambda z: jnp.sum(cross_entropy(Output(z), jnp.asarray(labels)))
-    of_loss = np.asarray(jax.grad(total)(jnp.asarray(np.where(finite[:, None], logits, 0))))
-    right = np.argmax(logits, axis=1) == labels
-    vanished = finite & right & indicators.unavailable_gradients(network(images, of_loss)[2])
-    vanished &= ~indicators.unavailable_gradients(network(images, _margin_cotangent(logits, labels))[2])
-    if not vanished.any():
-        return []
+    gone = lambda loss: indicators.unavailable_gradients(network(images, _cotangent(loss, logits, labels))[2])
+    vanished = finite & (np.argmax(logits, axis=1) == labels) & gone(cross_entropy) & ~gone(margin)
     least = float(np.min(-_margins(logits, labels), where=vanished, initial=np.inf))
     text = f"on {vanished.sum()} of {len(vanished)} images, whose margins are {least:.3g} logits and more"
-    return [finding("saturated_loss", text, vanished)]
+    return seen("saturated_loss", text, vanished)
 
 
 def _walk(network: _Network, judge: _Network, images: jax.Array, labels: np.ndarray, bounds: Bounds) -> list[Finding]:
@@ -357,12 +318,10 @@ def _walk(network: _Network, judge: _Network, images: jax.Array, labels: np.ndar
         survives &= (np.argmax(answer, axis=1) == labels) & np.isfinite(answer).all(axis=1)
         if step == steps or not survives.any():
             break
-        gradient = network(x, _margin_cotangent(logits, labels))[2]
+        gradient = network(x, _cotangent(margin, logits, labels))[2]
         x = jnp.clip(x + size * jnp.sign(jnp.nan_to_num(gradient)), *bounds)
         logits = network(x)[0]
-    if not survives.any():
-        return []
     text = (
         f"{survives.sum()} of {len(images)} images survive {steps} sign steps of {size * 255:.3g}/255 without a bound"
     )
-    return [finding("unconstrained_failure", text, survives)]
+    return seen("unconstrained_failure", text, survives)

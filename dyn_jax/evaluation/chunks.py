@@ -6,18 +6,18 @@ Every device meets chunks of one shape, so that one device and many give the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-Call = Callable[..., Any]
-"""(shared, rows, *arrays [row, ...]) -> tree of arrays [row, ...], pure."""
+Call = Callable[..., Any]  # (shared, rows, *arrays [row, ...]) -> tree of arrays [row, ...], pure
 
 
-def divided(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Rows in chunks of `size`, the last one smaller."""
+def divided(rows: Any, size: int) -> list[Any]:
+    """Rows (or what else can be sliced) in chunks of `size`, the last one smaller."""
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
@@ -34,10 +34,11 @@ class Chunks:
     def __init__(self, call: Call, shared: Any, size: int, devices: Sequence[Any] | None = None) -> None:
         self.size = size
         self._shared = shared
-        self._devices = list(jax.local_devices() if devices is None else devices)
+        devices = list(jax.local_devices() if devices is None else devices)
+        self.at_once = len(devices)  # chunks that run at the same time
         self._compiled = jax.jit(call)
-        if len(self._devices) > 1:
-            mesh = Mesh(np.array(self._devices), ("device",))
+        if self.at_once > 1:
+            mesh = Mesh(np.array(devices), ("device",))
             row, whole = PartitionSpec("device"), PartitionSpec()
 
             def spread(shared: Any, *arrays: Any) -> Any:
@@ -46,23 +47,15 @@ class Chunks:
 
             self._compiled = jax.jit(spread)
 
-    @property
-    def at_once(self) -> int:
-        """Chunks that run at the same time."""
-        return len(self._devices)
-
     def __call__(self, chunks: Sequence[np.ndarray], *arrays: np.ndarray) -> Iterator[Any]:
-        """What the function makes of each chunk, on the host.
+        """What the function makes of each chunk, on the host; MemoryError where not even a single row fits.
 
         Args:
           chunks: row numbers, at most `size` each.
           arrays: [example, ...], of which the chunks pick rows.
-
-        Raises:
-          MemoryError: not even a single row fits.
         """
-        for first in range(0, len(chunks), self.at_once):
-            yield from self._group(list(chunks[first : first + self.at_once]), arrays)
+        for group in divided(chunks, self.at_once):
+            yield from self._group(list(group), arrays)
 
     def _group(self, group: list[np.ndarray], arrays: tuple[np.ndarray, ...]) -> list[Any]:
         """As many chunks as there are devices; where they do not fit, in halves, now and from now on."""
@@ -70,9 +63,7 @@ class Chunks:
             parts = [divided(rows, self.size) for rows in group]
             pieces = [piece for chunk in parts for piece in chunk]
             try:
-                done: list[Any] = []
-                for first in range(0, len(pieces), self.at_once):
-                    done += self._side_by_side(pieces[first : first + self.at_once], arrays)
+                done = [one for some in divided(pieces, self.at_once) for one in self._side_by_side(some, arrays)]
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -81,7 +72,7 @@ class Chunks:
                 self.size = (self.size + 1) // 2
                 continue
             left = iter(done)
-            return [_joined([next(left) for _ in chunk]) for chunk in parts]
+            return [jax.tree.map(lambda *pieces: np.concatenate(pieces), *islice(left, len(p))) for p in parts]
 
     def _side_by_side(self, group: list[np.ndarray], arrays: tuple[np.ndarray, ...]) -> list[Any]:
         whole = [*group, *[group[-1]] * (self.at_once - len(group))]  # every device gets a chunk
@@ -89,7 +80,3 @@ class Chunks:
         got = jax.device_get(self._compiled(self._shared, filled, *(array[filled] for array in arrays)))
         take = lambda k: jax.tree.map(lambda leaf: leaf[k * self.size : k * self.size + len(group[k])], got)
         return [take(k) for k in range(len(group))]
-
-
-def _joined(parts: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from dyn_jax import _validate
 from dyn_jax.attacks.threat import ball
 from dyn_jax.evaluation import checks, files, programs, shards, summary
 from dyn_jax.evaluation.chunks import Chunks, divided
-from dyn_jax.evaluation.plan import ACCURACY, ENERGY, Budget, Entry, Threat, lambdas_of, plan
-from dyn_jax.evaluation.subject import Subject, plain, subject_of
+from dyn_jax.evaluation.plan import ACCURACY, ENERGY, Budget, Threat, plan
+from dyn_jax.evaluation.programs import Job
+from dyn_jax.evaluation.subject import plain, subject_of
 from dyn_jax.types import Occupancy, Variables
 
 Arrays = dict[str, np.ndarray]
-EXAMINED = 12
-"""Images that the checks look at before the attacks."""
-ROBUST = -1
-"""`found_by` of an example that no attack broke; `WRONG`: that was wrong to begin with."""
-WRONG = -2
+Store = shards.Folder | shards.Memory
+EXAMINED = 12  # images that the checks look at before the attacks
+ROBUST, WRONG = -1, -2  # `found_by` of an example that no attack broke, and of one that was wrong to begin with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,24 +50,6 @@ class Evaluation:
     def robust_accuracy(self) -> float:
         """Share of the examples that were right and stayed so under every attack."""
         return float(np.mean(self.examples["correct"] & ~self.examples["broken"] & ~self.examples["invalid"]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Everything that says what an evaluation is; see `evaluate`."""
-
-    subject: Subject
-    entries: tuple[Entry, ...]
-    threat: Threat
-    budget: Budget
-    seed: int
-    batch_size: int
-    draws: tuple[int, int]
-    devices: Sequence[Any] | None
-
-    def key(self, purpose: str) -> jax.Array:
-        """A key for one purpose: attacks and verdicts never share one."""
-        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()))
 
 
 def evaluate(
@@ -136,40 +118,26 @@ def evaluate(
         raise ValueError("resume: got True without an output, expected the folder of the run to go on with")
     subject = subject_of(net, variables, occupancy)
     shape = subject.shape(images[:1])
-    classes = shape.logits.shape[-1]
-    if classes < 2:
+    if shape.logits.shape[-1] < 2:
         raise ValueError("net: got one output, expected one for each class; make two of it: [0, logit]")
-    _validate.labels("labels", labels, len(images), classes)
-    entries = plan(
-        attacks,
-        threat,
-        budget,
-        classes=classes,
-        trace=shape.trace,
-        softens="occupancy" in subject.takes,
-        taps="tap" in subject.takes and not subject.stochastic,
-    )
+    _validate.labels("labels", labels, len(images), shape.logits.shape[-1])
+    entries = plan(attacks, threat, budget, subject, shape)
     job = Job(subject, entries, threat, budget, seed, min(batch_size, len(images)), draws, devices)
     mine = np.arange(len(images))[number::parts]
     if output is None:
         if parts > 1:
             raise ValueError("output: got None for several processes, expected a folder that all of them see")
-        found = _one_part(job, shards.Memory(), mine, images, labels, progress)
-        return _whole(job, [found], labels, facts, shape)
+        return _whole(job, [_one_part(job, shards.Memory(), mine, images, labels, progress)], labels, facts, shape)
     manifest = shards.describe(_config(job, parts, facts, images), variables, images, labels)
-    folder = shards.Folder(output, manifest, part=number, parts=parts, resume=resume)
-    try:
+    with contextlib.closing(shards.Folder(output, manifest, part=number, parts=parts, resume=resume)) as folder:
         folder.put("final", _one_part(job, folder, mine, images, labels, progress))
-        found = [shards.read_shard(folder.path / "shards" / f"{p + 1}-of-{parts}" / "final.npz", folder.run)
-                 for p in range(parts)]  # fmt: skip
-        complete = [arrays for arrays in found if arrays is not None]
-        if len(complete) < parts:
+        ends = [folder.path / "shards" / f"{p + 1}-of-{parts}" / "final.npz" for p in range(parts)]
+        found = [arrays for end in ends if (arrays := shards.read_shard(end, folder.run)) is not None]
+        if len(found) < parts:
             return None
-        evaluation = _whole(job, complete, labels, facts, shape)
+        evaluation = _whole(job, found, labels, facts, shape)
         files.save(folder.path, evaluation, files.pictures_of(job, evaluation.examples, images))
         return evaluation
-    finally:
-        folder.close()
 
 
 def _check_options(
@@ -195,8 +163,7 @@ def _check_options(
 def _config(job: Job, parts: int, facts: dict[str, Any] | None, images: np.ndarray) -> dict[str, Any]:
     return {
         "attacks": [entry.name for entry in job.entries],
-        "norm": job.threat.norm,
-        "eps": job.threat.eps,
+        **dataclasses.asdict(job.threat),
         "network": job.subject.fingerprint(images[:1]),
         "occupancy": plain(repr(job.subject.judged)),
         "seed": job.seed,
@@ -208,26 +175,25 @@ def _config(job: Job, parts: int, facts: dict[str, Any] | None, images: np.ndarr
     }
 
 
-def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarray, labels: np.ndarray, progress: bool):
+def _one_part(job: Job, store: Store, mine: np.ndarray, images: np.ndarray, labels: np.ndarray, progress: bool):
     """All phases on the examples of this process: arrays [example of mine, ...], attacks as ``number/field``."""
-    variables = job.subject.variables
     findings = _examined(job, store, images, labels)
 
     def phase(number: int, name: str, call: Callable, rows: np.ndarray, *arrays: np.ndarray, left: str = "") -> Arrays:
         size = _size(len(rows), job.batch_size)
         chunks = divided(rows, size)
-        run = Chunks(call, variables, size, job.devices)
         names = [f"{number:02d}-{name}-{k:05d}" for k in range(len(chunks))]
-        done = {k: kept for k, kept in ((k, store.get(names[k])) for k in range(len(chunks))) if kept is not None}
-        todo = [k for k in range(len(chunks)) if k not in done]
-        computed = run([chunks[k] for k in todo], *arrays)
-        for kept, k in zip(_bar(computed, len(chunks), len(done), f"{name}{left}", progress), todo):
-            store.put(names[k], kept)
-            done[k] = kept
-        return {field: np.concatenate([done[k][field] for k in range(len(chunks))]) for field in done[0]}
+        kept: list[Any] = [store.get(name) for name in names]
+        todo = [k for k, done in enumerate(kept) if done is None]
+        computed = Chunks(call, job.subject.variables, size, job.devices)([chunks[k] for k in todo], *arrays)
+        if progress:
+            computed = tqdm(computed, f"{name}{left}", len(chunks), initial=len(chunks) - len(todo), unit="chunk")
+        for done, k in zip(computed, todo):
+            store.put(names[k], done)
+            kept[k] = done
+        return {field: np.concatenate([done[field] for done in kept]) for field in kept[0]}
 
-    clean = phase(0, "clean", programs.clean_pass(job.subject, job.key("clean"), job.draws[1]), mine, images, labels)
-    place = {int(row): k for k, row in enumerate(mine)}
+    clean = phase(0, "clean", programs.clean_pass(job), mine, images, labels)
     standing = clean["correct"] & ~clean["invalid"]
     found_by = np.where(standing, ROBUST, WRONG)
     adversarial = images[mine].copy()
@@ -240,17 +206,9 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
         rows = mine[standing & (found_by == ROBUST)] if entry.kind == ACCURACY else mine
         if not len(rows):
             continue
-        call = programs.attacked(
-            job.subject,
-            entry,
-            job.threat,
-            lambdas_of(entry, job.budget),
-            (job.key(entry.name), job.key("judge")),
-            job.draws,
-        )
         left = f", {int(np.sum(found_by >= 0))} broken, {int(np.sum(found_by == ROBUST))} left"
-        got = phase(number + 1, entry.name, call, rows, images, labels, left=left)
-        at = np.array([place[int(row)] for row in rows])
+        got = phase(number + 1, entry.name, programs.attacked(job, entry), rows, images, labels, left=left)
+        at = np.searchsorted(mine, rows)
         for name, value in got.items():
             if name != "adversarial" or len(job.entries) == 1:  # those of many would fill the memory
                 result[f"{number}/{name}"] = value
@@ -263,18 +221,16 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
             fooled = got["fooled"] & (beside[at] == ROBUST)
             beside[at[fooled]], fooling[at[fooled]] = number, got["adversarial"][fooled]
         if entry.kind == ENERGY:
-            inside = got["inside"]
-            more = inside & (got["macs"] > dearest[at])
+            more = got["inside"] & (got["macs"] > dearest[at])
             costly[at[more]], dearest[at[more]] = got["adversarial"][more], got["macs"][more]
             shares[at[more]] = got["shares"][more]
     late = standing & (found_by == ROBUST) & (beside != ROBUST)
     found_by[late], adversarial[late] = beside[late], fooling[late]
     whole = np.zeros_like(images)
     whole[mine] = adversarial
-    call = programs.verdict(job.subject, job.threat, job.key("verdict"), job.draws[1])
-    again = phase(len(job.entries) + 1, "verdict", call, mine, whole, images, labels)
-    result |= {f"verdict/{name}": value for name, value in again.items()}
+    again = phase(len(job.entries) + 1, "verdict", programs.verdict(job), mine, whole, images, labels)
     return result | {
+        **{f"verdict/{name}": value for name, value in again.items()},
         "findings": findings,
         "found_by": found_by,
         "adversarial": adversarial,
@@ -285,7 +241,7 @@ def _one_part(job: Job, store: shards.Store, mine: np.ndarray, images: np.ndarra
     }
 
 
-def _examined(job: Job, store: shards.Store, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _examined(job: Job, store: Store, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """What `checks.check` finds on the first images, as JSON text."""
     kept = store.get("checks")
     if kept is None:
@@ -313,60 +269,41 @@ def _size(rows: int, most: int) -> int:
     return -(-rows // -(-rows // most))
 
 
-def _bar(computed: Iterator, total: int, done: int, name: str, progress: bool) -> Iterator:
-    if not progress:
-        return computed
-    from tqdm import tqdm
-
-    return iter(tqdm(computed, desc=name, total=total, initial=done, unit="chunk"))
-
-
 def _whole(job: Job, parts: list[Arrays], labels: np.ndarray, facts: dict[str, Any] | None, shape: Any) -> Evaluation:
     """The evaluation of all examples from those of the processes."""
     count = len(labels)
 
-    def gather(name: str, rows: str = "rows", missing: Any = 0) -> np.ndarray:
+    def gather(name: str, rows: str = "rows") -> np.ndarray:
         there = [part for part in parts if name in part]
         like = there[0][name]
-        whole = np.full((count, *like.shape[1:]), missing, like.dtype)
+        whole = np.zeros((count, *like.shape[1:]), like.dtype)
         for part in there:
             whole[part[rows]] = part[name]
         return whole
 
-    clean = {name.partition("/")[2]: gather(name) for name in parts[0] if name.startswith("clean/")}
-    again = {name.partition("/")[2]: gather(name) for name in parts[0] if name.startswith("verdict/")}
-    found_by = gather("found_by")
-    broken = (found_by >= 0) & again["wrong"] & again["inside"]
+    def below(prefix: str, rows: str = "rows") -> Arrays:
+        names = sorted({name for part in parts for name in part if name.startswith(prefix)} - {rows})
+        return {name.removeprefix(prefix): gather(name, rows) for name in names}
+
+    clean, again = below("clean/"), below("verdict/")
+    claimed = gather("found_by") >= 0
     examples = {
         "label": labels,
-        "prediction": clean["prediction"],
-        "correct": clean["correct"],
-        "invalid": gather("invalid"),
-        "broken": broken,
-        "claimed": found_by >= 0,
-        "inside": again["inside"],
-        "found_by": found_by,
-        "rate": again["rate"],
-        "adversarial": gather("adversarial"),
-        "adversarial_8bit": again["coarse"],
-        "broken_8bit": (found_by >= 0) & again["coarse_wrong"],
-        "grid": again["grid"],
-        "macs": clean["macs"],
-        "macs_worst": gather("macs_worst"),
-        "costliest": gather("costly"),
-        "shares": clean["shares"],
-        "shares_worst": gather("shares_worst"),
+        **{name: clean[name] for name in ("prediction", "correct", "macs", "shares")},
+        **{name: again[name] for name in ("inside", "rate", "grid")},
+        **{name: gather(name) for name in ("invalid", "found_by", "adversarial", "macs_worst", "shares_worst")},
         "clean_rate": clean["rate"],
+        "claimed": claimed,
+        "broken": claimed & again["wrong"] & again["inside"],
+        "adversarial_8bit": again["coarse"],
+        "broken_8bit": claimed & again["coarse_wrong"],
+        "costliest": gather("costly"),
     }
     attacked: dict[str, Arrays] = {}
     for number, entry in enumerate(job.entries):
         rows = f"{number}/rows"
-        fields = sorted({name for part in parts for name in part if name.startswith(f"{number}/") and name != rows})
-        run = np.zeros(count, bool)
-        for part in parts:
-            if rows in part:
-                run[part[rows]] = True
-        attacked[entry.name] = {"run": run, **{name.partition("/")[2]: gather(name, rows) for name in fields}}
+        run = np.isin(np.arange(count), np.concatenate([part.get(rows, []) for part in parts]))
+        attacked[entry.name] = {"run": run, **below(f"{number}/", rows)}
     first = json.loads(str(parts[0]["findings"]))
     found = summary.summarise(job, examples, attacked, facts or {}, shape, first)
     return Evaluation(found, examples, attacked)

@@ -16,8 +16,7 @@ from dyn_jax.evaluation.chunks import Chunks
 from dyn_jax.evaluation.shards import write
 
 RESULT, ADVERSARIAL, PICTURES = "result.json", "adversarial.npz", "pictures.npz"
-SHOWN = 6
-"""Examples of each kind among the pictures."""
+SHOWN = 6  # examples of each kind among the pictures
 KEPT = ("label", "prediction", "correct", "invalid", "broken", "found_by", "rate", "adversarial", "macs", "macs_worst")
 
 
@@ -42,11 +41,7 @@ def save(folder: str | os.PathLike, evaluation: Any, pictures: dict[str, np.ndar
 
 
 def load(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(summary, pictures) of a finished run.
-
-    Raises:
-      OSError, BadFile: no finished run there; says what is missing.
-    """
+    """(summary, pictures) of a finished run; an OSError or BadFile where there is none says what is missing."""
     place = pathlib.Path(folder)
     if not (place / RESULT).exists():
         there = "its run is not finished: repeat the command that began it" if (place / "shards").exists() else ""
@@ -57,7 +52,7 @@ def load(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarra
             return summary, {name: archive[name] for name in archive.files}
 
 
-def pictures_of(job: Any, examples: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
+def pictures_of(job: programs.Job, examples: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
     """The broken examples that come first, and those that cost most more, with what was on before and after.
 
     Returns:
@@ -76,12 +71,11 @@ def pictures_of(job: Any, examples: dict[str, np.ndarray], images: np.ndarray) -
     facts |= {"label": examples["label"][index], "found_by": examples["found_by"][index]}
     if not len(index):
         return facts
-    run = Chunks(programs.shown(job.subject, job.key("pictures"), job.draws[1]), job.subject.variables, len(index))
+    run = Chunks(programs.shown(job), job.subject.variables, len(index))
     rows = np.arange(len(index))
     (before,), (after,) = list(run([rows], images[index])), list(run([rows], moved))
     for when, got in (("before", before), ("after", after)):
-        units = got.pop("on")
-        facts |= {f"on_{when}/{k}": np.asarray(on) for k, on in enumerate(units)}
+        facts |= {f"on_{when}/{k}": np.asarray(on) for k, on in enumerate(got["on"])}
         facts |= {when: got["prediction"], f"macs_{when}": got["macs"]}
     return facts
 

@@ -15,8 +15,7 @@ from dyn_jax import _validate
 from dyn_jax.attacks.bim import bim
 from dyn_jax.attacks.forward import Network
 
-TAIL = 10
-"""Steps at the end of a loss path in which it should have settled."""
+TAIL = 10  # steps at the end of a loss path in which it should have settled
 
 
 def unavailable_gradients(gradient: jax.typing.ArrayLike) -> np.ndarray:
@@ -47,9 +46,7 @@ def silent_success(success: jax.typing.ArrayLike, path_success: jax.typing.Array
 
     The intended rule; the released code looks at an empty path and never fires.
 
-    Args:
-      success: [example] bool, of the returned value.
-      path_success: [example, step] bool, of every iterate.
+    `success` [example] bool is that of the returned value, `path_success` [example, step] of every iterate.
     """
     success = np.asarray(_validate.rows("success", success, np.shape(success)[0]))
     return ~success & np.any(_path("path_success", path_success, len(success)), axis=1)

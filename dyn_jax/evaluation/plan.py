@@ -7,11 +7,11 @@ import difflib
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from dyn_jax import _validate, attacks, objectives, occupancy
 from dyn_jax.attacks import Attack
-from dyn_jax.types import Occupancy, Trace
+from dyn_jax.evaluation.subject import Subject
+from dyn_jax.types import Occupancy, Output
 
 ACCURACY, ENERGY, NORM = "accuracy", "energy", "norm"
 SOFTENED = {"soft": occupancy.sigmoid, "straight-through": occupancy.straight_through}
@@ -58,27 +58,20 @@ class Budget:
 class Entry:
     """One attack of an evaluation.
 
-    Attributes:
-      name: e.g. ``apgd-ce`` or ``apgd-ce@soft``.
-      kind: ``accuracy``: in the ball, over for an example once it is broken; ``energy``: of every example; ``norm``:
-        the smallest perturbation, of every example, for the curve over eps.
-      attack: what is run.
-      soften: lambda -> the occupancy that is differentiated; None: the one that is judged.
-      note: what the result says about it.
+    Its kind is ``accuracy``: in the ball, over for an example once it is broken; ``energy``: of every example;
+    ``norm``: the smallest perturbation, of every example, for the curve over eps.
     """
 
-    name: str
+    name: str  # e.g. ``apgd-ce`` or ``apgd-ce@soft``
     kind: str
     attack: Attack
+    # lambda -> the occupancy that is differentiated; None: the one that is judged
     soften: Callable[[jax.typing.ArrayLike], Occupancy] | None = None
-    note: str = ""
+    note: str = ""  # what the result says about it
 
 
-Maker = Callable[[Threat, Budget, int], Attack]
-RESTARTS = 5
-"""Of the attacks ``NAME-5`` of AutoAttack's plus, and of APGD in its L1."""
-L1_TARGETS, L1_RADII = 5, (3.0, 2.0, 1.0)
-"""What else AutoAttack changes in the L1 ball."""
+RESTARTS = 5  # of the attacks ``NAME-5`` of AutoAttack's plus, and of APGD in its L1
+L1_TARGETS, L1_RADII = 5, (3.0, 2.0, 1.0)  # what else AutoAttack changes in the L1 ball
 
 
 def _course(t: Threat, b: Budget) -> attacks.Course:
@@ -86,26 +79,21 @@ def _course(t: Threat, b: Budget) -> attacks.Course:
     return attacks.Course(L1_RADII if t.norm == "l1" and b.steps > 4 else (1.0,), keep="error")
 
 
-def _apgd(objective: str, restarts: int = 1) -> Maker:
-    def make(t: Threat, b: Budget, n: int) -> Attack:
-        count = RESTARTS if t.norm == "l1" else restarts
-        return attacks.apgd(t.eps, b.steps, restarts=count, norm=t.norm, objective=objective, course=_course(t, b))
-
-    return make
+def _apgd(t: Threat, b: Budget, objective: str, restarts: int = 1) -> Attack:
+    count = RESTARTS if t.norm == "l1" else restarts
+    return attacks.apgd(t.eps, b.steps, restarts=count, norm=t.norm, objective=objective, course=_course(t, b))
 
 
 def _apgd_t(t: Threat, b: Budget, n: int) -> Attack:
-    count = min(b.targets, n - 1)
-    if t.norm == "l1":
-        count = min(count, L1_TARGETS)
+    count = min(b.targets, n - 1, L1_TARGETS if t.norm == "l1" else n)
     return attacks.apgd_t(t.eps, b.steps, norm=t.norm, target_classes=count, course=_course(t, b))
 
 
-ATTACKS: dict[str, tuple[str, Maker]] = {
-    "apgd-ce": (ACCURACY, _apgd("ce")),
-    "apgd-dlr": (ACCURACY, _apgd("dlr")),
-    "apgd-ce-5": (ACCURACY, _apgd("ce", RESTARTS)),
-    "apgd-dlr-5": (ACCURACY, _apgd("dlr", RESTARTS)),
+ATTACKS: dict[str, tuple[str, Callable[[Threat, Budget, int], Attack]]] = {
+    "apgd-ce": (ACCURACY, lambda t, b, n: _apgd(t, b, "ce")),
+    "apgd-dlr": (ACCURACY, lambda t, b, n: _apgd(t, b, "dlr")),
+    "apgd-ce-5": (ACCURACY, lambda t, b, n: _apgd(t, b, "ce", RESTARTS)),
+    "apgd-dlr-5": (ACCURACY, lambda t, b, n: _apgd(t, b, "dlr", RESTARTS)),
     "apgd-t": (ACCURACY, _apgd_t),
     "fab-5": (ACCURACY, lambda t, b, n: attacks.fab(t.eps, b.steps, restarts=RESTARTS, norm=t.norm)),
     "fab-t": (
@@ -133,27 +121,19 @@ ATTACKS: dict[str, tuple[str, Maker]] = {
 LEADED = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fgsm", "pgd", "bim", "energy-apgd", "fmn", "ddn")
 """Attacks by gradients, that LGM can lead: ``NAME@soft`` and ``NAME@straight-through``."""
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-_ENERGY = ("energy-apgd", "energy-apgd@straight-through", "grad-auto", "ilfo", "grad-mdm")
+_LED = ("apgd-ce@straight-through", "apgd-ce@soft", "apgd-t@straight-through", "apgd-t@soft", "fab-t@straight-through")
 PLANS: dict[str, tuple[str, ...]] = {
     "standard": _STANDARD,
     "plus": ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
-    "dynamics": (
-        *_STANDARD,
-        "apgd-ce@straight-through",
-        "apgd-ce@soft",
-        "apgd-t@straight-through",
-        "apgd-t@soft",
-        "fab-t@straight-through",
-    ),
-    "energy": _ENERGY,
+    "dynamics": (*_STANDARD, *_LED),
+    "energy": ("energy-apgd", "energy-apgd@straight-through", "grad-auto", "ilfo", "grad-mdm"),
     "curve": ("fmn",),
 }
 """``standard``, ``plus``, ``rand`` (of networks that draw): AutoAttack's; ``dynamics``: the first, led by LGM too;
 ``energy``; ``curve``: accuracy at every eps."""
 NEED_CLASSES = {"apgd-dlr": 3, "apgd-dlr-5": 3, "apgd-t": 4}
-ONLY = {"rays": "linf", "ddn": "l2"}
-"""Attacks of one norm."""
+ONLY = {"rays": "linf", "ddn": "l2"}  # attacks of one norm
 
 
 def names_of(wanted: str | Sequence[str]) -> tuple[str, ...]:
@@ -179,56 +159,43 @@ def names_of(wanted: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def plan(
-    wanted: str | Sequence[str],
-    threat: Threat,
-    budget: Budget,
-    *,
-    classes: int,
-    trace: Trace,
-    softens: bool,
-    taps: bool = False,
+    wanted: str | Sequence[str], threat: Threat, budget: Budget, subject: Subject, shape: Output
 ) -> tuple[Entry, ...]:
     """The entries of an evaluation.
 
     Args:
       wanted: see `names_of`.
-      classes: of the network.
-      trace: of its output, shapes are enough.
-      softens: whether it takes an occupancy.
-      taps: whether it takes ``tap=``; GradMDM has its nodes there, where every unit is one gate, and its losses alone
-        elsewhere.
+      subject: says whether it takes an occupancy, and ``tap=``: GradMDM has its nodes there, where every unit is one
+        gate, and its losses alone elsewhere.
+      shape: of its output.
 
     Raises:
       ValueError: an unknown name; DLR with too few classes; energy, or LGM, of a network without adaptive units; an
         attack of another norm.
     """
-    entries = []
+    entries, classes, trace = [], shape.logits.shape[-1], shape.trace
+    taps = "tap" in subject.takes and not subject.stochastic and all(unit.score.ndim == 1 for unit in trace.units)
     for name in names_of(wanted):
         base, _, soft = name.partition("@")
         kind, make = ATTACKS[base]
-        if classes < NEED_CLASSES.get(base, 2):
+        if classes < (least := NEED_CLASSES.get(base, 2)):
             raise ValueError(
-                f"attacks: got {name} for {classes} classes, expected at least {NEED_CLASSES.get(base, 2)} (its DLR "
-                "loss compares that many); name others, e.g. --attacks apgd-ce,square"
+                f"attacks: got {name} for {classes} classes, expected at least {least} (its DLR loss compares "
+                "that many); name others, e.g. --attacks apgd-ce,square"
             )
         if kind == ENERGY:
             try:
                 objectives.check_adaptive(trace)
             except ValueError as error:
                 raise ValueError(f"attacks: got {name}; {error}") from None
-        if soft and not (trace.units and softens):
+        if soft and not (trace.units and "occupancy" in subject.takes):
             raise ValueError(f"attacks: got {name}, but the network has no gates to soften; leave {name!r} out")
         if threat.norm != ONLY.get(base, threat.norm):
             raise ValueError(f"attacks: got {name} in the {threat.norm} norm, expected {ONLY[base]}, or leave it out")
         attack, note = make(threat, budget, classes), ""
-        if base == "grad-mdm" and not (taps and all(unit.score.ndim == 1 for unit in trace.units)):
+        if base == "grad-mdm" and not taps:
             attack, note = attacks.grad_mdm(steps=budget.energy_steps, even=False), "its losses alone: no gate to tap"
         entries.append(Entry(name, kind, attack, SOFTENED[soft] if soft else None, note))
     if not entries:
         raise ValueError("attacks: got none, expected at least one")
     return tuple(entries)
-
-
-def lambdas_of(entry: Entry, budget: Budget) -> jax.Array | None:
-    """[lambda] of a softened entry, else None."""
-    return None if entry.soften is None else jnp.asarray(budget.lambdas, jnp.float32)

@@ -7,7 +7,6 @@ passes something on: floating point throughout, and no equation whose derivative
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -30,47 +29,30 @@ _ELEMENTWISE = (*_SHAPES, "abs", "neg", "add", "sub", "mul", "div", "integer_pow
 
 
 class Equation(NamedTuple):
-    """One equation; variables are numbers of the program.
+    """One equation; variables are numbers of the program."""
 
-    Attributes:
-      name: of the primitive; ``link`` only passes a value on (into and out of loops and branches).
-      inputs, outputs: variables.
-      source: the equation of the jaxpr, None for a link.
-      custom: it lies inside a function with a derivative of its own (``custom_vjp``, ``custom_jvp``).
-      differentiated: it was made by a differentiation inside the network.
-      loop: it lies inside ``scan`` or ``while``.
-    """
-
-    name: str
+    name: str  # of the primitive; ``link`` only passes a value on (into and out of loops and branches)
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    source: Any = None
-    custom: bool = False
-    differentiated: bool = False
-    loop: bool = False
+    source: Any = None  # the equation of the jaxpr, None for a link
+    custom: bool = False  # it lies inside a function with a derivative of its own (``custom_vjp``, ``custom_jvp``)
+    differentiated: bool = False  # it was made by a differentiation inside the network
+    loop: bool = False  # it lies inside ``scan`` or ``while``
 
 
-@dataclasses.dataclass
 class Program:
-    """A traced network, laid open.
+    """A traced network, laid open; its arguments are the first variables.
 
-    Attributes:
-      equations: all of them.
-      avals: of every variable.
-      constants: variable -> its value, where it is a constant or a literal.
-      images, key: the arguments; key is None where the network takes none.
-      logits, scores: what comes out.
+    Variables are numbers: `avals` has one for each, `constants` the values of constants and literals. `images` and
+    `key` (None where the network takes none) are the arguments, `logits` and `scores` what comes out.
     """
 
-    equations: list[Equation]
-    avals: list[Any]
-    constants: dict[int, Any]
-    images: int
-    key: int | None
-    logits: int
-    scores: tuple[int, ...]
-
-    def __post_init__(self) -> None:
+    def __init__(self, closed: Any, *, takes_key: bool = False) -> None:
+        opener = _Opener()
+        arguments = [opener.new(v.aval) for v in closed.jaxpr.invars]
+        self.images, self.key = arguments[0], arguments[1] if takes_key else None
+        self.logits, *self.scores = opener.inline(closed, arguments)
+        self.equations, self.avals, self.constants = opener.equations, opener.avals, opener.constants
         self._makers: dict[int, list[Equation]] = {}
         self._users: dict[int, list[Equation]] = {}
         self._known: dict[tuple, set[int]] = {}
@@ -148,18 +130,9 @@ class Program:
 
 
 def trace(forward: Callable[..., tuple[jax.Array, tuple]], images: Any, key: Any = None) -> tuple[Any, Program]:
-    """Traces ``forward(images)`` or ``forward(images, key)`` -> (logits, scores).
-
-    Returns:
-      (closed jaxpr, `Program`).
-    """
-    arguments = (images,) if key is None else (images, key)
-    closed = jax.make_jaxpr(forward)(*arguments)
-    opener = _Opener()
-    ids = [opener.new(v.aval) for v in closed.jaxpr.invars]
-    outs = opener.inline(closed, ids)
-    of_key = None if key is None else ids[1]
-    return closed, Program(opener.equations, opener.avals, opener.constants, ids[0], of_key, outs[0], tuple(outs[1:]))
+    """``forward(images)`` or ``forward(images, key)`` -> (logits, scores), traced: (closed jaxpr, `Program`)."""
+    closed = jax.make_jaxpr(forward)(images, *(() if key is None else (key,)))
+    return closed, Program(closed, takes_key=key is not None)
 
 
 class _Opener:
@@ -254,11 +227,9 @@ def _is_flat(source: Any) -> bool:
 
     cotangents = [jnp.ones(v.aval.shape, v.aval.dtype) for v in source.outvars]
     jaxpr = jax.make_jaxpr(backward)(arguments, cotangents)
-    opener = _Opener()
-    ids = [opener.new(v.aval) for v in jaxpr.jaxpr.invars]
-    outs = opener.inline(jaxpr, ids)
-    derivative = Program(opener.equations, opener.avals, opener.constants, ids[0], None, outs[0], ())
-    return not derivative.depending_on(*ids[len(arguments) :]).intersection(outs)
+    derivative = Program(jaxpr)
+    coming_back = range(len(arguments), len(jaxpr.jaxpr.invars))
+    return not derivative.depending_on(*coming_back).intersection((derivative.logits, *derivative.scores))
 
 
 def reaches_logits(program: Program) -> bool:
@@ -339,16 +310,14 @@ def hard_operations(program: Program) -> list[str]:
     used, live = program.used_for(program.logits), program.differentiable_from(program.logits)
     used_uncut = program.used_for(program.logits, cut=True)
     depends = program.depending_on(program.images)
-    gates = set().union(*(program.aliases(score) for score in program.scores)) if program.scores else set()
+    gates = set().union(*map(program.aliases, program.scores))
     found = []
     for equation in program.equations:
         operands = [v for v in equation.inputs if v in depends and program._inexact(v)]
-        if (
-            equation.custom
-            or not operands
-            or not used.intersection(equation.outputs)
-            or not _is_hard(program, equation)
-        ):
+        if equation.custom or not operands or not used.intersection(equation.outputs):
+            continue
+        cast, made = equation.name == "convert_element_type", program.avals[equation.outputs[0]]
+        if not (jnp.issubdtype(made.dtype, jnp.integer) if cast else equation.name in STEPS + COMPARISONS):
             continue
         # what is cut off on its way may have a surrogate beside it: x + stop_gradient(round(15 x) / 15 - x)
         through = equation.name in COMPARISONS or not used_uncut.intersection(equation.outputs)
@@ -358,10 +327,3 @@ def hard_operations(program: Program) -> list[str]:
         if not live & roots and not gates & shown:
             found.append(f"{equation.name}{list(program.avals[operands[0]].shape)}")
     return found
-
-
-def _is_hard(program: Program, equation: Equation) -> bool:
-    if equation.name == "convert_element_type":
-        dtype = program.avals[equation.outputs[0]].dtype
-        return jnp.issubdtype(dtype, jnp.integer)
-    return equation.name in STEPS + COMPARISONS

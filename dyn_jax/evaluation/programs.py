@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,59 +15,65 @@ from dyn_jax.attacks import AttackResult, to_8bit
 from dyn_jax.attacks.minimal import MinimalNorm
 from dyn_jax.attacks.threat import ball
 from dyn_jax.evaluation import stochastic
-from dyn_jax.evaluation.plan import ENERGY, NORM, Entry, Threat
+from dyn_jax.evaluation.plan import ENERGY, NORM, Budget, Entry, Threat
 from dyn_jax.evaluation.subject import Subject
+from dyn_jax.metrics.answers import correct
 from dyn_jax.types import Output, Trace
 
 Call = Callable[..., dict[str, jax.Array]]
-PATH = 101
-"""At most so many points along a search are kept: the best loss, an error, the most multiply-adds so far."""
+PATH = 101  # at most so many points along a search are kept: the best loss, an error, the most multiply-adds so far
 
 
-def judge(subject: Subject, variables: Any, key: jax.Array, draws: int) -> Callable[[jax.Array], Output]:
-    """images -> `Output` of the deployed network; of a random one the votes of `draws` fresh draws."""
-    forward = subject.forward(variables)
-    return stochastic.votes(forward, key, draws) if subject.stochastic else forward
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that says what an evaluation is; see `dyn_jax.evaluation.evaluate`."""
+
+    subject: Subject
+    entries: tuple[Entry, ...]
+    threat: Threat
+    budget: Budget
+    seed: int
+    batch_size: int
+    draws: tuple[int, int]
+    devices: Sequence[Any] | None
+
+    def key(self, purpose: str) -> jax.Array:
+        """A key for one purpose: attacks and verdicts never share one."""
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()))
+
+    def judge(self, variables: Any, key: jax.Array) -> Callable[[jax.Array], Output]:
+        """images -> `Output` of the deployed network; of a random one the votes of fresh draws."""
+        forward = self.subject.forward(variables)
+        return stochastic.votes(forward, key, self.draws[1]) if self.subject.stochastic else forward
 
 
-def clean_pass(subject: Subject, key: jax.Array, draws: int) -> Call:
+def clean_pass(job: Job) -> Call:
     """(variables, rows, images, labels) -> what the deployed network makes of the clean images."""
+    key = job.key("clean")
 
-    def call(variables: Any, rows: jax.Array, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-        del rows
-        answers = _answers(judge(subject, variables, key, draws)(x), y)
-        return answers | {"rate": _rate(subject, variables, key, draws, x, y, answers["correct"])}
+    def call(variables: Any, _: jax.Array, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        answers = _answers(job.judge(variables, key)(x), y)
+        return answers | {"rate": _rate(job, variables, key, x, y, answers["correct"])}
 
     return call
 
 
-def attacked(
-    subject: Subject,
-    entry: Entry,
-    threat: Threat,
-    lambdas: jax.Array | None,
-    keys: tuple[jax.Array, jax.Array],
-    draws: tuple[int, int],
-) -> Call:
-    """(variables, rows, images, labels) -> what the worst lambda of an entry left of the deployed network.
-
-    Args:
-      threat: the ball that ``inside`` is about.
-      keys: of the attack, of its verdict.
-      draws: of the attack's gradients, of its verdict.
-    """
+def attacked(job: Job, entry: Entry) -> Call:
+    """(variables, rows, images, labels) -> what the worst lambda of an entry left of the deployed network."""
+    subject, key, of_verdict = job.subject, job.key(entry.name), job.key("judge")
+    lambdas = None if entry.soften is None else jnp.asarray(job.budget.lambdas, jnp.float32)
 
     def call(variables: Any, rows: jax.Array, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-        victim = judge(subject, variables, keys[1], draws[1])
+        victim = job.judge(variables, of_verdict)
 
         def once(lam: jax.Array | None) -> dict[str, jax.Array]:
             gate = None if entry.soften is None or lam is None else entry.soften(lam)
             forward, attack = subject.forward(variables, gate), entry.attack
             same = gate is None and not subject.stochastic
             if subject.stochastic:
-                forward, attack = stochastic.averaged(forward, keys[0], draws[0]), stochastic.expected(attack)
-            result = attack(forward, x, y, victim=None if same else victim, key=keys[0], index=rows)
-            kept = _kept(result, x, y, threat)
+                forward, attack = stochastic.averaged(forward, key, job.draws[0]), stochastic.expected(attack)
+            result = attack(forward, x, y, victim=None if same else victim, key=key, index=rows)
+            kept = _kept(result, x, y, job.threat)
             kept["fooled"] = kept["success"] & kept["inside"]
             if entry.kind == NORM:  # the smallest perturbation on the way; infinite where there was none
                 kept |= {"distance": result.record.smallest, "success": jnp.isfinite(result.record.smallest)}
@@ -85,13 +93,12 @@ def attacked(
     return call
 
 
-def verdict(subject: Subject, threat: Threat, key: jax.Array, draws: int) -> Call:
+def verdict(job: Job) -> Call:
     """(variables, rows, adversarial, clean, labels) -> both judged once more, in float32 and in 8 bits."""
-    space = ball(threat.norm, threat.eps)
+    key, space = job.key("verdict"), ball(job.threat.norm, job.threat.eps)
 
-    def call(variables: Any, rows: jax.Array, adversarial: jax.Array, x: jax.Array, y: jax.Array):
-        del rows
-        victim = judge(subject, variables, key, draws)
+    def call(variables: Any, _: jax.Array, adversarial: jax.Array, x: jax.Array, y: jax.Array):
+        victim = job.judge(variables, key)
         # only where the clean pixels are 8-bit values is the coarse image inside the ball, see `to_8bit`
         grid = jnp.all(jnp.abs(x * 255 - jnp.round(x * 255)) < 1e-3, axis=(1, 2, 3))
         coarse = to_8bit(adversarial, jnp.round(x * 255) / 255)
@@ -99,7 +106,7 @@ def verdict(subject: Subject, threat: Threat, key: jax.Array, draws: int) -> Cal
         return {
             "wrong": ~answers["correct"] & ~answers["invalid"],
             "inside": space.contains(adversarial, x),
-            "rate": _rate(subject, variables, key, draws, adversarial, y, answers["correct"]),
+            "rate": _rate(job, variables, key, adversarial, y, answers["correct"]),
             "coarse": coarse,
             "grid": grid,
             "coarse_wrong": ~_answers(victim(coarse.astype(jnp.float32) / 255), y)["correct"] & grid,
@@ -108,15 +115,14 @@ def verdict(subject: Subject, threat: Threat, key: jax.Array, draws: int) -> Cal
     return call
 
 
-def shown(subject: Subject, key: jax.Array, draws: int) -> Callable[..., dict[str, Any]]:
+def shown(job: Job) -> Callable[..., dict[str, Any]]:
     """(variables, rows, images) -> ``prediction``, ``macs`` and ``on``: of every unit [row, *elements] bool."""
+    key = job.key("pictures")
 
-    def call(variables: Any, rows: jax.Array, x: jax.Array) -> dict[str, Any]:
-        del rows
-        output = judge(subject, variables, key, draws)(x)
-        prediction = jnp.argmax(output.logits, axis=-1)
+    def call(variables: Any, _: jax.Array, x: jax.Array) -> dict[str, Any]:
+        output = job.judge(variables, key)(x)
         return {
-            "prediction": prediction,
+            "prediction": jnp.argmax(output.logits, axis=-1),
             "macs": _energy(output.trace, len(x))["macs"],
             "on": [unit.on for unit in output.trace.units],
         }
@@ -124,27 +130,20 @@ def shown(subject: Subject, key: jax.Array, draws: int) -> Callable[..., dict[st
     return call
 
 
-def _rate(
-    subject: Subject, variables: Any, key: jax.Array, draws: int, x: jax.Array, y: jax.Array, correct: jax.Array
-) -> jax.Array:
+def _rate(job: Job, variables: Any, key: jax.Array, x: jax.Array, y: jax.Array, right: jax.Array) -> jax.Array:
     """[row], the share of fresh draws that answer wrongly; 0 or 1 where nothing draws."""
-    if not subject.stochastic:
-        return 1.0 - correct.astype(jnp.float32)
-    each = stochastic.averaged(subject.forward(variables), key, draws)(x).each
+    if not job.subject.stochastic:
+        return 1.0 - right.astype(jnp.float32)
+    each = stochastic.averaged(job.subject.forward(variables), key, job.draws[1])(x).each
     assert each is not None
-    return 1.0 - jnp.mean(jax.vmap(lambda logits: _right(logits, y))(each.logits).astype(jnp.float32), axis=0)
-
-
-def _right(logits: jax.Array, y: jax.Array) -> jax.Array:
-    return (jnp.argmax(logits, -1) == y) & jnp.all(jnp.isfinite(logits), -1)
+    return 1.0 - jnp.mean(jax.vmap(lambda logits: correct(logits, y))(each.logits).astype(jnp.float32), axis=0)
 
 
 def _answers(output: Output, y: jax.Array) -> dict[str, jax.Array]:
-    finite = jnp.all(jnp.isfinite(output.logits), axis=-1)
     return {
         "prediction": jnp.argmax(output.logits, axis=-1).astype(jnp.int32),
-        "correct": _right(output.logits, y),
-        "invalid": ~finite,
+        "correct": correct(output.logits, y),
+        "invalid": ~jnp.all(jnp.isfinite(output.logits), axis=-1),
         "margin": objectives.margin(output, y, None),
         **_energy(output.trace, len(y)),
     }
@@ -165,10 +164,8 @@ def _kept(result: AttackResult, x: jax.Array, y: jax.Array, threat: Threat) -> d
     so_far = {"path": _ordered(result.steps.loss), "path_error": error.astype(jnp.int32)}
     if "macs" in result.steps.work:
         so_far["path_macs"] = _ordered(result.steps.work["macs"])
-    if (length := result.steps.loss.shape[1]) > PATH:
-        shown = jnp.round(jnp.linspace(0, length - 1, PATH)).astype(int)
-    else:
-        shown = jnp.arange(length)
+    length = result.steps.loss.shape[1]
+    shown = jnp.round(jnp.linspace(0, length - 1, min(length, PATH))).astype(int)
     so_far = {name: jax.lax.cummax(values, axis=1)[:, shown] for name, values in so_far.items()}
     answers = _answers(Output(result.logits_adversarial, result.trace_adversarial), y)
     del answers["correct"], answers["invalid"]

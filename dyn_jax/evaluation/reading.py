@@ -10,7 +10,7 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.evaluation import indicators
-from dyn_jax.evaluation.findings import Reading, finding
+from dyn_jax.evaluation.findings import Reading, finding, seen
 
 BLACK_BOX_SHARE = 0.002  # AutoAttack
 SETTLED, STABLE = 0.05, 0.1  # Pintor et al., incomplete optimisation and unstable predictions
@@ -59,9 +59,7 @@ def from_attack(
         if flags.shape != success.shape:
             raise ValueError(f"{code}: got {len(flags)} examples, expected {len(success)}")
         shown = flags & ~success
-        if shown.any():
-            text = f"on {shown.sum()} of the {np.sum(~success)} images that the attack failed on"
-            found.append(finding(code, text, shown))
+        found += seen(code, f"on {shown.sum()} of the {np.sum(~success)} images that the attack failed on", shown)
     return Reading(tuple(found), raw)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from dyn_jax import _files, _validate, plotting
 from dyn_jax.evaluation import files, shards
+from dyn_jax.evaluation.chunks import divided
 from dyn_jax.evaluation.plan import ACCURACY, ENERGY
 
 REPORT = "report.html"
@@ -39,20 +40,15 @@ _TABLE = 18  # units in one column of execution rates
 
 
 def report(folder: str | os.PathLike) -> pathlib.Path:
-    """Writes ``report.html`` into the folder of a finished run, the same bytes for the same run.
-
-    Args:
-      folder: what `evaluate` wrote to (its ``output``).
-
-    Returns:
-      The path of the page.
+    """Writes ``report.html`` into the folder that `evaluate` wrote to, the same bytes for the same run: its path.
 
     Raises:
       OSError, BadFile: no finished run there, or a damaged one: names the file.
     """
     place = pathlib.Path(folder)
     result, pictures = files.load(place)
-    manifest = shards.read_manifest(place) if (place / shards.MANIFEST).exists() else {}
+    signed = place / shards.MANIFEST
+    manifest = _files.read_json(signed, "the folder of an evaluation") if signed.exists() else {}
     about = lambda: _files.reading(os.fspath(place / files.RESULT), "the result of an evaluation")
     with about():
         context = _context(result, manifest)
@@ -151,7 +147,7 @@ def _found(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     lines += [("robust: stood every attack", robust, "stood"), ("wrong to begin with", wrong, "wrong")]
     silent = count - result["broken"] - robust - wrong
     lines += [("no finite answer under attack", silent, "wrong")] if silent > 0 else []
-    return [{"name": n, "count": c, "kind": k, "width": f"{100 * c / count:.2f}"} for n, c, k in lines]
+    return _bars(lines, count)
 
 
 def _costs(energy: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -161,14 +157,15 @@ def _costs(energy: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     lines = [
         ("clean images", energy["macs_clean"], "stood"),
         ("most expensive in the ball", energy["macs_worst_in_ball"], "broken"),
+        ("every unit on", energy["dense_macs"], "wrong"),
     ]
-    lines += [("every unit on", energy["dense_macs"], "wrong")]
-    most = max((value for _, value, _ in lines if value is not None), default=0) or 1
-    return [
-        {"name": name, "count": value, "kind": kind, "width": f"{100 * value / most:.2f}"}
-        for name, value, kind in lines
-        if value is not None
-    ]
+    known = [line for line in lines if line[1] is not None]
+    return _bars(known, max((value for _, value, _ in known), default=0) or 1)
+
+
+def _bars(lines: Sequence[tuple[str, float, str]], most: float) -> list[dict[str, Any]]:
+    """(name, count, kind) as lines of a bar chart, widths in percent of `most`."""
+    return [{"name": n, "count": c, "kind": k, "width": f"{100 * c / most:.2f}"} for n, c, k in lines]
 
 
 def _eps_curve(result: Mapping[str, Any], unit: str) -> dict[str, Any] | None:
@@ -182,19 +179,14 @@ def _eps_curve(result: Mapping[str, Any], unit: str) -> dict[str, Any] | None:
 
 
 PATHS = {
-    "accuracy": (
-        "accuracy",
-        "accuracy in percent along the search: images that stood every iterate so far",
-        1.0,
-        100.0,
-    ),
+    "accuracy": ("accuracy", "accuracy in percent along the search: images that stood every iterate so far", 1, 100),
     "recovery": (
         "recovery",
         "percent of the saved multiply-adds that the most expensive iterate so far runs",
-        100.0,
+        100,
         None,
     ),
-    "loss": ("best loss", "best loss so far along the search, mean over the images it ran on", 1.0, None),
+    "loss": ("best loss", "best loss so far along the search, mean over the images it ran on", 1, None),
 }
 """Curve along a search -> (short title, what it is, factor, upper end of the axis); the first that an attack has."""
 
@@ -209,7 +201,7 @@ def _step_curves(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> 
         title, what, factor, most = PATHS[kind]
         values = [None if v is None else factor * v for v in kinds[kind]]
         ticks = [(0, "start"), (len(values) - 1, "end")]
-        shown.append((name, title, what, _curve(range(len(values)), values, most and (0.0, most), ticks)))
+        shown.append((name, title, what, _curve(range(len(values)), values, most and (0, most), ticks)))
     return shown
 
 
@@ -244,13 +236,10 @@ def _rates(energy: Mapping[str, Any] | None) -> list[list[dict[str, Any]]]:
     """Columns of (unit, rate on clean images, on the most expensive ones)."""
     if energy is None:
         return []
-    lines = [
-        {"name": name, "before": before, "worst": worst}
-        for name, before, worst in zip(energy["units"], energy["on_before"], energy["on_worst"])
-    ]
+    both = zip(energy["units"], energy["on_before"], energy["on_worst"])
+    lines = [{"name": name, "before": before, "worst": worst} for name, before, worst in both]
     columns = max(1, math.ceil(len(lines) / _TABLE))
-    size = math.ceil(len(lines) / columns) or 1
-    return [lines[first : first + size] for first in range(0, len(lines), size)]
+    return divided(lines, math.ceil(len(lines) / columns) or 1)
 
 
 def _call(result: Mapping[str, Any]) -> str:
@@ -293,13 +282,11 @@ def _examples(result: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> 
             {
                 "index": int(index),
                 "why": f"broken by {by}" if accuracy else "most expensive image in the ball",
-                "label": said(int(pictures["label"][n])),
-                "before": said(int(pictures["before"][n])),
-                "after": said(int(pictures["after"][n])),
+                **{name: said(int(pictures[name][n])) for name in ("label", "before", "after")},
                 "macs": (float(pictures["macs_before"][n]), float(pictures["macs_after"][n])) if names else None,
-                "clean": _inlined(_bytes(clean)),
-                "adversarial": _inlined(_bytes(adversarial)),
-                "difference": _inlined(_bytes(0.5 + 0.5 * difference / scale)),
+                "clean": _inlined(clean),
+                "adversarial": _inlined(adversarial),
+                "difference": _inlined(0.5 + 0.5 * difference / scale),
                 "scale": result["eps"] if inside else f"{255 * scale:.1f}/255",
                 "small": max(clean.shape[:2]) <= 96,
                 **_units(names, on),
@@ -317,10 +304,9 @@ def _units(names: Sequence[str], on: Sequence[tuple[np.ndarray, np.ndarray]]) ->
             gates.append({"name": name, "state": STATES[2 * int(was) + int(now)]})
             continue
         switched = {"up": int(np.sum(~was & now)), "down": int(np.sum(was & ~now)), "count": was.size}
-        picture = (
-            _strip(was, now) if was.ndim == 1 else plotting.flip_map(*(np.reshape(v, (len(v), -1)) for v in (was, now)))
-        )
-        maps.append({"name": name, "picture": _inlined(_bytes(picture)), "wide": was.ndim == 1, **switched})
+        flat = lambda v: v.reshape(len(v), -1)
+        picture = _strip(was, now) if was.ndim == 1 else plotting.flip_map(flat(was), flat(now))
+        maps.append({"name": name, "picture": _inlined(picture), "wide": was.ndim == 1, **switched})
     changed = [gate for gate in gates if gate["state"].startswith("switched")]
     return {"gates": gates, "changed_gates": changed, "maps": maps}
 
@@ -334,11 +320,8 @@ def _strip(was: np.ndarray, now: np.ndarray) -> np.ndarray:
     return picture.reshape(rows, columns, 4)
 
 
-def _bytes(image: np.ndarray) -> np.ndarray:
-    """[height, width, 1, 3 or 4] in [0, 1] -> uint8; any other number of channels is shown by its mean."""
-    image = image if image.shape[-1] in (1, 3, 4) else image.mean(axis=-1, keepdims=True)
-    return np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
-
-
 def _inlined(image: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(files.png(image)).decode()
+    """[height, width, 1, 3 or 4] in [0, 1] as a PNG; any other number of channels is shown by its mean."""
+    image = image if image.shape[-1] in (1, 3, 4) else image.mean(axis=-1, keepdims=True)
+    content = files.png(np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8))
+    return "data:image/png;base64," + base64.b64encode(content).decode()

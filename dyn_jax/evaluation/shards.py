@@ -15,7 +15,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,29 +27,10 @@ MANIFEST = "manifest.json"
 _OF, _DIGEST = "of run", "digest"
 
 
-class Store(Protocol):
-    """Where the chunks of a run are kept."""
-
-    def get(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a chunk, None where it has not been done."""
-        ...
-
-    def put(self, name: str, arrays: Arrays) -> None:
-        """Keeps the arrays of a chunk."""
-        ...
-
-
-class Memory:
+class Memory(dict[str, dict[str, np.ndarray]]):
     """A run that nobody wants to go on with."""
 
-    def __init__(self) -> None:
-        self._kept: dict[str, dict[str, np.ndarray]] = {}
-
-    def get(self, name: str) -> dict[str, np.ndarray] | None:
-        return self._kept.get(name)
-
-    def put(self, name: str, arrays: Arrays) -> None:
-        self._kept[name] = dict(arrays)
+    put = dict.__setitem__
 
 
 class Busy(OSError, RuntimeError):
@@ -57,34 +38,21 @@ class Busy(OSError, RuntimeError):
 
 
 class Folder:
-    """A run in a folder, held by this process until `close`.
+    """A run in a folder, held by this process until `close`; the folder is made, its parent must exist.
 
-    Args:
-      path: of the folder; it is made, its parent must exist.
-      manifest: what the run is, see `describe`; a folder of another run is refused.
-      part, parts: which share of the examples this process has.
-      resume: True: there must be a run to go on with.
-
-    Raises:
-      ValueError: the folder holds something else, or another run: says what differs.
-      FileNotFoundError: no parent folder, or nothing to resume.
-      Busy: another process works on this part.
+    The process has the share `part` of `parts` of the examples. `resume`: there must be a run to go on with. A folder
+    that cannot take the run is refused as `check_folder` says; `Busy`: another process works on this part.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        manifest: Mapping[str, Any],
-        *,
-        part: int = 0,
-        parts: int = 1,
-        resume: bool = False,
+        self, path: str | os.PathLike, manifest: Mapping[str, Any], part: int = 0, parts: int = 1, resume: bool = False
     ) -> None:
         import fcntl  # not on Windows, where a run is kept in memory only
 
         self.path = pathlib.Path(path)
         check_folder(path, manifest, resume=resume)
-        self.run = digest_of(manifest)
+        # what the shards of the run are signed with
+        self.run = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
         self.path.mkdir(exist_ok=True)
         self._shards = self.path / "shards" / f"{part + 1}-of-{parts}"
         self._shards.mkdir(parents=True, exist_ok=True)
@@ -115,11 +83,7 @@ class Folder:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-      OSError: with what to do where the disk is full.
-    """
+    """Writes a file whole or not at all; the OSError of a full disk says what to do."""
     try:
         _files.write(path, content)
     except OSError as error:
@@ -136,18 +100,14 @@ def shard(arrays: Arrays, run: str) -> bytes:
     content = {name: np.asarray(array) for name, array in sorted(arrays.items())}
     if objects := [name for name, array in content.items() if array.dtype.hasobject]:
         raise ValueError(f"{objects[0]}: got an array of Python objects, expected numbers or text")
-    signed = {**content, _OF: np.array(run), _DIGEST: np.array(_digest(content))}
+    signed = {**content, _OF: np.array(run), _DIGEST: np.array(fingerprint(content))}
     # not allow_pickle=False: numpy 2.0 and 2.1 take it for one more array
     np.savez(file, **signed)  # pyright: ignore[reportArgumentType]
     return file.getvalue()
 
 
 def read_shard(path: pathlib.Path, run: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a shard, None where there is no file.
-
-    Raises:
-      BadFile: truncated, damaged, changed or of another run.
-    """
+    """The arrays of a shard, None where there is no file; BadFile: truncated, damaged, changed or of another run."""
     if not path.exists():
         return None
     with _files.opened(path, "a shard of an evaluation") as file, _files.reading(os.fspath(path), "a shard"):
@@ -159,13 +119,14 @@ def read_shard(path: pathlib.Path, run: str) -> dict[str, np.ndarray] | None:
     of, digest = (str(content.pop(name, "")) for name in (_OF, _DIGEST))
     if of != run:
         raise _files.BadFile(f"{path}: is a shard of another run ({of[:12] or 'none'}, not {run[:12]}): remove it")
-    if digest != _digest(content):
+    if digest != fingerprint(content):
         raise _files.BadFile(f"{path}: was changed after it was written: remove it, and the same command makes it anew")
     return content
 
 
 def check_folder(path: str | os.PathLike, manifest: Mapping[str, Any], *, resume: bool = False) -> None:
-    """Raises what `Folder` raises for a folder that cannot take this run, and writes nothing."""
+    """ValueError for a folder that holds something else, or another run: says what differs; FileNotFoundError where
+    there is no parent folder, or nothing to resume. Writes nothing."""
     given, folder = os.fspath(path), pathlib.Path(path)
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"output: got {given!r}, but its folder {os.fspath(folder.parent)!r} does not exist")
@@ -196,15 +157,6 @@ def check_folder(path: str | os.PathLike, manifest: Mapping[str, Any], *, resume
         raise ValueError(f"output: {given!r} is of another run: {_files.listed(differ, '; ', 4)}. Name another folder")
 
 
-def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """What the run in a folder is.
-
-    Raises:
-      OSError, BadFile: no such run, or a damaged one.
-    """
-    return _files.read_json(pathlib.Path(path) / MANIFEST, "the folder of an evaluation")
-
-
 def describe(config: Mapping[str, Any], variables: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """The manifest of a run: its settings, and digests of weights, data and this package's code."""
     return {
@@ -217,11 +169,6 @@ def describe(config: Mapping[str, Any], variables: Any, images: np.ndarray, labe
     }
 
 
-def digest_of(manifest: Mapping[str, Any]) -> str:
-    """What the shards of a run are signed with."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def fingerprint(tree: Any) -> str:
     """A digest of a tree's arrays with their places, types and shapes."""
     digest = hashlib.blake2b(digest_size=16)
@@ -230,10 +177,6 @@ def fingerprint(tree: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _digest(content: Arrays) -> str:
-    return fingerprint(dict(content))
 
 
 def _code() -> str:

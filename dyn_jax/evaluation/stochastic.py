@@ -40,15 +40,11 @@ def averaged(forward: Callable[..., Output], key: jax.Array, draws: int) -> Call
       forward: (images, key) -> `Output`.
       key: of the attack; a verdict needs another one.
       draws: at least 1.
-
-    Raises:
-      ValueError: `draws`.
     """
     _validate.positive_int("draws", draws)
 
     def one(x: jax.Array, key: jax.Array) -> Output:
-        alone = lambda output: jax.tree.map(lambda leaf: leaf[0], output)
-        return alone(forward(x[None], key))
+        return jax.tree.map(lambda leaf: leaf[0], forward(x[None], key))
 
     def call(x: jax.Array) -> Draws:
         keys = jax.vmap(lambda image: jax.random.split(key_of(image, key), draws))(x)

@@ -23,19 +23,12 @@ from dyn_jax.types import Occupancy, Output, Variables
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A network that can be attacked and judged.
+    """A network that can be attacked and judged."""
 
-    Attributes:
-      apply: (variables, images, **keywords) -> `Output` or logits: `net.apply` of a Linen module, or a function.
-      variables: its weights, an argument of every compiled program.
-      judged: the occupancy it is deployed with, default hard; one that draws (`occupancy.Stochastic`) makes it random.
-      takes: which of ``occupancy``, ``key``, ``tap`` `apply` accepts.
-    """
-
-    apply: Callable[..., Any]
-    variables: Variables
-    judged: Occupancy
-    takes: frozenset[str]
+    apply: Callable[..., Any]  # (variables, images, **keywords) -> `Output` or logits
+    variables: Variables  # an argument of every compiled program
+    judged: Occupancy  # what it is deployed with; one that draws (`occupancy.Stochastic`) makes it random
+    takes: frozenset[str]  # which of ``occupancy``, ``key``, ``tap`` `apply` accepts
 
     @property
     def stochastic(self) -> bool:

@@ -16,33 +16,27 @@ from dyn_jax.evaluation import reading
 from dyn_jax.evaluation.findings import ERROR, Finding
 from dyn_jax.evaluation.findings import finding as findings_of
 from dyn_jax.evaluation.plan import ACCURACY, ENERGY, NORM, PLANS, Entry
+from dyn_jax.evaluation.programs import Job
 
 Arrays = Mapping[str, np.ndarray]
+Results = Mapping[str, Arrays]
 ONE_PATH = ("apgd-ce", "apgd-dlr", "pgd", "bim")
 """Attacks whose losses are one path, of which the indicators can say whether it had ended."""
 PACKAGES = ("dyn_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def summarise(
-    job: Any,
-    examples: Arrays,
-    attacked: Mapping[str, Arrays],
-    facts: Mapping[str, Any],
-    shape: Any,
-    findings: list[dict[str, Any]],
+    job: Job, examples: Arrays, attacked: Results, facts: Mapping[str, Any], shape: Any, findings: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of an evaluation, for JSON: the same for the same examples.
 
-    Args:
-      job: see `dyn_jax.evaluation.ensemble.Job`.
-      examples, attacked: see `Evaluation`.
-      facts: ``name``, ``dataset`` and whatever else the report shall name.
-      shape: the shapes of the network's `Output`.
-      findings: of `checks.check`, before the attacks.
+    `examples` and `attacked` are those of `Evaluation`, `facts` what else the report shall name, `shape` the network's
+    `Output` in shapes, `findings` those of `checks.check`, before the attacks.
     """
     right, invalid = examples["correct"], examples["invalid"]
-    robust = right & ~examples["broken"] & ~invalid
     before = right & ~invalid
+    robust, lost = before & ~examples["broken"], examples["claimed"] & ~examples["broken"]
+    dense = _dense(shape)
     findings = [*findings, *_afterwards(job, examples, attacked)]
     return {
         "name": facts.get("name"),
@@ -57,28 +51,33 @@ def summarise(
         "number_forward_passes": job.draws[1] if job.subject.stochastic else 1,
         "clean_acc": percent(right),
         "reported": None,
-        "autoattack_acc": _autoattack(examples, attacked),
+        "autoattack_acc": _autoattack(before, attacked),
         "robust_acc": percent(robust),
-        "unreliable": any(one["severity"] == ERROR for one in findings)
-        or bool(np.any(invalid) or np.any(examples["claimed"] & ~examples["broken"])),
+        "unreliable": any(one["severity"] == ERROR for one in findings) or bool(np.any(invalid | lost)),
         "checks": findings,
         "examples": len(right),
         "broken": int(np.sum(examples["broken"])),
         "invalid": int(np.sum(invalid)),
-        "not_confirmed": int(np.sum(examples["claimed"] & ~examples["broken"])),
+        "not_confirmed": int(np.sum(lost)),
         "broken_in_8_bits": int(np.sum(examples["broken_8bit"])) if np.all(examples["grid"]) else None,
         "interval_95": interval(int(np.sum(robust)), len(robust)),
         "attacks": [
             _attack(entry, attacked[entry.name], examples, number, before) for number, entry in enumerate(job.entries)
         ],
-        "energy": _energy(job, examples, attacked, shape),
+        "energy": _energy(job, examples, attacked, shape.trace.units, dense),
         "random": _random(job, examples),
         "curves": {
-            "eps": _eps_curve(job, examples, attacked),
-            "steps": _step_curves(job, examples, attacked, _dense(shape)),
+            "eps": _eps_curve(job, examples, attacked, before),
+            "steps": _step_curves(job, examples, attacked, before, dense),
         },
         "facts": {str(key): str(value) for key, value in facts.items()},
-        "settings": _settings(job),
+        "settings": {
+            **dataclasses.asdict(job.budget),
+            "lambdas": list(job.budget.lambdas),
+            "seed": job.seed,
+            "batch_size": job.batch_size,
+            "draws": list(job.draws) if job.subject.stochastic else None,
+        },
         "environment": environment(),
     }
 
@@ -86,11 +85,10 @@ def summarise(
 def finding(one: Finding) -> dict[str, Any]:
     """A finding for JSON."""
     share = None if one.share is None else _rounded(one.share)
-    words = {"code": one.code, "severity": one.severity, "share": share, "message": one.message, "remedy": one.remedy}
-    return {**words, "examples": [int(row) for row in one.examples]}
+    return {**vars(one), "share": share, "examples": [int(row) for row in one.examples]}
 
 
-def _afterwards(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> list[dict[str, Any]]:
+def _afterwards(job: Job, examples: Arrays, attacked: Results) -> list[dict[str, Any]]:
     """What the attacks left behind says about them: indicators of failure, and masked gradients."""
     found = []
     for entry in job.entries:
@@ -103,9 +101,7 @@ def _afterwards(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> l
             for one in reading.from_attack(got["success"][rows], got["path"][rows], path_success=errors).findings:
                 moved = dataclasses.replace(one, message=f"{entry.name}: {one.message}", examples=rows[one.examples])
                 found.append(finding(moved))
-    first = {
-        entry.name: examples["found_by"] == number for number, entry in enumerate(job.entries) if entry.kind == ACCURACY
-    }
+    first = {e.name: examples["found_by"] == number for number, e in enumerate(job.entries) if e.kind == ACCURACY}
     lost = examples["claimed"] & ~examples["broken"]
     if lost.any() and not job.subject.stochastic:  # fresh draws may differ; nothing else may
         text = f"{lost.sum()} of {examples['claimed'].sum()} broken images are not wrong when judged again"
@@ -145,24 +141,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _settings(job: Any) -> dict[str, Any]:
-    budget = job.budget
-    return {
-        "steps": budget.steps,
-        "targets": budget.targets,
-        "queries": budget.queries,
-        "energy_steps": budget.energy_steps,
-        "lambdas": list(budget.lambdas),
-        "seed": job.seed,
-        "batch_size": job.batch_size,
-        "draws": list(job.draws) if job.subject.stochastic else None,
-    }
-
-
-def _autoattack(examples: Arrays, attacked: Mapping[str, Arrays]) -> str | None:
+def _autoattack(standing: np.ndarray, attacked: Results) -> str | None:
     """Percent that stand the four attacks of AutoAttack; None unless each met whatever stood those before it: another
     attack may have taken images away."""
-    standing = examples["correct"] & ~examples["invalid"]
     for name in PLANS["standard"]:
         got = attacked.get(name)
         if got is None or np.any(standing & ~got["run"]):
@@ -199,24 +180,18 @@ def _attack(entry: Entry, got: Arrays, examples: Arrays, number: int, before: np
     return line
 
 
-def _energy(job: Any, examples: Arrays, attacked: Mapping[str, Arrays], shape: Any) -> dict[str, Any] | None:
+def _energy(job: Job, examples: Arrays, attacked: Results, units: Any, dense: float | None) -> dict[str, Any] | None:
     """Multiply-adds before and after, and the share of what was saved that came back; None for a static network."""
-    if not shape.trace.units:
+    if not units:
         return None
-    dense = _dense(shape)
-    before, worst = examples["macs"].astype(float), examples["macs_worst"].astype(float)
-    back = lambda after: _recovery(before, after, dense)
+    of_energy = [entry.name for entry in job.entries if entry.kind == ENERGY]
     return {
         "dense_macs": dense,
-        "macs_clean": _rounded(before.mean()),
-        "macs_worst_in_ball": _rounded(worst.mean()),
-        "recovery_in_ball": back(worst),
-        "recovery": {
-            entry.name: back(attacked[entry.name]["macs"].astype(float))
-            for entry in job.entries
-            if entry.kind == ENERGY
-        },
-        "units": [unit.name for unit in shape.trace.units],
+        "macs_clean": _rounded(examples["macs"].astype(float).mean()),
+        "macs_worst_in_ball": _rounded(examples["macs_worst"].astype(float).mean()),
+        "recovery_in_ball": _recovery(examples, examples["macs_worst"], dense),
+        "recovery": {name: _recovery(examples, attacked[name]["macs"], dense) for name in of_energy},
+        "units": [unit.name for unit in units],
         "on_before": [_rounded(v) for v in examples["shares"].mean(axis=0)],
         "on_worst": [_rounded(v) for v in examples["shares_worst"].mean(axis=0)],
     }
@@ -230,32 +205,32 @@ def _dense(shape: Any) -> float | None:
         return None
 
 
-def _recovery(before: np.ndarray, after: np.ndarray, dense: float | None) -> float | None:
+def _recovery(examples: Arrays, after: np.ndarray, dense: float | None) -> float | None:
     """Mean over the images that save something, as `metrics.recovery`."""
     if dense is None:
         return None
+    before = examples["macs"].astype(float)
     some = dense - before > 1e-6 * dense
     return _rounded(np.mean((after - before)[some] / (dense - before)[some])) if some.any() else None
 
 
-def _random(job: Any, examples: Arrays) -> dict[str, Any] | None:
+def _random(job: Job, examples: Arrays) -> dict[str, Any] | None:
     """Of a random network: mean, worst and majority over fresh draws, on the clean and on the worst images."""
     if not job.subject.stochastic:
         return None
     row = lambda rate: {
-        "mean_acc": f"{100 * float(np.mean(1 - rate)):.2f}",
+        "mean_acc": percent(1 - rate),
         "worst_acc": percent(rate == 0),
         "majority_acc": percent(rate < 0.5),
     }
     return {"draws": job.draws[1], "clean": row(examples["clean_rate"]), "adversarial": row(examples["rate"])}
 
 
-def _eps_curve(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> dict[str, Any] | None:
+def _eps_curve(job: Job, examples: Arrays, attacked: Results, right: np.ndarray) -> dict[str, Any] | None:
     """Accuracy at every radius, from the smallest perturbations that were found."""
     norms = [attacked[e.name] for e in job.entries if e.kind == NORM]
     if not norms:
         return None
-    right = examples["correct"] & ~examples["invalid"]
     found = [np.where(got["success"], got["distance"].astype(float), np.inf) for got in norms]
     smallest = np.min(found, axis=0)
     smallest = np.where(examples["broken"], np.minimum(smallest, job.threat.eps), smallest)
@@ -269,7 +244,7 @@ def _eps_curve(job: Any, examples: Arrays, attacked: Mapping[str, Arrays]) -> di
 
 
 def _step_curves(
-    job: Any, examples: Arrays, attacked: Mapping[str, Arrays], dense: float | None
+    job: Job, examples: Arrays, attacked: Results, right: np.ndarray, dense: float | None
 ) -> dict[str, dict[str, list[float]]]:
     """What each search had reached on its way, from its first evaluation to its last, as the attacked network saw it.
 
@@ -286,13 +261,12 @@ def _step_curves(
         curves[entry.name] = {"loss": [_rounded(v) for v in mean]}
         if entry.kind == ACCURACY:
             found_by = examples["found_by"]
-            standing = examples["correct"] & ~examples["invalid"] & ~((found_by >= 0) & (found_by < number))
+            standing = right & ~((found_by >= 0) & (found_by < number))
             stands = standing[:, None] & ~((got["path_error"] > 0) & got["run"][:, None])
             curves[entry.name]["accuracy"] = [round(100 * float(v), 2) for v in stands.mean(axis=0)]
         elif entry.kind == ENERGY and "path_macs" in got:
-            before = examples["macs"].astype(float)
-            most = np.maximum(got["path_macs"], before[:, None])
-            back = [_recovery(before, column, dense) for column in most.T]
+            most = np.maximum(got["path_macs"], examples["macs"][:, None])
+            back = [_recovery(examples, column, dense) for column in most.T]
             curves[entry.name] |= {"recovery": [v for v in back if v is not None]}
     return curves
 

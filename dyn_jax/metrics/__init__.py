@@ -1,4 +1,9 @@
-"""Measures of answers, traces, images and clouds. Pure functions of what a forward pass or an attack returned."""
+"""Measures of answers, traces, images and clouds. Pure functions of what a forward pass or an attack returned.
+
+What does not fit is a ValueError or a TypeError: shapes, labels that are no integers or out of range, flags that are
+not one bool for each example, unknown names, two traces of different networks or batches, a trace without the units, or
+the exits, that are measured. What else a function refuses stands with it.
+"""
 
 from dyn_jax.metrics import exits as exits
 from dyn_jax.metrics.answers import accuracy as accuracy

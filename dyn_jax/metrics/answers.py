@@ -11,7 +11,7 @@ import numpy as np
 from dyn_jax import _validate
 
 
-def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """[batch] bool, the prediction is the label and all logits are finite."""
     logits = _validate.logits("logits", logits)
     labels = _validate.labels("labels", labels, *logits.shape)
@@ -19,19 +19,8 @@ def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Share of correct predictions with finite logits.
-
-    Args:
-      logits: [batch, class]; a row with a NaN counts as wrong.
-      labels: [batch].
-
-    Returns:
-      A scalar in [0, 1].
-
-    Raises:
-      ValueError, TypeError: shapes that do not fit, labels that are no integers or out of range.
-    """
-    return jnp.mean(_correct(logits, labels))
+    """Share of right predictions, in [0, 1], of logits [batch, class] and labels [batch]; a NaN makes its row wrong."""
+    return jnp.mean(correct(logits, labels))
 
 
 def success_rate(success: jax.Array, attacked: jax.Array) -> jax.Array:
@@ -41,9 +30,6 @@ def success_rate(success: jax.Array, attacked: jax.Array) -> jax.Array:
 
     Args:
       success, attacked: [batch] bool.
-
-    Raises:
-      ValueError, TypeError: not one flag per example each.
     """
     success = _validate.rows("success", success, np.size(success))
     attacked = _validate.rows("attacked", attacked, len(success))
@@ -56,9 +42,6 @@ def robust_accuracy(result: Any, where: jax.Array | None = None) -> jax.Array:
     Args:
       result: an `AttackResult`: its `success`, `invalid` and `counted`.
       where: [row] bool, the rows to count; default all that the attack counted.
-
-    Raises:
-      ValueError, TypeError: `where` is not one flag per row.
     """
     rows = result.counted if where is None else result.counted & _validate.rows("where", where, len(result.counted))
     return jnp.sum(rows & ~result.success & ~result.invalid) / jnp.sum(rows)
@@ -80,8 +63,7 @@ def robust_accuracy_at(
       The shape of `eps`; NaN where no example counts.
 
     Raises:
-      ValueError, TypeError: norms of another rank, or negative; an eps that is negative or NaN; `where` is not one flag
-        per example.
+      ValueError: norms of another rank, or negative; an eps that is negative or NaN.
     """
     if jnp.ndim(norms) != 1:
         raise ValueError(f"norms: got shape {jnp.shape(norms)}, expected [example]")
@@ -100,11 +82,8 @@ def accuracy_kept(clean: jax.Array, adversarial: jax.Array, labels: jax.Array) -
     """Share of the correctly classified examples that still are, from logits [batch, class]; NaN where there are none.
 
     An attack on the energy that shall stay unnoticed keeps it at 1.
-
-    Raises:
-      ValueError, TypeError: shapes that do not fit, labels that are no integers or out of range.
     """
     _validate.same_shape("clean, adversarial", clean, adversarial)
-    right = _correct(clean, labels)
+    right = correct(clean, labels)
     number = jnp.sum(right)
-    return jnp.where(number > 0, jnp.sum(right & _correct(adversarial, labels)) / jnp.maximum(number, 1), jnp.nan)
+    return jnp.where(number > 0, jnp.sum(right & correct(adversarial, labels)) / jnp.maximum(number, 1), jnp.nan)

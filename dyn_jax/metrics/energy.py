@@ -45,7 +45,7 @@ def accelerator_energy(trace: Trace, parameters: int, hardware: Accelerator = AS
       hardware: see `Accelerator`; with ``skips=False`` the energy does not depend on the image.
 
     Raises:
-      ValueError, TypeError: a trace without units; parameters that are no integer of at least 0.
+      ValueError, TypeError: parameters that are no integer of at least 0.
 
     Source: Shumailov et al. 2021, section 4.3.
     """

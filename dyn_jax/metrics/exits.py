@@ -62,7 +62,7 @@ def decide(
         `dyn_jax.gates.early_exit.Answer`, with which the exit where the network stopped counts as the one that answers.
 
     Raises:
-      ValueError, TypeError: unknown rule or answer; thresholds out of range or of another number; fewer than two exits.
+      ValueError, TypeError: thresholds out of range or of another number; fewer than two exits.
     """
     shape = jnp.shape(exits)
     if len(shape) != 3 or not shape[0] or shape[1] < 2:
@@ -82,7 +82,7 @@ def exit_index(trace: Trace) -> jax.Array:
     """[batch] integer, the exit at which the computation stopped: stages that ran, less one.
 
     Raises:
-      ValueError: a network without early exits, or whose units are no stages: one number an example for each.
+      ValueError: units that are no stages: one number an example for each.
     """
     exits = exits_of(trace)
     shapes = [unit.score.shape for unit in trace.units]
@@ -93,21 +93,13 @@ def exit_index(trace: Trace) -> jax.Array:
 
 
 def exit_change(before: Trace, after: Trace) -> jax.Array:
-    """[batch] integer, `exit_index` after less before: positive where the adversarial image costs more.
-
-    Raises:
-      ValueError: as `exit_index`; traces of different networks or batches.
-    """
+    """[batch] integer, `exit_index` after less before: positive where the adversarial image costs more."""
     _exits_of_both(before, after)
     return exit_index(after) - exit_index(before)
 
 
 def predictions(trace: Trace) -> jax.Array:
-    """[batch, exit], the class that each exit says.
-
-    Raises:
-      ValueError: a network without early exits.
-    """
+    """[batch, exit], the class that each exit says."""
     return jnp.argmax(exits_of(trace), axis=-1)
 
 
@@ -119,9 +111,6 @@ def first_changed_exit(before: Trace, after: Trace, *, reference: str = "own") -
     Args:
       before, after: traces of the clean and the adversarial batch.
       reference: ``own``: what the same exit said about the clean image; ``final``: what the last exit said about it.
-
-    Raises:
-      ValueError: unknown `reference`; traces without early exits, or of different networks or batches.
 
     Source: 2308.08709, section 5 (the text leaves open which of the two it compares with).
     """
@@ -137,9 +126,6 @@ def early_parts(before: Trace, after: Trace) -> EarlyParts:
 
     Exits whose logits are not finite say no class: they neither keep nor change one.
 
-    Raises:
-      ValueError: traces without early exits, or of different networks or batches.
-
     Source: 2308.08709, section 6.2 and table 2.
     """
     old, new = map(_said, _exits_of_both(before, after))
@@ -149,17 +135,13 @@ def early_parts(before: Trace, after: Trace) -> EarlyParts:
 
 
 def early_success(before: Trace, after: Trace) -> jax.Array:
-    """[batch] bool, both of `early_parts` with finite logits: what Early Attack aims at; raises as they do."""
+    """[batch] bool, both of `early_parts` with finite logits: what Early Attack aims at."""
     kept, changed = early_parts(before, after)
     return kept & changed & jnp.all(jnp.isfinite(exits_of(after)), axis=(1, 2))
 
 
 def saved_macs(trace: Trace) -> jax.Array:
-    """[batch], share of the full network's multiply-adds that leaving early saves, in [0, 1).
-
-    Raises:
-      ValueError: a network without early exits, or without units.
-    """
+    """[batch], share of the full network's multiply-adds that leaving early saves, in [0, 1)."""
     exits_of(trace)
     return 1 - executed_macs(trace) / float(dense_macs(trace))
 
@@ -173,9 +155,6 @@ def transfer_rate(generated: jax.Array, logits: jax.Array, labels: jax.Array) ->
       generated: [batch] bool, adversarial on the surrogate.
       logits: [batch, class] of the target on them; a row that is not finite never counts.
       labels: [batch], the true classes.
-
-    Raises:
-      ValueError, TypeError: shapes that do not fit; flags that are no bools; labels no integers or out of range.
 
     Source: 2308.08709, section 3.1 ("w.r.t. number of generated adversarial examples").
     """
@@ -216,22 +195,14 @@ class Curve(NamedTuple):
 
 
 def exit_costs(trace: Trace) -> jax.Array:
-    """[exit], multiply-adds of leaving at each exit, the heads tried before included.
-
-    Raises:
-      ValueError: a network without early exits.
-    """
+    """[exit], multiply-adds of leaving at each exit, the heads tried before included."""
     exits_of(trace)
     costs = [float(trace.static_macs), *(dense_unit_macs(unit) for unit in trace.units)]
     return jnp.cumsum(jnp.asarray(costs))
 
 
 def exit_shares(trace: Trace) -> jax.Array:
-    """[batch, exit], the share of every exit in the answer: under hard occupancy 1 where an image left, else 0.
-
-    Raises:
-      ValueError: as `exit_index`.
-    """
+    """[batch, exit], the share of every exit in the answer: under hard occupancy 1 where an image left, else 0."""
     exit_index(trace)  # for its checks
     return early_exit.exit_weights(early_exit.columns(unit.occupancy for unit in trace.units))
 
@@ -269,9 +240,6 @@ def efficacy(trace: Trace, costs: jax.typing.ArrayLike | None = None) -> jax.Arr
     Args:
       trace: under soft occupancies, the expected curve.
       costs: [exit]; default `exit_costs`.
-
-    Raises:
-      ValueError: as `exit_shares` and `exit_curve`.
 
     Source: Hong et al. 2021, section 4.
     """

@@ -5,15 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from dyn_jax.metrics.traces import same_units
 from dyn_jax.types import Trace, UnitTrace
 
 
 def expert_units(trace: Trace) -> list[UnitTrace]:
-    """The units of a trace whose elements are experts.
-
-    Raises:
-      ValueError: there are none.
-    """
+    """The units of a trace whose elements are experts; ValueError where there are none."""
     units = [unit for unit in trace.units if "kept" in unit.extras]
     if not units:
         raise ValueError("trace: got no units of experts, expected those of a network with a router (moe-*, vmoe-*)")
@@ -33,15 +30,10 @@ def expert_iou(before: Trace, after: Trace, *, dropped: str = "same") -> jax.Arr
       dropped: a token that ran no expert before and after: ``same`` counts 1; ``none`` counts 0, as released, so that
         an unchanged image with dropped tokens scores below 1.
 
-    Raises:
-      ValueError: no units of experts; traces of different networks or batches; unknown `dropped`.
-
     Source: V-MoE's released code for adversarial attacks ("routing change" is one minus this).
     """
     both = expert_units(before), expert_units(after)
-    shapes = [[unit.score.shape for unit in units] for units in both]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"traces: got units of shapes {shapes[0]} and {shapes[1]}, expected one network and one batch")
+    same_units(*both)
     if dropped not in ("same", "none"):
         raise ValueError(f"dropped: got {dropped!r}, expected 'same' or 'none'")
 
@@ -54,11 +46,7 @@ def expert_iou(before: Trace, after: Trace, *, dropped: str = "same") -> jax.Arr
 
 
 def expert_load(trace: Trace) -> list[jax.Array]:
-    """[expert] for every unit: share of its executions that each expert gets, over tokens and batch; sums to 1.
-
-    Raises:
-      ValueError: no units of experts.
-    """
+    """[expert] for every unit: share of its executions that each expert gets, over tokens and batch; sums to 1."""
 
     def of(unit: UnitTrace) -> jax.Array:
         count = jnp.sum(ran(unit).reshape(-1, unit.score.shape[-1]), axis=0)
@@ -71,8 +59,5 @@ def load_imbalance(trace: Trace) -> jax.Array:
     """[unit], standard deviation over mean of the experts' load: 0 is even, ``sqrt(E / k - 1)`` all to the same k.
 
     NaN where none ran.
-
-    Raises:
-      ValueError: no units of experts.
     """
     return jnp.stack([jnp.std(load) / jnp.mean(load) for load in expert_load(trace)])

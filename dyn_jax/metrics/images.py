@@ -19,8 +19,7 @@ def psnr(images: jax.Array, reference: jax.Array, *, peak: float | None = None) 
       peak: the range of the pixels; default 1 for floating point, 255 for uint8.
 
     Raises:
-      ValueError, TypeError: images of different shapes or of another rank; floating point beside integers; a peak that
-        is not positive, none for integers but uint8.
+      ValueError, TypeError: floating point beside integers; a peak that is not positive, none for integers but uint8.
     """
     _validate.same_shape("images, reference", images, reference)
     if jnp.ndim(images) != 4:

@@ -61,4 +61,4 @@ def _area(norms: np.ndarray, largest: float, curve: str) -> float:
     accuracy = (clipped[None] > at[:, None]).mean(axis=1)
     if curve == "released_plot" and np.isinf(norms).any() and len(at) > 1:
         accuracy[-1] = accuracy[-2]
-    return float(np.sum(np.diff(at) * (accuracy[1:] + accuracy[:-1]) / 2))
+    return float(np.trapezoid(accuracy, at))

@@ -18,14 +18,11 @@ def confusion(
     ScanNet and S3DIS benchmarks do.
 
     Args:
-      predictions: [point] integer.
-      labels: [point] integer.
-      num_classes: classes.
+      predictions, labels: [point] integer.
       ignore: a label that does not count.
 
     Raises:
-      ValueError, TypeError: predictions and labels of different shapes, or no integers; outside jit, a prediction that
-        is no class where the label counts: no cell of the matrix has it.
+      ValueError: outside jit, a prediction that is no class where the label counts: no cell of the matrix has it.
     """
     _validate.positive_int("num_classes", num_classes)
     predictions, labels = (_validate.integers("predictions, labels", values) for values in (predictions, labels))
@@ -70,7 +67,7 @@ def mean_iou(matrix: jax.typing.ArrayLike, *, absent: str = "zero") -> jax.Array
         ``skip`` (left out of the mean; 0 if no class is left).
 
     Raises:
-      ValueError: unknown `absent`; a matrix that is not square, or holds what is no count.
+      ValueError: a matrix that is not square, or holds what is no count.
     """
     _validate.choice("absent", absent, ("zero", "skip"))
     values, there = _iou(matrix)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -27,11 +29,7 @@ def occupancy_rate(trace: Trace) -> jax.Array:
 
 
 def unit_change(before: Trace, after: Trace) -> jax.Array:
-    """[unit], share of elements whose hard occupancy differs between two runs of one network, over the batch.
-
-    Raises:
-      ValueError: the traces are of different networks, or have no units.
-    """
+    """[unit], share of elements whose hard occupancy differs between two runs of one network, over the batch."""
     _check_pair(before, after)
     return jnp.stack([jnp.mean(a.on != b.on) for a, b in zip(before.units, after.units)])
 
@@ -50,10 +48,6 @@ def architecture_change(
 
     Returns:
       A scalar in [0, 1].
-
-    Raises:
-      ValueError, TypeError: the traces are of different networks, or have no units; `where` is not one flag per
-        example.
 
     Source: LGM paper section V.B; released code for the two rules.
     """
@@ -87,20 +81,13 @@ def executed_macs(trace: Trace) -> jax.Array:
 
     A float: counts above 2^31 do not wrap. With a soft occupancy, the expected number. What the gates *say*: the dense
     evaluation here runs every unit.
-
-    Raises:
-      ValueError: a trace without units.
     """
     _check_units("executed_macs", trace)
     return sum((executed_unit_macs(unit) for unit in trace.units), start=jnp.int32(0)) + float(trace.static_macs)
 
 
 def dense_macs(trace: Trace) -> int:
-    """Multiply-adds of one example with every unit on (a static integer of any size).
-
-    Raises:
-      ValueError: a unit without a dense cost (voxels).
-    """
+    """Multiply-adds of one example with every unit on (a static integer of any size); as `dense_unit_macs`."""
     return trace.static_macs + sum(dense_unit_macs(unit) for unit in trace.units)
 
 
@@ -133,8 +120,7 @@ def recovery(
       A scalar, 1 where everything came back; negative where the attack saved computation.
 
     Raises:
-      ValueError: unknown `count` or `average`; traces of different networks, or without units; voxel units, which have
-        no dense cost (see `increase`).
+      ValueError: voxel units, which have no dense cost (see `increase`).
 
     Source: GradAuto section 5 ("Metric"); its released code for ``units`` with ``ratio``.
     """
@@ -177,7 +163,12 @@ def _check_units(name: str, trace: Trace) -> None:
 
 
 def _check_pair(before: Trace, after: Trace) -> None:
-    shapes = [[unit.score.shape for unit in trace.units] for trace in (before, after)]
     _check_units("trace", before)
+    same_units(before.units, after.units)
+
+
+def same_units(*units: Sequence[UnitTrace]) -> None:
+    """ValueError where the units of two traces are of different networks or batches."""
+    shapes = [[unit.score.shape for unit in each] for each in units]
     if shapes[0] != shapes[1]:
         raise ValueError(f"traces: got units of shapes {shapes[0]} and {shapes[1]}, expected one network and one batch")

@@ -49,9 +49,6 @@ def check_attack(
 
     Returns:
       The result.
-
-    Raises:
-      AssertionError: naming the promise that was broken, where and by how much.
     """
     given: dict[str, Any] = {"victim": victim, "mask": mask}
     domain = domain_of(inputs, attack.threat, mask)

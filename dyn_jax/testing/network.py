@@ -41,9 +41,6 @@ def check_network(
         the network make the check undecided, and it may fail: use other images.
       occupancy: a soft one; default ``sigmoid(2)``.
       tolerance: of every comparison, relative to the largest value (at least 1).
-
-    Raises:
-      AssertionError: naming the promise that was broken, where and by how much.
     """
     soft = sigmoid(2.0) if occupancy is None else occupancy
     batch = images.shape[0]

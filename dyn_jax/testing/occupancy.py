@@ -59,7 +59,6 @@ def check_occupancy(
         (`straight_through`): criterion 1 asks for the exact step everywhere, 2 and 3 for the derivative.
 
     Raises:
-      AssertionError: naming the criterion, the score and the numbers.
       ValueError: margin not positive.
 
     Source: LGM paper section III.B, the three criteria; their numbers are this function's arguments.
@@ -81,7 +80,9 @@ def check_occupancy(
 
     outside = ~((value >= -_ROUNDING) & (value <= 1 + _ROUNDING))
     require(not outside.any(), _CHECK, f"values in [0, 1]: {_at(score, value, outside)}")
-    _check_close(score, value, boundary, 0.0 if surrogate else margin, 0.0 if surrogate else tolerance)
+    away, allowed = (0.0, 0.0) if surrogate else (margin, tolerance)
+    wrong = (np.abs(score - boundary) >= away) & (np.abs(value - (score >= boundary)) > allowed)
+    require(not wrong.any(), _CLOSE, f"more than {allowed:.3g} from the step: {_at(score, value, wrong)}")
     bad = ~np.isfinite(slope)
     require(not bad.any(), _SMOOTH, f"derivative not finite: {_at(score, slope, bad)}")
     _check_steep(score, slope, boundary, margin, steepness, flatness)
@@ -108,12 +109,6 @@ def _check_elementwise(occupancy: Callable, score: jax.Array) -> None:
     close(_CHECK, "elementwise: derivative by another element's score", across, np.zeros_like(across), 1e-6)
     close(_CHECK, "jit and eager", jax.jit(occupancy)(score), whole, 1e-5)
     close(_CHECK, "vmap and loop", jax.vmap(occupancy)(score.reshape(6, 4)).reshape(-1), whole, 1e-5)
-
-
-def _check_close(score: np.ndarray, value: np.ndarray, boundary: float, margin: float, tolerance: float) -> None:
-    away = np.abs(score - boundary) >= margin
-    wrong = away & (np.abs(value - (score >= boundary)) > tolerance)
-    require(not wrong.any(), _CLOSE, f"more than {tolerance:.3g} from the step: {_at(score, value, wrong)}")
 
 
 def _check_steep(

@@ -28,9 +28,6 @@ def check_relation(
       inside, outside, steepness: see above.
       surrogate: the value is exactly 1 inside and 0 outside, and only the derivative is that of an approximation.
 
-    Raises:
-      AssertionError: naming the promise, the place and the numbers.
-
     Source: LGM paper sections III.B and IV.C, the criteria for an approximation, on eq. 29-30.
     """
     line = np.linspace(0.0, 1.0, _STEPS, dtype=np.float32)
@@ -46,17 +43,13 @@ def check_relation(
             low, high = float(value.min()), float(value.max())
             require(-1e-6 <= low and high <= 1 + 1e-6, _CHECK, f"axis {axis}: got values in [{low:.6g}, {high:.6g}]")
             require(value[0] >= inside, _CHECK, f"at the centre: got {value[0]:.6g}, expected at least {inside}")
-            require(
-                value[-1] <= outside,
-                _CHECK,
-                f"axis {axis}, one voxel away: got {value[-1]:.6g}, expected at most {outside}",
-            )
+            text = f"axis {axis}, one voxel away: got {value[-1]:.6g}, expected at most {outside}"
+            require(value[-1] <= outside, _CHECK, text)
             rise = float(np.max(np.diff(value)))
             require(rise <= 1e-6, _CHECK, f"axis {axis}: rises by {rise:.3g} with the distance")
             steepest = max(0.0, *(-slope[np.abs(line - 0.5) < 0.1]))
-            require(
-                steepest >= steepness, _CHECK, f"axis {axis}: slope {steepest:.3g} at the face, expected {steepness}"
-            )
+            text = f"axis {axis}: slope {steepest:.3g} at the face, expected {steepness}"
+            require(steepest >= steepness, _CHECK, text)
             if surrogate:
                 close(_CHECK, f"axis {axis}: surrogate's value", value, within, 1e-6)
         far = np.array([[100.0, 0, 0], [100.0, 100, 100], [0.5, 0.5, 0.5], [0, 0, 0]], np.float32)
