@@ -1,0 +1,68 @@
+"""From the command line to the record: what every experiment does around its measurements."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn_jax.datasets import ImageData, to_float
+from experiments import _record
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "batch": {"type": int, "help": "images in one call"},
+    "checkpoints": {"metavar": "FOLDER", "help": "of the published weights"},
+    "data": {"metavar": "FOLDER", "help": "of cifar10_{lossless,jpeg}_{train,test}.npz"},
+    "epochs": {"type": int, "help": "of training"},
+    "examples": {"type": int, "help": "test images"},
+    "images": {"type": int, "help": "test images"},
+    "networks": {"nargs": "+"},
+    "rdi": {"metavar": "FILE", "help": "RDI-Nets' published checkpoint"},
+    "results": {"metavar": "FOLDER", "help": "of what is written (default: experiments/results)"},
+    "steps": {"type": int, "help": "of every attack that iterates"},
+    "trunk": {"metavar": "FILE", "help": "variables of the static resnet-32-cifar10"},
+    "weights": {"metavar": "FOLDER", "help": "of NAME-seedN.msgpack; default: those that ship"},
+}
+"""Option -> what argparse is told of it, wherever it occurs."""
+
+
+def parser(doc: str | None, *required: str, **defaults: Any) -> argparse.ArgumentParser:
+    """A script's options: of `OPTIONS` those that are required, those that have a default, and ``--results``."""
+    result = argparse.ArgumentParser(description=str(doc).splitlines()[0])
+    for name in required:
+        result.add_argument(f"--{name}", required=True, **OPTIONS[name])
+    for name, default in {**defaults, "results": None}.items():
+        result.add_argument(f"--{name}", default=default, **OPTIONS[name])
+    return result
+
+
+def shown(rows: Iterable[dict[str, Any]], *hidden: str) -> list[dict[str, Any]]:
+    """The rows, each printed as soon as it is there, without the columns that are `hidden`."""
+    kept = []
+    for row in rows:
+        print({key: value for key, value in row.items() if key not in hidden}, flush=True)
+        kept.append(row)
+    return kept
+
+
+def finish(
+    name: str, rows: list[dict[str, Any]], how: argparse.Namespace, columns: Sequence[str] = (), **facts: Any
+) -> None:
+    """Prints the table (of all columns unless some are named), and writes the record; facts: see `_record.write`."""
+    print(_record.table(rows, list(columns or rows[0])))
+    print(_record.save(name, rows, folder=how.results, **facts))
+
+
+def first(data: ImageData, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` images, as float32 in [0, 1], and their labels."""
+    return to_float(data.images[:count]), data.labels[:count]
+
+
+def signs(images: jax.typing.ArrayLike, eps: float, key: jax.Array | None = None) -> jax.Array:
+    """Images with noise of random signs, +-eps on every number."""
+    key = jax.random.key(0) if key is None else key
+    return jnp.clip(images + eps * jnp.sign(jax.random.normal(key, jnp.shape(images))), 0, 1)
