@@ -10,7 +10,7 @@ import argparse
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from dyn_jax.training.loop import fit
 from dyn_jax.training.recipe import SGD, Recipe
 from dyn_jax.training.sdn import digits_recipe, sdn_recipe
 from dyn_jax.types import Output, Trace, Variables
-from experiments import _record
+from experiments import _record, _run
 from experiments._weights import kept
 
 VARIANTS = ("vgg16", "resnet56", "mobilenet")
@@ -77,16 +77,12 @@ CIFAR = Domain("cifar10", "_cifar", lambda s, f: cifar10_packed(f, s), cifar_rec
 TITLES = {"digits": "handwritten digits", "cifar10": "CIFAR-10, test images as JPEG (lossy)"}
 
 
-def setting(description: str) -> argparse.Namespace:
-    """The options of all four scripts: the data, where trained networks are kept, how many, how long training takes."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", default=None, help="folder of cifar10_{lossless,jpeg}_{train,test}.npz; else digits")
+def setting(description: str | None) -> argparse.Namespace:
+    """The options of all four scripts: the data (else digits), where networks are kept, how many, how long to train."""
+    parser = _run.parser(description, data=None, epochs=None, examples=None)
     parser.add_argument("--cache", default=os.path.join("~", ".cache", "dyn_jax", "early_exit"), metavar="FOLDER")
     parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
-    parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--surrogate-epochs", type=int, default=None)
-    parser.add_argument("--examples", type=int, default=None, help="images attacked, of those not held out")
-    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
     how = parser.parse_args()
     how.domain = DIGITS if how.data is None else CIFAR
     for option in ("epochs", "surrogate_epochs", "examples"):
@@ -177,13 +173,22 @@ class Seen(NamedTuple):
 
 
 def on_dynamic_targets(
-    how: argparse.Namespace, white: Callable[[Partial, str, int], Callable]
-) -> Iterator[tuple[str, str, dict[str, list[Seen]]]]:
-    """(box, variant, {attack: one `Seen` a seed}) of every dynamic network.
+    how: argparse.Namespace,
+    white: Callable[[Partial, str, int], Callable],
+    numbers: Callable[[list[Seen]], tuple[dict[str, Any], list[np.ndarray]]],
+    support: range,
+) -> tuple[list[dict[str, Any]], dict[str, dict]]:
+    """Rows of every dynamic network under every attack, and densities.
 
-    ``white(target, variant, seed)`` is what the white box attacks; in the black box that is a static surrogate of
-    another architecture.
+    Args:
+      how: see `setting`.
+      white: (target, variant, seed) -> what the white box attacks; in the black box that is a static surrogate of
+        another architecture.
+      numbers: one `Seen` a seed -> a row, and the values whose density is drawn.
+      support: of the density.
     """
+    rows: list[dict[str, Any]] = []
+    panels: dict[str, dict] = {}
     images, labels = attacked_data(how)
     surrogate_of = {target: source for source, target in PAIRS}
     for box in ("white", "black"):
@@ -199,8 +204,11 @@ def on_dynamic_targets(
                 for name, attack in how.attacks.items():
                     result = attack_on(attack, source, images, labels, key_of(seed))
                     seen[name].append(Seen(result, clean, answers(target, result.adversarial).trace))
-            yield box, variant, seen
-            print(f"{box} box, {variant} done", flush=True)
+            found = {name: numbers(runs) for name, runs in seen.items()}
+            head = {"box": box, "network": f"sdn-{variant}"}
+            rows += _run.shown(head | {"attack": name} | row for name, (row, _) in found.items())
+            panels[f"{variant}, {box} box"] = {name: density(values, support) for name, (_, values) in found.items()}
+    return rows, panels
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
@@ -228,7 +236,7 @@ def report(
     facts |= {"data": TITLES[how.domain.label], "held out for the surrogates": how.domain.held_out}
     facts |= {"eps": how.domain.eps, "pgd_steps": PGD_STEPS, "densities": panels}
     facts |= {key: vars(how)[key] for key in ("seeds", "epochs", "surrogate_epochs", "examples")}
-    _record.save(name, rows, folder=folder, **facts)
+    _run.finish(name, rows, how, **facts)
     print(plot_densities(panels, folder / f"{name}.png", xlabel))
 
 
@@ -246,19 +254,6 @@ def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.P
         axes[0][-1].legend(fontsize=7)
     fig.savefig(path, dpi=120)
     return path
-
-
-def flat_table(rows: list[dict[str, Any]]) -> str:
-    """Rows whose spreads are written as "mean +- std"."""
-
-    def cell(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if value["mean"] is None:
-            return "none"
-        return f"{value['mean']:.3f}" + ("" if value["std"] is None else f" +- {value['std']:.3f}")
-
-    return _record.table([{name: cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
 
 
 def key_of(seed: int) -> jax.Array:

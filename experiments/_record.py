@@ -35,6 +35,7 @@ def write(
     seeds: list[int] | None = None,
     seed: int | None = None,
     packages: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
     **facts: Any,
 ) -> pathlib.Path:
     """Writes one record: the rows, what was claimed beside what was measured, and how they were made.
@@ -45,6 +46,7 @@ def write(
       arguments: the parsed options of the script: they are settings, but for those that name files and folders.
       seeds, seed: of everything random; no seeds at all means that nothing is.
       packages: distributions whose versions matter beside dyn_jax's own, e.g. a peer's.
+      without: options that the numbers do not depend on.
       **facts: single values and lists of them are settings; dicts, lists of dicts and ``seconds`` are results that
         stand beside the rows.
 
@@ -56,7 +58,8 @@ def write(
     """
     results = {key: value for key, value in facts.items() if _is_result(key, value)}
     options = {} if arguments is None else vars(arguments)
-    settings = {k: v for k, v in options.items() if not _names_a_place(v) and k not in ("results", "output", "seeds")}
+    without = (*without, "results", "output", "seeds")
+    settings = {k: v for k, v in options.items() if not _names_a_place(v) and k not in without}
     record = {
         "command": command(),
         "commit": commit(),
@@ -210,16 +213,16 @@ def _is_result(key: str, value: Any) -> bool:
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     """A Markdown table of some columns."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [row.get(c, "") for c in columns]
-        lines.append("| " + " | ".join(_cell(c) for c in cells) + " |")
-    return "\n".join(lines)
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, dict):  # a mean and its spread
+        return _cell(value["mean"]) + ("" if value["std"] is None else f" +- {value['std']:.3g}")
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
     return str(value)

@@ -20,9 +20,10 @@ import numpy as np
 from dyn_jax import attacks, metrics, networks, objectives, occupancy, training
 from dyn_jax.datasets import ImageData, digits
 from dyn_jax.training.loop import fit
+from dyn_jax.training.recipe import Recipe
 from dyn_jax.training.sparsity import skipnet_recipe
 from dyn_jax.types import Occupancy
-from experiments._record import save, table
+from experiments import _run
 
 EPS, STEPS, JUDGE_STEPS = 16 / 255, 3, 10
 SOFT = occupancy.straight_through(1.0)
@@ -33,11 +34,10 @@ def pgd(steps: int, objective: Any = "ce") -> attacks.Attack:
     return attacks.pgd(EPS, 2.5 * EPS / steps, steps, objective=objective, attack_all=True)
 
 
-def defences() -> dict[str, tuple[attacks.Attack, Occupancy | None] | None]:
-    """What each network is trained against: (attack, occupancy of the attacked network)."""
+def defences() -> dict[str, tuple[attacks.Attack, Occupancy | None]]:
+    """What networks are trained against: (attack, occupancy of the attacked network)."""
     energy = objectives.energy(tau=None)
     return {
-        "nothing": None,
         "answer, FGM": (pgd(STEPS), None),
         "answer, LGM": (pgd(STEPS), SOFT),
         "energy": (pgd(STEPS, energy), SOFT),
@@ -82,31 +82,39 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
+def parser(doc: str | None, epochs: int) -> argparse.ArgumentParser:
+    """The options of a script that trains networks and attacks them."""
+    result = _run.parser(doc, epochs=epochs, examples=200)
+    result.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
+    return result
+
+
+def study(
+    name: str, how: argparse.Namespace, plain: Recipe, defences: dict[str, Any], measures: Callable, **facts: Any
+) -> None:
+    """The table of ``measures(recipe, seed)``, spread over the seeds: `plain` and what it becomes under `defences`."""
+    facts |= {"eps": EPS, "data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5}
+    rows: list[dict[str, Any]] = []
+    for against, defence in {"nothing": None, **defences}.items():
+        recipe = plain if defence is None else training.adversarial(plain, defence[0], occupancy=defence[1], share=0.5)
+        found = _run.shown(measures(recipe, seed) for seed in range(how.seeds))
+        rows.append({"trained against": against} | {k: spread([one[k] for one in found]) for k in found[0]})
+        # after every row: a run that is stopped keeps what it has
+        _run.finish(name, rows, how, arguments=how, seeds=list(range(how.seeds)), **facts)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--examples", type=int, default=200, help="test images")
-    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
-    how = parser.parse_args()
+    how = parser(__doc__, 16).parse_args()
     data, test = small(digits("train")), small(digits("test"))
     images, labels = jnp.asarray(test.images[: how.examples]), jnp.asarray(test.labels[: how.examples])
-    net, plain = networks.create("skipnet-digits", **SIZES), skipnet_recipe(how.epochs)
-    facts = {"eps": EPS, "steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "lambda": 1.0}
-    facts |= {"data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5}
-    rows: list[dict[str, Any]] = []
-    for name, defence in defences().items():
-        recipe = plain if defence is None else training.adversarial(plain, defence[0], occupancy=defence[1], share=0.5)
-        found: list[dict[str, jax.Array]] = []
-        for seed in range(how.seeds):
-            variables = fit(net, data, recipe, seed=seed)
-            found.append(judge(net.apply)(variables, images, labels, jax.random.key(seed)))
-            print(name, seed, {key: round(float(value), 3) for key, value in found[-1].items()}, flush=True)
-        rows.append({"trained against": name} | {k: spread([float(one[k]) for one in found]) for k in found[0]})
-        # after every row: a run that is stopped keeps what it has
-        save("adversarial_training", rows, arguments=how, seeds=list(range(how.seeds)), folder=how.results, **facts)
-    flat = [{k: v if isinstance(v, str) else f"{v['mean']:.3f}" for k, v in row.items()} for row in rows]
-    print(table(flat, list(flat[0])))
+    net = networks.create("skipnet-digits", **SIZES)
+
+    def measures(recipe: Recipe, seed: int) -> dict[str, float]:
+        numbers = judge(net.apply)(fit(net, data, recipe, seed=seed), images, labels, jax.random.key(seed))
+        return {key: float(value) for key, value in numbers.items()}
+
+    facts = {"steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "lambda": 1.0}
+    study("adversarial_training", how, skipnet_recipe(how.epochs), defences(), measures, **facts)
 
 
 if __name__ == "__main__":

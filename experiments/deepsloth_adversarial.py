@@ -9,20 +9,19 @@ abstract): adversarial training gives limited protection.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import attacks, metrics, networks, objectives, training
+from dyn_jax import attacks, metrics, networks, objectives
 from dyn_jax.datasets import ImageData, digits, to_float
 from dyn_jax.training.loop import fit
 from dyn_jax.training.sdn import digits_recipe
 from dyn_jax.types import Variables
-from experiments._record import save, table
-from experiments.adversarial_training import EPS, pgd, small, spread
+from experiments import _run
+from experiments.adversarial_training import EPS, parser, pgd, small, study
 from experiments.deepsloth_efficacy import measured
 
 STEPS, JUDGE_STEPS, SAVED, HELD = 5, 30, 0.7, 200
@@ -35,7 +34,7 @@ def last_and_unsure(output: Any, labels: jax.Array, targets: jax.Array | None = 
     return LAST(output, labels, targets) + objectives.unsure_exits()(output, labels, targets)
 
 
-DEFENCES = {"nothing": None, "PGD": LAST, "DeepSloth": objectives.unsure_exits(), "both": last_and_unsure}
+DEFENCES = {"PGD": LAST, "DeepSloth": objectives.unsure_exits(), "both": last_and_unsure}
 """Trained against: the objective that the attack in training ascends."""
 
 
@@ -55,9 +54,10 @@ def judge(net: Any) -> Any:
     @jax.jit
     def run(variables: Variables, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         forward = functools.partial(net.apply, variables)
-        noise = jnp.clip(x + EPS * jnp.sign(jax.random.normal(key, x.shape)), 0, 1)
         found = {name: attack(forward, x, y, key=key) for name, attack in (("PGD", fooling), ("DeepSloth", slowing))}
-        return {"clean": x, "noise": noise} | {name: result.adversarial for name, result in found.items()}
+        return {"clean": x, "noise": _run.signs(x, EPS, key)} | {
+            name: result.adversarial for name, result in found.items()
+        }
 
     return run
 
@@ -76,30 +76,15 @@ def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--examples", type=int, default=200, help="test images")
-    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
-    how = parser.parse_args()
+    how = parser(__doc__, 20).parse_args()
     whole, test = small(digits("train")), small(digits("test"))
     cut = lambda data, part: data._replace(images=data.images[part], labels=data.labels[part])
     data, held, test = cut(whole, slice(HELD, None)), cut(whole, slice(HELD)), cut(test, slice(how.examples))
-    net, plain = networks.create("sdn-resnet56-digits", **SIZES), digits_recipe(epochs=how.epochs)
-    facts = {"eps": EPS, "steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "efficacy held": SAVED}
-    facts |= {"data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5, "held back": HELD}
-    rows: list[dict[str, Any]] = []
-    for name, objective in DEFENCES.items():
-        recipe = plain if objective is None else training.adversarial(plain, pgd(STEPS, objective), share=0.5)
-        found = []
-        for seed in range(how.seeds):
-            found.append(measures(net, fit(net, data, recipe, seed=seed), held, test, seed))
-            print(name, seed, {key: round(value, 3) for key, value in found[-1].items()}, flush=True)
-        rows.append({"trained against": name} | {key: spread([one[key] for one in found]) for key in found[0]})
-        # after every row: a run that is stopped keeps what it has
-        save("deepsloth_adversarial", rows, arguments=how, seeds=list(range(how.seeds)), folder=how.results, **facts)
-    flat = [{k: v if isinstance(v, str) else f"{v['mean']:.3f}" for k, v in row.items()} for row in rows]
-    print(table(flat, list(flat[0])))
+    net = networks.create("sdn-resnet56-digits", **SIZES)
+    of = lambda recipe, seed: measures(net, fit(net, data, recipe, seed=seed), held, test, seed)
+    defences = {name: (pgd(STEPS, objective), None) for name, objective in DEFENCES.items()}
+    facts = {"steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "efficacy held": SAVED, "held back": HELD}
+    study("deepsloth_adversarial", how, digits_recipe(epochs=how.epochs), defences, of, **facts)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ that both targets of a pair, the static and the early-exit one, answer rightly b
 from __future__ import annotations
 
 import argparse
+import collections
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ from dyn_jax.metrics import exits
 from experiments import _early_exit as common
 from experiments._record import table
 
+WORK = "work share of a surrogate pass"
 CLAIMS = {
     "finding 1": "D2S transferability is higher than S2D transferability (on average over all pairs)",
     "finding 2": "dynamic surrogates make adversarial examples faster than static ones",
@@ -34,12 +36,8 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, An
     rows, panels = [], {}
     for surrogate_variant, target_variant in common.PAIRS:
         for direction, family, target_family in (("S2D", "cnn", "sdn"), ("D2S", "sdn", "cnn")):
-            rates: dict[str, list] = {name: [] for name in common.ATTACKS}
-            made: dict[str, list] = {name: [] for name in common.ATTACKS}
-            seconds: dict[str, list] = {name: [] for name in common.ATTACKS}
-            work: dict[str, list] = {name: [] for name in common.ATTACKS}
+            found = {name: collections.defaultdict(list) for name in common.ATTACKS}
             made_at: dict[str, list] = {name: [] for name in common.ATTACKS}
-            known: dict[str, list] = {name: [] for name in common.ATTACKS}
             accuracy = []
             for seed in how.seeds:
                 surrogate = common.surrogate(how, family, surrogate_variant, target_variant, seed)
@@ -53,31 +51,26 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, An
                     jax.block_until_ready(common.attack_on(*arguments))
                     began = time.perf_counter()
                     result = jax.block_until_ready(common.attack_on(*arguments))
-                    seconds[name].append(time.perf_counter() - began)
-                    chosen = common.generated(result)
+                    seconds = time.perf_counter() - began
+                    chosen, trace = common.generated(result), result.trace_adversarial
                     logits = common.answers(target, result.adversarial).logits
-                    rates[name].append(exits.transfer_rate(chosen, logits, labels))
-                    known[name].append(exits.transfer_rate(chosen & both, logits, labels))
-                    made[name].append(chosen.mean())
-                    if family == "sdn":
-                        trace = result.trace_adversarial
-                        made_at[name].append(np.asarray(exits.exit_index(trace))[chosen])
-                        work[name].append(1 - np.asarray(exits.saved_macs(trace)).mean())
-            for name in common.ATTACKS:
-                rows.append(
-                    {
-                        "direction": direction,
-                        "surrogate": f"{family}-{surrogate_variant}",
-                        "target": f"{target_family}-{target_variant}",
-                        "attack": name,
-                        "target's accuracy": common.spread(accuracy),
-                        "transfer rate": common.spread(rates[name]),
-                        "both targets right": common.spread(known[name]),
-                        "generated": common.spread(made[name]),
-                        "seconds": common.spread(seconds[name]),
-                        "work share of a surrogate pass": common.spread(work[name] or [1.0]),
+                    values = {
+                        "transfer rate": exits.transfer_rate(chosen, logits, labels),
+                        "both targets right": exits.transfer_rate(chosen & both, logits, labels),
+                        "generated": chosen.mean(),
+                        "seconds": seconds,
                     }
-                )
+                    if family == "sdn":
+                        made_at[name].append(np.asarray(exits.exit_index(trace))[chosen])
+                        values[WORK] = 1 - np.asarray(exits.saved_macs(trace)).mean()
+                    for column, value in values.items():
+                        found[name][column].append(value)
+            for name in common.ATTACKS:
+                head = {"direction": direction, "surrogate": f"{family}-{surrogate_variant}"}
+                head |= {"target": f"{target_family}-{target_variant}", "attack": name}
+                head["target's accuracy"] = common.spread(accuracy)
+                found[name].setdefault(WORK, [1.0])
+                rows.append(head | {column: common.spread(values) for column, values in found[name].items()})
             if family == "sdn":
                 panels[f"{surrogate_variant} surrogate"] = {
                     name: common.density(values, range(7)) for name, values in made_at.items()

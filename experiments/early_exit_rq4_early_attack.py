@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,8 @@ from dyn_jax import attacks, objectives
 from dyn_jax.metrics import exits
 from dyn_jax.types import Output
 from experiments import _early_exit as common
-from experiments._record import save
+from experiments import _run
+from experiments._record import table
 
 ALPHAS = (0.001, 0.01, 0.1, 1.0, 20.0, 40.0)
 STEPS, RATE = 200, 0.05
@@ -73,13 +75,10 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
                 away = np.asarray(result.adversarial - images).reshape(len(images), -1)
                 distances[variant, name].append(np.linalg.norm(away, axis=1).mean())
             print(f"seed {seed}, {variant}: {time.perf_counter() - began:.0f} s", flush=True)
-        for source in common.VARIANTS:
-            for target in common.VARIANTS:
-                if source == target:
-                    continue
-                net = common.network(how, "sdn", target, seed)
-                parts = exits.early_parts(common.answers(net, images).trace, common.answers(net, made[source]).trace)
-                moved[source, target].append([p.mean() for p in parts])
+        for source, target in itertools.permutations(common.VARIANTS, 2):
+            net = common.network(how, "sdn", target, seed)
+            parts = exits.early_parts(common.answers(net, images).trace, common.answers(net, made[source]).trace)
+            moved[source, target].append([p.mean() for p in parts])
     rows = [
         {
             "network": f"sdn-{variant}",
@@ -108,9 +107,8 @@ def main() -> None:
     facts = {"data": f"{EXAMPLES[label]} of {common.TITLES[label]}", "steps": STEPS, "learning_rate": RATE}
     facts |= {"start": "the image", "alphas": list(ALPHAS), "baselines' eps": how.domain.eps}
     facts |= {"baselines' steps": common.PGD_STEPS, "seeds": how.seeds, "epochs": how.epochs}
-    save(f"early_exit_rq4{how.domain.suffix}", rows, folder=how.results, **facts, claimed=CLAIMS, transfer=transfers)
-    print(common.flat_table(rows))
-    print(common.flat_table(transfers))
+    print(table(transfers, list(transfers[0])))
+    _run.finish(f"early_exit_rq4{how.domain.suffix}", rows, how, **facts, claimed=CLAIMS, transfer=transfers)
 
 
 if __name__ == "__main__":
