@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,7 @@ def clouds_of(name: str) -> tuple[list[PointCloud], list[np.ndarray]]:
     return made, [data.labels[i : i + 1] for i in range(OBJECTS)]
 
 
-def rows_of(name: str) -> list[dict[str, Any]]:
+def rows_of(name: str) -> Iterator[dict[str, Any]]:
     """Rows of one network: random moves, Point-BIM under FGM and LGM, GradAuto, ILFO."""
     net, variables = networks.pretrained(name)
     (eps, step), (clouds, labels) = EPS[name], clouds_of(name)
@@ -66,16 +66,14 @@ def rows_of(name: str) -> list[dict[str, Any]]:
         slow = demo_points.attack_function(net, small, large, steps=STEPS, factory=factory, **form)
         arguments = jnp.float32(eps), jnp.float32(step), voxel.lgm()
         moved[attack, "LGM"] = lambda c, y, a=arguments, slow=slow: slow(variables, c, y, *a).adversarial
-    rows = []
     for (attack, gradient), move in moved.items():
+        head = {"network": name, "attack": attack, "gradient": gradient}
         try:
             after = [run(cloud.replace(xyz=move(cloud, y))) for cloud, y in zip(clouds, labels)]
             trusted([bool(out.trace.overflow) for out in after if out.trace.overflow is not None], f"{name}, {attack}")
-            rows.append({"network": name, "attack": attack, "gradient": gradient} | _numbers(before, after, labels))
+            yield head | _numbers(before, after, labels)
         except (ValueError, TypeError, RuntimeError) as error:
-            rows.append({"network": name, "attack": attack, "gradient": gradient, "refused": str(error)})
-        print(rows[-1], flush=True)
-    return rows
+            yield head | {"refused": str(error)}
 
 
 def _random(cloud: PointCloud, eps: float) -> jax.Array:

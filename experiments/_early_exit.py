@@ -27,7 +27,7 @@ from dyn_jax.training.loop import fit
 from dyn_jax.training.recipe import SGD, Recipe
 from dyn_jax.training.sdn import digits_recipe, sdn_recipe
 from dyn_jax.types import Output, Trace, Variables
-from experiments import _record, _run
+from experiments import _run
 from experiments._weights import kept
 
 VARIANTS = ("vgg16", "resnet56", "mobilenet")
@@ -232,15 +232,14 @@ def report(
     name: str, how: argparse.Namespace, rows: list[dict], panels: dict[str, dict], xlabel: str, **facts: Any
 ) -> None:
     """Draws the densities and writes the record; the claims and all else are among the `facts`."""
-    folder, name = pathlib.Path(how.results or _record.RESULTS), name + how.domain.suffix
     facts |= {"data": TITLES[how.domain.label], "held out for the surrogates": how.domain.held_out}
     facts |= {"eps": how.domain.eps, "pgd_steps": PGD_STEPS, "densities": panels}
     facts |= {key: vars(how)[key] for key in ("seeds", "epochs", "surrogate_epochs", "examples")}
-    _run.finish(name, rows, how, **facts)
-    print(plot_densities(panels, folder / f"{name}.png", xlabel))
+    file = _run.finish(name + how.domain.suffix, rows, how, **facts)
+    plot_densities(panels, file.with_suffix(".png"), xlabel)
 
 
-def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path, xlabel: str) -> pathlib.Path:
+def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path, xlabel: str) -> None:
     """One panel for each network, one line of shares (with the spread over seeds) for each attack; PNG."""
     fig, axes = figure(1, len(panels), figsize=(3.2 * len(panels), 2.6), sharey=True)
     for axis, (title, lines) in zip(axes[0], panels.items()):
@@ -253,7 +252,6 @@ def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.P
     if axes[0][-1].get_legend_handles_labels()[0]:
         axes[0][-1].legend(fontsize=7)
     fig.savefig(path, dpi=120)
-    return path
 
 
 def key_of(seed: int) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -51,10 +52,11 @@ def shown(rows: Iterable[dict[str, Any]], *hidden: str) -> list[dict[str, Any]]:
 
 def finish(
     name: str, rows: list[dict[str, Any]], how: argparse.Namespace, columns: Sequence[str] = (), **facts: Any
-) -> None:
-    """Prints the table (of all columns unless some are named), and writes the record; facts: see `_record.write`."""
+) -> pathlib.Path:
+    """Prints the table (of all columns unless some are named), writes the record (facts: see `_record.write`)."""
     print(_record.table(rows, list(columns or rows[0])))
-    print(_record.save(name, rows, folder=how.results, **facts))
+    print(file := _record.save(name, rows, folder=how.results, **facts))
+    return file
 
 
 def first(data: ImageData, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,6 @@ What the figure says in words is measured as well: the share of the gates' varia
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import pathlib
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,9 +22,9 @@ import numpy as np
 
 from dyn_jax import attacks, networks, occupancy, plotting
 from dyn_jax.attacks.batched import in_batches
-from dyn_jax.datasets import CIFAR10_CLASS_NAMES, cifar10_packed, to_float
+from dyn_jax.datasets import CIFAR10_CLASS_NAMES, cifar10_packed
 from dyn_jax.types import Variables
-from experiments import _record
+from experiments import _run
 from experiments._paired import Z
 from experiments.cifar_fgm_lgm import FGM, LGM, Leaded, stacked
 from experiments.lgm_figure9_steps import chosen
@@ -196,31 +193,22 @@ def _range(points: list[np.ndarray], axis: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=None, help="folder with cifar10_jpeg_test.npz")
-    parser.add_argument("--images", type=int, default=300, help="test images attacked, all answered rightly before")
+    parser = _run.parser(__doc__, data=None, images=300, steps=100, batch=100)
     parser.add_argument("--eps", nargs="+", type=float, default=[16.0, 2.0], help="of 255; the first one is drawn")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=100, help="images in one call, times two gradients")
     parser.add_argument("--lambdas", default=str(RECORD), help="the record of cifar_fgm_lgm")
-    parser.add_argument("--results", default=None, help="folder for record and figure (default: experiments/results)")
     arguments = parser.parse_args()
     net, variables = networks.pretrained(NETWORK)
-    data = cifar10_packed(arguments.data, "test")
-    images, labels = answered_rightly(net, variables, to_float(data.images), data.labels, arguments.images)
-    kept = json.loads(pathlib.Path(arguments.lambdas).read_text())["rows"]
-    lam = chosen(kept, NETWORK, "BIM-10", CHOSEN_AT)[KIND]
+    data = _run.first(cifar10_packed(arguments.data, "test"))
+    images, labels = answered_rightly(net, variables, *data, arguments.images)
+    lam = chosen(arguments.lambdas, NETWORK, "BIM-10", CHOSEN_AT)[KIND]
     seen = attacked(net, variables, images, labels, stacked([FGM, LGM[KIND](lam)]), arguments)
     rows = [{"eps": eps} | row for eps, states in seen.items() for row in numbers(states, labels)]
-    print(_record.table(rows, list(rows[-1])))
-    folder = pathlib.Path(arguments.results or _record.RESULTS)
-    os.makedirs(folder, exist_ok=True)
     first = arguments.eps[0]
-    draw(seen[first], labels, first, folder / "lgm_figure7_layers.png")
-    options = argparse.Namespace(**{k: v for k, v in vars(arguments).items() if k not in ("batch", "lambdas")})
     settings = {"network": NETWORK, "data": "CIFAR-10 test images as JPEG (lossy)", "lambda": lam, "kind": KIND}
     settings |= {"layers": seen[first][0].gates.shape[1], "step": "eps/4", "resamples": RESAMPLES}
-    print(_record.save("lgm_figure7_layers", rows, folder=arguments.results, arguments=options, seed=0, **settings))
+    settings |= {"seed": 0, "without": ("batch", "lambdas")}
+    file = _run.finish("lgm_figure7_layers", rows, arguments, list(rows[-1]), arguments=arguments, **settings)
+    draw(seen[first], labels, first, file.with_suffix(".png"))
 
 
 if __name__ == "__main__":
