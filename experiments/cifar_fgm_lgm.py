@@ -129,7 +129,7 @@ def runner(net: nn.Module, variables: Variables, setting: Setting, batch: int) -
     def run(images: Images, eps: float, gates: Leaded) -> dict[str, np.ndarray]:
         radius, t, n = jnp.float32(eps / 255), images.targets(), len(images.y)
         call = lambda rows: attack(variables, rows, images.x[rows], images.y[rows], t[rows], radius, gates)
-        return {key: value.T for key, value in in_batches(call, n, min(n, batch)).items()}
+        return {key: value.T for key, value in in_batches(call, n, batch).items()}
 
     return run
 
@@ -170,7 +170,7 @@ def facts_of(
     """What explains a network's rows: accuracies, margins, the soft network, random flips. Percent."""
     forward = jax.jit(lambda x, gate: _summary(net.apply(variables, x, occupancy=gate)))
     random = jax.jit(lambda x, key: _summary(net.apply(variables, x, occupancy=Flipped(flips), rngs={"gate": key})))
-    over = lambda images, call: in_batches(lambda rows: call(images.x[rows]), len(images.y), min(len(images.y), batch))
+    over = lambda images, call: in_batches(lambda rows: call(images.x[rows]), len(images.y), batch)
     right = lambda images, got: round(100 * float(np.mean(got["answer"] == images.y)), 2)
     hard = {label: over(images, lambda x: forward(x, FGM)) for label, images in sets.items()}
     facts: dict[str, Any] = {f"clean %, {label}": right(sets[label], got) for label, got in hard.items()}

@@ -46,7 +46,7 @@ def facts(apply: Callable[..., Output], variables: Variables, data: ImageData, b
             found |= {f"on {i}": on for i, on in enumerate(flat)}
         return found
 
-    found = in_batches(lambda rows: of(to_float(data.images[rows])), len(data.labels), min(batch, len(data.labels)))
+    found = in_batches(lambda rows: of(to_float(data.images[rows])), len(data.labels), batch)
     return {**found, "right": found["answer"] == data.labels}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from dyn_jax import attacks, metrics
 from dyn_jax.occupancy import voxel
+from dyn_jax.training.points import ROOM_POINTS
 from experiments import _energy, _record, _rooms, gradauto_table1
 
 NETWORKS = ("dynconv-digits", "sdn-resnet56-digits", "sdn-vgg16-digits")
@@ -31,7 +32,7 @@ METHODS = {  # ILFO with the weights and the choice of the iterate that GradAuto
 
 def points(arguments: argparse.Namespace) -> list[dict]:
     """Rows of MinkUNet: points that move at random, ILFO, GradAuto."""
-    setup = _rooms.setup(arguments.rooms, arguments.points, step=2 * POINT_RATE)
+    setup = _rooms.setup(arguments, step=2 * POINT_RATE)
     release = _rooms.PROTOCOLS["release"]["form"]
 
     @partial(jax.jit, static_argnames="method")
@@ -67,7 +68,7 @@ def points(arguments: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = _energy.parser(__doc__, 32, NETWORKS)
     parser.add_argument("--rooms", type=int, default=2)
-    _rooms.add_points(parser)
+    parser.add_argument("--points", type=int, default=ROOM_POINTS, help="of a room")
     arguments = parser.parse_args()
     rows = gradauto_table1.rows_of(arguments, {})
     rooms = points(arguments)

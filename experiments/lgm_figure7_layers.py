@@ -46,7 +46,7 @@ def answered_rightly(net: nn.Module, variables: Variables, images: np.ndarray, l
     """The first `count` images and labels that the network answers rightly; only they are attacked."""
     answer = jax.jit(lambda x: jnp.argmax(net.apply(variables, x).logits, axis=1))
     some = min(len(labels), 2 * count)
-    right = in_batches(lambda rows: answer(images[rows]), some, min(some, 500)) == labels[:some]
+    right = in_batches(lambda rows: answer(images[rows]), some, 500) == labels[:some]
     rows = np.flatnonzero(right)[:count]
     return images[rows], labels[rows]
 
@@ -72,7 +72,7 @@ def attacked(
     seen = {}
     for eps in options.eps:
         call = lambda rows, eps=eps: run(images[rows], labels[rows], jnp.float32(eps / 255))
-        before, after, said, says = in_batches(call, len(labels), min(options.batch, len(labels)))
+        before, after, said, says = in_batches(call, len(labels), options.batch)
         each = (Seen(after[:, number], says[:, number]) for number in range(after.shape[1]))
         seen[eps] = [Seen(before[:, 0], said[:, 0]), *each]
         print(f"eps {eps}: fooled {[float(np.mean(s.answers != labels)) for s in seen[eps]]}", flush=True)

@@ -97,7 +97,7 @@ def curves(
         return jnp.moveaxis(jax.vmap(under)(gates), 0, 1)
 
     call = lambda rows: run(rows, images[rows], labels[rows])
-    return np.moveaxis(in_batches(call, len(labels), min(batch, len(labels))), 0, 1)
+    return np.moveaxis(in_batches(call, len(labels), batch), 0, 1)
 
 
 def row_of(fooled: np.ndarray, under_fgm: np.ndarray) -> dict[str, Any]:

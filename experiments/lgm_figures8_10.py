@@ -25,11 +25,9 @@ from dyn_jax import attacks, metrics, plotting
 from dyn_jax.cli import demo_points
 from dyn_jax.datasets import OBJECT_CLASSES, ROOM_CLASSES, objects
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d import Capacity, bucket, capacity_for
-from dyn_jax.training.points import OBJECT_POINTS
+from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS
 from dyn_jax.types import PointCloud
-from experiments import _record, _rooms
-from experiments._weights import load
+from experiments import _record, _rooms, _run
 
 OBJECTS, EPS, LAMBDA = "minkfcnn-objects", (0.02, 0.05, 0.1, 0.2), 10.0
 DRAWN = 4
@@ -45,19 +43,17 @@ def visible(clean: np.ndarray, moved: np.ndarray) -> float:
 
 def rooms(arguments: argparse.Namespace, path: pathlib.Path) -> tuple[list[dict[str, Any]], Any]:
     """Rows of every room, form and eps, and the network; figure 8 is written to `path`."""
-    made = _rooms.setup(arguments.rooms, arguments.points)
+    made = _rooms.setup(arguments)
     occupancy, rows, first = voxel.lgm(voxel.sigmoid(LAMBDA)), [], {}
     for form, how in _rooms.PROTOCOLS.items():
-        run = demo_points.attack_function(made.net, made.small, made.large, steps=arguments.steps, **how)
-        for eps, step in demo_points.STEP.items():
-            given = run, made.variables, made.clouds, made.labels, "LGM", occupancy, eps, step
-            row, results = demo_points.attack_rooms(*given)
-            _rooms.trusted(row.overflow, f"{form}, eps {eps}")
-            first[form, eps] = results[0]
+        run = made.attack(arguments.steps, **how)
+        for row, results in made.compared(run, demo_points.STEP, {"LGM": occupancy}):
+            _rooms.trusted(row.overflow, f"{form}, eps {row.eps}")
+            first[form, row.eps] = results[0]
             for number, (result, labels) in enumerate(zip(results, made.labels)):
                 before, after = (np.argmax(z, 1) == labels for z in (result.logits_clean, result.logits_adversarial))
                 clean = np.asarray(made.clouds[number].xyz)
-                rows.append({"room": number, "form": form, "eps (m)": eps, "step (m)": step})
+                rows.append({"room": number, "form": form, "eps (m)": row.eps, "step (m)": demo_points.STEP[row.eps]})
                 rows[-1] |= {
                     "before %": round(100 * float(row.clean_rooms[number]), 2),
                     "after %": round(100 * float(row.after_rooms[number]), 2),
@@ -107,30 +103,26 @@ def legend(fig: Any, names: tuple[str, ...], colours: np.ndarray) -> None:
 
 def attacked_objects(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, dict[float, Any]]:
     """Clean points [object, point, 3], labels, eps -> (moved points, logits before, logits after)."""
-    net, variables = load(OBJECTS)
     data = objects("test", arguments.objects, points=OBJECT_POINTS)
-    xyz, labels = jnp.asarray(data.xyz), jnp.asarray(data.labels)
-    clouds = jax.vmap(lambda p: PointCloud(p, jnp.zeros((OBJECT_POINTS, 0)), jnp.ones(OBJECT_POINTS, bool)))(xyz)
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i], clouds) for i in range(len(labels))]
-    near = [capacity_for(each, net.voxel_size, net.levels, slack=1.8, reach=step) for step in (None, max(EPS) / 5)]
-    small, large = Capacity((bucket(OBJECT_POINTS), *near[0].levels[1:])), near[1]
-    forward = partial(net.apply, variables, occupancy=voxel.lgm(voxel.sigmoid(LAMBDA)), capacity=large)
+    made, clouds = _rooms.of_objects(OBJECTS, data, max(EPS) / 5)
+    apply = partial(made.net.apply, made.variables)
+    forward = partial(apply, occupancy=voxel.lgm(voxel.sigmoid(LAMBDA)), capacity=made.large)
 
     @jax.jit
     def run(clouds: PointCloud, labels: jax.Array, eps: jax.Array) -> tuple:
         def one(cloud: PointCloud, label: jax.Array) -> tuple:
             attack = attacks.point_bim(eps, eps / 5, arguments.object_steps)
-            r = attack(forward, cloud, label[None], victim=partial(net.apply, variables, capacity=small))
+            r = attack(forward, cloud, label[None], victim=partial(apply, capacity=made.small))
             return r.adversarial, r.logits_clean[0], r.logits_adversarial[0], r.overflow[0]
 
         return jax.vmap(one)(clouds, labels)
 
     found = {}
     for eps in EPS:
-        moved, before, after, overflow = jax.tree.map(np.asarray, run(clouds, labels, jnp.float32(eps)))
+        moved, before, after, overflow = jax.tree.map(np.asarray, run(clouds, data.labels, jnp.float32(eps)))
         _rooms.trusted(overflow, f"objects, eps {eps}")
         found[eps] = moved, before, after
-    return np.asarray(xyz), np.asarray(labels), found
+    return data.xyz, data.labels, found
 
 
 def object_rows(xyz: np.ndarray, labels: np.ndarray, found: dict[float, Any]) -> tuple[list[dict], list[dict]]:
@@ -177,13 +169,9 @@ def draw_objects(xyz: np.ndarray, labels: np.ndarray, found: dict[float, Any], p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rooms", type=int, default=2, help="test rooms; the first one is drawn")
-    _rooms.add_points(parser)
-    parser.add_argument("--steps", type=int, default=20, help="of Point-BIM on rooms (the paper: 50)")
+    parser = _run.parser(__doc__, rooms=2, points=ROOM_POINTS, steps=20)
     parser.add_argument("--objects", type=int, default=40, help="test objects, at most 200; the first ones are drawn")
     parser.add_argument("--object-steps", type=int, default=15, help="of Point-BIM on objects")
-    parser.add_argument("--results", default=None, help="folder for record and figures (default: experiments/results)")
     arguments = parser.parse_args()
     folder = pathlib.Path(arguments.results or _record.RESULTS)
     os.makedirs(folder, exist_ok=True)
