@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "epochs": {"type": int, "help": "of training"},
     "examples": {"type": int, "help": "test images"},
     "images": {"type": int, "help": "test images"},
+    "network": {},
     "networks": {"nargs": "+"},
     "points": {"type": int, "help": "of a cloud"},
     "rdi": {"metavar": "FILE", "help": "RDI-Nets' published checkpoint"},

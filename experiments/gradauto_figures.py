@@ -10,7 +10,6 @@ the finished gradient for every image. Figure 3: the images themselves, ILFO bes
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Any
 
@@ -23,24 +22,17 @@ from experiments import _energy, _record
 KS = (1e-4, 1e-3, 1e-2, 1.0, 1e2)
 
 
-def runs(arguments: argparse.Namespace) -> tuple[dict[str, attacks.AttackResult], np.ndarray]:
-    """Results by name, and the images."""
-    images, labels = _energy.data(arguments.images, arguments.data)
-    net, variables = _energy.load(arguments.network, arguments.weights)
-    budget, hard = _energy.budget(arguments), _energy.OCCUPANCIES[_energy.HARD]
+def runs(victim: _energy.Victim, budget: dict) -> dict[str, attacks.AttackResult]:
+    """Results by name."""
     plain, start, last = attacks.Rectify(False, False), attacks.Rectify(begin=0), attacks.Form(keep="last")
     methods = {
         "eq. 7": attacks.grad_auto(rectify=plain, **budget),
         "GradAuto": attacks.grad_auto(rectify=start, **budget),
         "ILFO": attacks.ilfo(form=ILFO.replace(keep="last"), **budget),
     }
-    results = {}
-    for name, attack in methods.items():
-        results[name], _ = _energy.timed(_energy.runner(net, attack, hard), variables, images, labels)
-    sweep = _energy.runner(net, lambda k: attacks.grad_auto(k, form=last, **budget), hard)
-    for k in KS:
-        results[f"K = {k:g}"], _ = _energy.timed(sweep, variables, images, labels, np.float32(k))
-    return results, images
+    results = {name: victim.timed(victim.runner(attack))[0] for name, attack in methods.items()}
+    sweep = victim.runner(lambda k: attacks.grad_auto(k, form=last, **budget))
+    return results | {f"K = {k:g}": victim.timed(sweep, np.float32(k))[0] for k in KS}
 
 
 def gates_axis(axis: Any, record: Any, n: int, title: str) -> None:
@@ -110,16 +102,17 @@ def _show(axis: Any, image: np.ndarray, title: str) -> None:
 
 
 def main() -> None:
-    arguments = _energy.parser(__doc__, 8, "skipnet-rl-digits").parse_args()
-    folder = str(arguments.results or _record.RESULTS)
+    how = _energy.parser(__doc__, 8, network="skipnet-rl-digits").parse_args()
+    folder = str(how.results or _record.RESULTS)
     os.makedirs(folder, exist_ok=True)
-    results, images = runs(arguments)
+    ((_, victim),) = _energy.victims(how, how.network)
+    results = runs(victim, _energy.budget(how))
     chosen = np.argsort(-results["eq. 7"].record.switched_off.sum(1), kind="stable")[:2]
-    suffix = "" if arguments.data is None else "_cifar"
+    suffix = "" if how.data is None else "_cifar"
     one, two, three = (os.path.join(folder, f"gradauto_fig{number}{suffix}.png") for number in (1, 2, 3))
     figure_1(results["eq. 7"], chosen, one)
     figure_2(results["GradAuto"], chosen, two)
-    figure_3(results, images, three)
+    figure_3(results, victim.images, three)
     record = results["GradAuto"].record
     both = np.asarray(record.cosine) != 0
     print(f"obtuse in {100 * np.mean(np.asarray(record.cosine)[both] < 0):.1f} % of the steps with both gradients")

@@ -23,7 +23,7 @@ from dyn_jax import attacks, metrics, networks, objectives
 from dyn_jax.datasets import digits
 from dyn_jax.nn import IMAGENET_MEAN_STD
 from dyn_jax.types import Output
-from experiments import _run
+from experiments import _energy, _run
 
 SIZES = (4, 8)
 NOISE = 8 / 255
@@ -53,15 +53,13 @@ def patch_of(
 
 def row(before: Output, after: Output, labels: np.ndarray) -> dict:
     """Numbers of one batch, clean and attacked."""
-    dense = metrics.dense_macs(before.trace)
-    first, last = (np.asarray(metrics.executed_macs(out.trace)) for out in (before, after))
-    rows = dense - first > 1e-6 * dense
-    shares = (last - first)[rows] / (dense - first)[rows]
+    work = [np.asarray(metrics.executed_macs(out.trace)).mean() for out in (before, after)]
+    saved = [100 * float(1 - each / metrics.dense_macs(before.trace)) for each in work]
     return {
-        "saved before %": 100 * float(1 - first.mean() / dense),
-        "saved after %": 100 * float(1 - last.mean() / dense),
+        "saved before %": saved[0],
+        "saved after %": saved[1],
         "recovery %": 100 * float(metrics.recovery(before.trace, after.trace)),
-        "standard error": 100 * float(shares.std(ddof=1) / np.sqrt(len(shares))),
+        "standard error": _energy.shares(before.trace, after.trace)[1],
         "accuracy before %": 100 * float(metrics.accuracy(before.logits, labels)),
         "accuracy after %": 100 * float(metrics.accuracy(after.logits, labels)),
     }
