@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks, metrics, networks, occupancy
-from dyn_jax.datasets import cifar10_packed, digits
 from dyn_jax.training import embedded
 from dyn_jax.types import Occupancy, Trace, Variables
 from experiments import _run
@@ -96,7 +95,7 @@ class Victim(NamedTuple):
 
 def victims(how: argparse.Namespace, *names: str) -> Iterator[tuple[str, Victim]]:
     """Networks by name, with test images: digits, or where a folder is given CIFAR-10 as JPEG."""
-    images = _run.first(digits("test") if how.data is None else cifar10_packed(how.data, "test"), how.images)
+    images = _run.first(_run.images_of("test", how.data), how.images)
     return ((name, Victim(*load(name, how.weights), *images)) for name in names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax.datasets import ImageData, to_float
+from dyn_jax.datasets import ImageData, cifar10_packed, digits, to_float
 from experiments import _record
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -60,6 +61,12 @@ def finish(
     print(_record.table(rows, list(columns or rows[0])))
     print(file := _record.save(name, rows, folder=how.results, **facts))
     return file
+
+
+@functools.cache
+def images_of(split: str, folder: str | None) -> ImageData:
+    """Handwritten digits, or where a folder is given CIFAR-10 as JPEG; read once for all networks."""
+    return digits(split) if folder is None else cifar10_packed(folder, split)
 
 
 def first(data: ImageData, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks, metrics, networks, objectives
-from dyn_jax.datasets import cifar10_packed, digits
 from dyn_jax.networks.sparse import SparseResNet
 from dyn_jax.types import Output, Variables
 from experiments import _cross_points, _record, _run, _weights
@@ -218,8 +217,9 @@ def victims(how: argparse.Namespace) -> dict[str, Callable[[], Victim]]:
 
     def made(name: str) -> Victim:
         made = _weights.published(name, how.checkpoints) if name in PUBLISHED else networks.pretrained(name)
-        read = digits if name.endswith("-digits") else partial(cifar10_packed, how.data)
-        return Victim(name, *made, *(_run.first(read(split), how.images) for split in ("test", "train")))
+        folder = None if name.endswith("-digits") else how.data
+        parts = (_run.first(_run.images_of(split, folder), how.images) for split in ("test", "train"))
+        return Victim(name, *made, *parts)
 
     return {name: partial(made, name) for name in names if name not in _cross_points.NETWORKS}
 

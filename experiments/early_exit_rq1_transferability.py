@@ -47,7 +47,7 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, An
                 accuracy.append(right(target).mean())
                 both = right(target) & right(twin)
                 for name, attack in how.attacks.items():
-                    arguments = (attack, surrogate, images, labels, common.key_of(seed))
+                    arguments = (attack, surrogate, images, labels, seed)
                     jax.block_until_ready(common.attack_on(*arguments))
                     began = time.perf_counter()
                     result = jax.block_until_ready(common.attack_on(*arguments))

@@ -48,12 +48,10 @@ BASELINES: dict[str, Callable[[float], attacks.Attack]] = {
 
 
 @jax.jit
-def early_attack_on(
-    net: Callable, images: jax.Array, labels: jax.Array, key: jax.Array, alpha: jax.Array
-) -> attacks.AttackResult:
+def early_attack_on(net: Callable, images: jax.Array, labels: jax.Array, seed: int, alpha: jax.Array) -> Any:
     """Early Attack from the images themselves, for one alpha."""
     attack = attacks.early_attack(alpha=alpha, steps=STEPS, learning_rate=RATE)
-    return attack(net, images, labels, key=key, start=images)
+    return attack(net, images, labels, key=common.key_of(seed), start=images)
 
 
 def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -64,7 +62,7 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
     for seed in how.seeds:
         made: dict[str, jax.Array] = {}
         for variant in common.VARIANTS:
-            began, arguments = time.perf_counter(), (images, labels, common.key_of(seed))
+            began, arguments = time.perf_counter(), (images, labels, seed)
             net = common.network(how, "sdn", variant, seed)
             results = {f"Early Attack, alpha {a:g}": early_attack_on(net, *arguments, jnp.float32(a)) for a in ALPHAS}
             made[variant] = results["Early Attack, alpha 1"].adversarial
@@ -104,7 +102,7 @@ def main() -> None:
     how = common.setting(__doc__)
     rows, transfers = measure(how)
     label = how.domain.label
-    facts = {"data": f"{EXAMPLES[label]} of {common.TITLES[label]}", "steps": STEPS, "learning_rate": RATE}
+    facts = {"data": f"{EXAMPLES[label]} of {how.domain.title}", "steps": STEPS, "learning_rate": RATE}
     facts |= {"start": "the image", "alphas": list(ALPHAS), "baselines' eps": how.domain.eps}
     facts |= {"baselines' steps": common.PGD_STEPS, "seeds": how.seeds, "epochs": how.epochs}
     print(table(transfers, list(transfers[0])))
