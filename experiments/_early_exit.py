@@ -79,9 +79,8 @@ CIFAR = Domain("cifar10", LOSSY, "_cifar", cifar_recipe, 5000, 8 / 255, 5, 500, 
 
 def setting(doc: str | None) -> argparse.Namespace:
     """The options of all four scripts: the data (else digits), where networks are kept, how many, how long to train."""
-    parser = _run.parser(doc, data=None, epochs=10, examples=None)
+    parser = _run.parser(doc, data=None, seeds=3, epochs=10, examples=None)
     parser.add_argument("--cache", default=os.path.join("~", ".cache", "dyn_jax", "early_exit"), metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
     parser.add_argument("--surrogate-epochs", type=int, default=None)
     how = parser.parse_args()
     how.domain = DIGITS if how.data is None else CIFAR

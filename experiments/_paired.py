@@ -1,11 +1,36 @@
-"""Two attacks on the same images: shares with their errors, the paired test, the difference with its interval."""
+"""FGM against LGM on the same images: the gradients, shares with errors, the paired test, as many random flips."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.stats import binomtest
 
+from dyn_jax import occupancy
+from dyn_jax.types import Occupancy
+
 Z = 1.96  # of a 95 % interval
+
+
+class Flipped(occupancy.Stochastic):
+    """The hard occupancy with every element flipped with probability `rate`: as many as an attack, not the worst."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, score: jax.Array, *, key: jax.Array) -> jax.Array:
+        value = occupancy.hard()(score)
+        return jnp.where(jax.random.bernoulli(key, self.rate, score.shape), 1 - value, value)
+
+
+def gradients(soft: Iterable[float], straight: Iterable[float]) -> dict[str, Occupancy]:
+    """FGM, and LGM by its lambdas."""
+    leaded = {f"LGM soft {lam:g}": occupancy.sigmoid(lam) for lam in soft}
+    leaded |= {f"LGM straight-through {lam:g}": occupancy.straight_through(lam) for lam in straight}
+    return {"FGM": occupancy.hard(), **leaded}
 
 
 def percent(hits: np.ndarray) -> tuple[float, float]:

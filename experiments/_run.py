@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rdi": {"metavar": "FILE", "help": "RDI-Nets' published checkpoint"},
     "results": {"metavar": "FOLDER", "help": "of what is written (default: experiments/results)"},
     "rooms": {"type": int, "help": "test rooms, at most 16"},
+    "seeds": {"type": int, "help": "trained networks of each kind"},
     "steps": {"type": int, "help": "of every attack that iterates"},
     "trunk": {"metavar": "FILE", "help": "variables of the static resnet-32-cifar10"},
     "weights": {"metavar": "FOLDER", "help": "of NAME-seedN.msgpack; default: those that ship"},

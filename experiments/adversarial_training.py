@@ -82,13 +82,6 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
-def parser(doc: str | None, epochs: int) -> argparse.ArgumentParser:
-    """The options of a script that trains networks and attacks them."""
-    result = _run.parser(doc, epochs=epochs, examples=200)
-    result.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
-    return result
-
-
 def study(
     name: str, how: argparse.Namespace, plain: Recipe, defences: dict[str, Any], measures: Callable, **facts: Any
 ) -> None:
@@ -104,7 +97,7 @@ def study(
 
 
 def main() -> None:
-    how = parser(__doc__, 16).parse_args()
+    how = _run.parser(__doc__, seeds=3, epochs=16, examples=200).parse_args()
     data, test = small(digits("train")), small(digits("test"))
     images, labels = jnp.asarray(test.images[: how.examples]), jnp.asarray(test.labels[: how.examples])
     net = networks.create("skipnet-digits", **SIZES)

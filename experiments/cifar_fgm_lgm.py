@@ -35,8 +35,7 @@ from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.objectives import hinge_margin
 from dyn_jax.types import Variables
 from experiments import _record, _run, _weights
-from experiments._flipped import Flipped
-from experiments._paired import paired, percent
+from experiments._paired import Flipped, paired, percent
 
 NETWORKS = ("skipnet-32-cifar10", "dynconv-32-cifar10", "manidp-32-cifar10", "sact-32-cifar10", "sdn-resnet56-cifar10")
 STATIC = "resnet-32-cifar10"

@@ -21,7 +21,7 @@ from dyn_jax.training.loop import fit
 from dyn_jax.training.sdn import digits_recipe
 from dyn_jax.types import Variables
 from experiments import _run
-from experiments.adversarial_training import EPS, parser, pgd, small, study
+from experiments.adversarial_training import EPS, pgd, small, study
 from experiments.deepsloth_efficacy import measured
 
 STEPS, JUDGE_STEPS, SAVED, HELD = 5, 30, 0.7, 200
@@ -76,7 +76,7 @@ def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, s
 
 
 def main() -> None:
-    how = parser(__doc__, 20).parse_args()
+    how = _run.parser(__doc__, seeds=3, epochs=20, examples=200).parse_args()
     whole, test = small(digits("train")), small(digits("test"))
     cut = lambda data, part: data._replace(images=data.images[part], labels=data.labels[part])
     data, held, test = cut(whole, slice(HELD, None)), cut(whole, slice(HELD)), cut(test, slice(how.examples))

@@ -12,16 +12,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dyn_jax import occupancy
 from dyn_jax.cli import demo
 from experiments import _energy, _run
+from experiments._paired import gradients
 
 NETWORKS = ("sact-digits", "manidp-digits")
 EPS = ("8/255", "16/255")
 LAMBDAS = (1.0, 3.0, 10.0, 30.0)
-GRADIENTS = {"FGM": occupancy.hard()}
-GRADIENTS |= {f"LGM soft {lam:g}": occupancy.sigmoid(lam) for lam in LAMBDAS}
-GRADIENTS |= {f"LGM straight-through {lam:g}": occupancy.straight_through(lam) for lam in LAMBDAS}
+GRADIENTS = gradients(LAMBDAS, LAMBDAS)
 
 
 def rows_of(name: str, victim: _energy.Victim) -> Iterator[dict]:
