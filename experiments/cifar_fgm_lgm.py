@@ -28,10 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax import attacks, metrics, networks, occupancy
+from dyn_jax import attacks, metrics, occupancy
 from dyn_jax.attacks.batched import in_batches
 from dyn_jax.datasets import cifar10_lossless, cifar10_packed
-from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.objectives import hinge_margin
 from dyn_jax.types import Variables
 from experiments import _record, _run, _weights
@@ -118,8 +117,9 @@ def runner(net: nn.Module, variables: Variables, setting: Setting, batch: int) -
             victim = partial(net.apply, variables, occupancy=occupancy.hard())
             where = {"mask": setting.mask, "index": rows, "targets": t if setting.targeted else None}
             found = setting.make(eps)(forward, x, y, victim=victim, key=jax.random.key(0), **where)
-            before, after = found.trace_clean, found.trace_adversarial
-            change = jnp.mean(_changes(before, after), axis=1) if before.units else jnp.zeros(len(x))
+            pairs = zip(found.trace_clean.units, found.trace_adversarial.units)
+            changes = [jnp.mean((a.on != b.on).reshape(len(x), -1), axis=1) for a, b in pairs]
+            change = jnp.mean(jnp.stack(changes, axis=1), axis=1) if changes else jnp.zeros(len(x))
             answer = jnp.argmax(found.logits_adversarial, 1)
             return {"stands": answer != t if setting.targeted else answer == y, "change": change}
 
@@ -136,12 +136,6 @@ def runner(net: nn.Module, variables: Variables, setting: Setting, batch: int) -
 def stacked(gates: list[Leaded]) -> Leaded:
     """A `Leaded` of arrays [gate]."""
     return jax.tree.map(lambda *leaves: jnp.asarray(leaves, jnp.float32), *gates)
-
-
-def _changes(before: Any, after: Any) -> jax.Array:
-    """[batch, unit]: share of a unit's elements that were switched."""
-    moved = [(a.on != b.on).reshape(len(a.score), -1) for a, b in zip(before.units, after.units)]
-    return jnp.stack([jnp.mean(m, axis=1) for m in moved], axis=1)
 
 
 def attack_rows(head: dict[str, Any], run: Callable, eps: float, held: Images, test: Images) -> Iterator[dict]:
@@ -190,11 +184,10 @@ def facts_of(
 def _summary(output: Any) -> dict[str, jax.Array]:
     trace = output.trace
     margin = [jnp.median(jnp.abs(unit.score).reshape(len(unit.score), -1), axis=1) for unit in trace.units]
-    count = len(output.logits)
     return {
         "answer": jnp.argmax(output.logits, 1),
         "executed": metrics.executed_macs(trace),
-        "dense": jnp.full((count,), float(metrics.dense_macs(trace))),
+        "dense": jnp.full(len(output.logits), float(metrics.dense_macs(trace))),
         "shares": metrics.example_shares(trace),
         "margin": jnp.stack(margin, axis=1),
     }
@@ -213,8 +206,8 @@ def main() -> None:
     if arguments.join:
         print(_record.join(arguments.record, arguments.join, folder=arguments.results))
         return
-    read = lambda split, count=None: Images(*_run.first(cifar10_packed(arguments.data, split), count))
-    jpeg, held = read("test"), read("held_back", arguments.held_back)
+    read = lambda split: Images(*_run.first(cifar10_packed(arguments.data, split)))
+    jpeg, held = read("test"), Images(*(part[: arguments.held_back] for part in read("held_back")))
     test = Images(*(part[: arguments.images] for part in jpeg))
     sets = {"JPEG": jpeg, "lossless": Images(*_run.first(cifar10_lossless(arguments.data, "test")))}
     rows, facts = [], {}
@@ -223,17 +216,17 @@ def main() -> None:
         for name, seed in itertools.product(arguments.networks, arguments.seeds)
     }
     if arguments.trunk:
-        victims[STATIC, 0] = networks.create(STATIC), load_variables(arguments.trunk, STATIC)
+        victims[STATIC, 0] = _weights.load(STATIC, arguments.trunk)
+
+    def of(name: str, seed: int, attack: str) -> list[dict[str, Any]]:
+        run = runner(*victims[name, seed], ATTACKS[attack], arguments.batch)
+        head = {"network": name, "seed": seed, "attack": attack}
+        made = (attack_rows(head, run, eps, held, test) for eps in ATTACKS[attack].eps)
+        return _run.shown(itertools.chain.from_iterable(made), "held back %")
+
     for (name, seed), (net, variables) in victims.items():
-
-        def of(attack: str, name: str = name, seed: int = seed, net: Any = net, variables: Any = variables) -> list:
-            run = runner(net, variables, ATTACKS[attack], arguments.batch)
-            head = {"network": name, "seed": seed, "attack": attack}
-            made = (attack_rows(head, run, eps, held, test) for eps in ATTACKS[attack].eps)
-            return _run.shown(itertools.chain.from_iterable(made), "held back %")
-
         with ThreadPoolExecutor(arguments.threads) as pool:
-            new = [row for part in pool.map(of, arguments.attacks) for row in part]
+            new = [row for part in pool.map(partial(of, name, seed), arguments.attacks) for row in part]
         rows += new
         if name != STATIC:
             flips = new[0]["units switched %"] / 100

@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -26,10 +24,11 @@ from dyn_jax.cli import demo_points
 from dyn_jax.datasets import OBJECT_CLASSES, ROOM_CLASSES, objects
 from dyn_jax.occupancy import voxel
 from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS
-from dyn_jax.types import PointCloud
 from experiments import _record, _rooms, _run
+from experiments.lgm_table11_objects import attack_named, attacked
 
 OBJECTS, EPS, LAMBDA = "minkfcnn-objects", (0.02, 0.05, 0.1, 0.2), 10.0
+OCCUPANCY = voxel.lgm(voxel.sigmoid(LAMBDA))
 DRAWN = 4
 FLAT = {"marker": "s", "linewidths": 0, "depthshade": False, "antialiased": False}  # few colours: a small file
 RIGHT, WRONG = "#1e8449", "#c0392b"
@@ -44,23 +43,23 @@ def visible(clean: np.ndarray, moved: np.ndarray) -> float:
 def rooms(arguments: argparse.Namespace, path: pathlib.Path) -> tuple[list[dict[str, Any]], Any]:
     """Rows of every room, form and eps, and the network; figure 8 is written to `path`."""
     made = _rooms.setup(arguments)
-    occupancy, rows, first = voxel.lgm(voxel.sigmoid(LAMBDA)), [], {}
+    rows, first = [], {}
     for form, how in _rooms.PROTOCOLS.items():
         run = made.attack(arguments.steps, **how)
-        for row, results in made.compared(run, demo_points.STEP, {"LGM": occupancy}):
+        for row, results in made.compared(run, demo_points.STEP, {"LGM": OCCUPANCY}):
             _rooms.trusted(row.overflow, f"{form}, eps {row.eps}")
             first[form, row.eps] = results[0]
             for number, (result, labels) in enumerate(zip(results, made.labels)):
                 before, after = (np.argmax(z, 1) == labels for z in (result.logits_clean, result.logits_adversarial))
                 clean = np.asarray(made.clouds[number].xyz)
-                rows.append({"room": number, "form": form, "eps (m)": row.eps, "step (m)": demo_points.STEP[row.eps]})
-                rows[-1] |= {
+                head = {"room": number, "form": form, "eps (m)": row.eps, "step (m)": demo_points.STEP[row.eps]}
+                numbers = {
                     "before %": round(100 * float(row.clean_rooms[number]), 2),
                     "after %": round(100 * float(row.after_rooms[number]), 2),
                     "became wrong %": round(100 * float(np.mean(before & ~after)), 2),
                     "move in spacings": round(visible(clean, result.adversarial), 3),
                 }
-                print(rows[-1], flush=True)
+                rows += _run.shown([head | numbers])
         jax.clear_caches()
     draw_room(first, np.asarray(made.clouds[0].xyz), made.labels[0], path)
     return rows, made.net
@@ -68,6 +67,8 @@ def rooms(arguments: argparse.Namespace, path: pathlib.Path) -> tuple[list[dict[
 
 def draw_room(found: dict[Any, attacks.AttackResult], xyz: np.ndarray, labels: np.ndarray, path: pathlib.Path) -> None:
     """Labels over the prediction before; then the predictions after, one row a form; from above, without a ceiling."""
+    from matplotlib.lines import Line2D
+
     forms, sizes = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     shown = xyz[:, 2] < np.quantile(xyz[:, 2], 0.9)
     colours = plotting.colours(2 * len(ROOM_CLASSES))[::2]
@@ -89,39 +90,20 @@ def draw_room(found: dict[Any, attacks.AttackResult], xyz: np.ndarray, labels: n
         axis.view_init(elev=50, azim=-60)
         axis.set_box_aspect(np.ptp(xyz[shown], axis=0), zoom=1.25)
         axis.set_axis_off()
-    legend(fig, ROOM_CLASSES, colours)
+    dots = [Line2D([], [], marker="o", linestyle="", color=c, label=name) for c, name in zip(colours, ROOM_CLASSES)]
+    fig.legend(handles=dots, loc="outside lower center", ncols=len(dots), fontsize=9, frameon=False)
     fig.savefig(path, dpi=72)
 
 
-def legend(fig: Any, names: tuple[str, ...], colours: np.ndarray) -> None:
-    """Below the panels."""
-    from matplotlib.lines import Line2D
-
-    dots = [Line2D([], [], marker="o", linestyle="", color=c, label=name) for c, name in zip(colours, names)]
-    fig.legend(handles=dots, loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
-
-
-def attacked_objects(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, dict[float, Any]]:
+def attacked_objects(how: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, dict[float, Any]]:
     """Clean points [object, point, 3], labels, eps -> (moved points, logits before, logits after)."""
-    data = objects("test", arguments.objects, points=OBJECT_POINTS)
-    made, clouds = _rooms.of_objects(OBJECTS, data, max(EPS) / 5)
-    apply = partial(made.net.apply, made.variables)
-    forward = partial(apply, occupancy=voxel.lgm(voxel.sigmoid(LAMBDA)), capacity=made.large)
-
-    @jax.jit
-    def run(clouds: PointCloud, labels: jax.Array, eps: jax.Array) -> tuple:
-        def one(cloud: PointCloud, label: jax.Array) -> tuple:
-            attack = attacks.point_bim(eps, eps / 5, arguments.object_steps)
-            r = attack(forward, cloud, label[None], victim=partial(apply, capacity=made.small))
-            return r.adversarial, r.logits_clean[0], r.logits_adversarial[0], r.overflow[0]
-
-        return jax.vmap(one)(clouds, labels)
-
+    data = objects("test", how.objects, points=OBJECT_POINTS)
+    made, make = _rooms.of_objects(OBJECTS, data, max(EPS) / 5), attack_named("Point-BIM", how.object_steps)
+    seen = lambda r: (r.overflow[0], r.adversarial, r.logits_clean[0], r.logits_adversarial[0])
     found = {}
-    for eps in EPS:
-        moved, before, after, overflow = jax.tree.map(np.asarray, run(clouds, data.labels, jnp.float32(eps)))
+    for eps, (overflow, *parts) in zip(EPS, attacked(made, make, OCCUPANCY, seen, EPS, how.objects)):
         _rooms.trusted(overflow, f"objects, eps {eps}")
-        found[eps] = moved, before, after
+        found[eps] = parts
     return data.xyz, data.labels, found
 
 
@@ -133,16 +115,15 @@ def object_rows(xyz: np.ndarray, labels: np.ndarray, found: dict[float, Any]) ->
         says, sure = after.argmax(1), np.asarray(jax.nn.softmax(after, axis=1)).max(1)
         wrong = (says != labels) & (before.argmax(1) == labels)
         moves = [visible(clean, object_) for clean, object_ in zip(xyz, moved)]
-        rows.append({"eps (m)": eps, "became wrong": int(wrong.sum())})
-        rows[-1] |= {"of which the second answer before": int((wrong & (says == second)).sum())}
-        rows[-1] |= {"mean confidence when wrong %": round(100 * float(sure[wrong].mean()), 1)}
-        rows[-1] |= {"move in spacings": round(float(np.mean(moves)), 2)}
+        row = {"eps (m)": eps, "became wrong": int(wrong.sum())}
+        row |= {"of which the second answer before": int((wrong & (says == second)).sum())}
+        row |= {"mean confidence when wrong %": round(100 * float(sure[wrong].mean()), 1)}
+        rows += _run.shown([row | {"move in spacings": round(float(np.mean(moves)), 2)}])
         answers += [
             {"object": OBJECT_CLASSES[labels[n]], "eps (m)": eps, "answer": OBJECT_CLASSES[says[n]]}
             | {"confidence %": round(100 * float(sure[n]), 1), "second before": OBJECT_CLASSES[second[n]]}
             for n in range(min(DRAWN, len(labels)))
         ]
-        print(rows[-1], flush=True)
     return rows, answers
 
 

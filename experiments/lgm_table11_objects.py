@@ -9,7 +9,7 @@ table: PointPert and KNNPert follow their own papers, with the iterates clipped 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,33 +50,44 @@ def attack_named(name: str, steps: int) -> Callable[[jax.Array], attacks.Attack]
 
 
 def attacked(
-    made: _rooms.Setup, clouds: PointCloud, make: Callable[[jax.Array], attacks.Attack], gradient: str, how: Any
-) -> Iterator[np.ndarray]:
-    """(erred before, errs after, overflow) [object, 3] for every eps; one compiled program."""
-    relation = voxel.fgm(voxel.sigmoid(FGM_SLOPE)) if gradient == "FGM" else voxel.lgm(voxel.sigmoid(how.lam))
-    capacity, labels = made.small if gradient == "FGM" else made.large, np.asarray(made.labels)
+    found: tuple[_rooms.Setup, PointCloud],
+    make: Callable[[jax.Array], attacks.Attack],
+    occupancy: voxel.VoxelOccupancy,
+    seen: Callable[[attacks.AttackResult], Any],
+    eps: Sequence[float],
+    batch: int,
+) -> Iterator[Any]:
+    """What is `seen` of the attack on each object, [object, ...], for every eps; one compiled program."""
+    (made, clouds), capacity = found, found[0].large if occupancy.extends else found[0].small
 
     @jax.jit
-    def run(variables: dict, clouds: PointCloud, labels: jax.Array, eps: jax.Array, rows: jax.Array) -> jax.Array:
-        forward = partial(made.net.apply, variables, occupancy=relation, capacity=capacity)
+    def run(variables: dict, clouds: PointCloud, labels: jax.Array, eps: jax.Array, rows: jax.Array) -> Any:
+        forward = partial(made.net.apply, variables, occupancy=occupancy, capacity=capacity)
         victim = partial(made.net.apply, variables, capacity=made.small)
 
-        def one(cloud: PointCloud, label: jax.Array, row: jax.Array) -> jax.Array:
+        def one(cloud: PointCloud, label: jax.Array, row: jax.Array) -> Any:
             key = jax.random.fold_in(jax.random.key(0), row)
-            result = make(eps)(forward, cloud, label[None], key=key, victim=victim)
-            return jnp.stack([result.clean_success[0], (result.success | result.invalid)[0], result.overflow[0]])
+            return seen(make(eps)(forward, cloud, label[None], key=key, victim=victim))
 
         return jax.vmap(one)(clouds, labels, rows)
 
-    batch = lambda rows: (jax.tree.map(lambda leaf: leaf[rows], clouds), labels[rows])
-    for eps in map(jnp.float32, EPS):
-        yield in_batches(lambda rows, eps=eps: run(made.variables, *batch(rows), eps, rows), len(labels), how.batch)
+    labels = np.asarray(made.labels)
+    part = lambda rows: (jax.tree.map(lambda leaf: leaf[rows], clouds), labels[rows])
+    for each in map(jnp.float32, eps):
+        yield in_batches(lambda rows, each=each: run(made.variables, *part(rows), each, rows), len(labels), batch)
 
 
-def rows_of(made: _rooms.Setup, clouds: PointCloud, how: Any) -> Iterator[dict]:
+def judged(result: attacks.AttackResult) -> tuple[jax.Array, ...]:
+    """Whether an object was answered wrongly before, and is after the attack; whether it did not fit."""
+    return result.clean_success[0], (result.success | result.invalid)[0], result.overflow[0]
+
+
+def rows_of(found: tuple[_rooms.Setup, PointCloud], how: Any) -> Iterator[dict]:
+    lgm, fgm = voxel.lgm(voxel.sigmoid(how.lam)), voxel.fgm(voxel.sigmoid(FGM_SLOPE))
     for (name, gradient), claimed in CLAIMED.items():
-        found = attacked(made, clouds, attack_named(name, how.steps), gradient or "FGM", how)
-        for eps, claim, (before, after, overflow) in zip(EPS, claimed, (part.T for part in found)):
+        make, occupancy = attack_named(name, how.steps), lgm if gradient == "LGM" else fgm
+        each = attacked(found, make, occupancy, judged, EPS, how.batch)
+        for eps, claim, (before, after, overflow) in zip(EPS, claimed, each):
             trusted(overflow, f"{name} {gradient}, eps {eps}")
             accuracy = 1 - float(after.mean())
             error = 100 * float(np.sqrt(accuracy * (1 - accuracy) / len(after)))
@@ -92,7 +103,7 @@ def main() -> None:
     parser.add_argument("--weights", metavar="FILE", help="msgpack; default: those of the package")
     how = parser.parse_args()
     data = objects("test", how.objects, points=OBJECT_POINTS)
-    rows = _run.shown(rows_of(*_rooms.of_objects(NETWORK, data, max(EPS) / 5, how.weights), how))
+    rows = _run.shown(rows_of(_rooms.of_objects(NETWORK, data, max(EPS) / 5, how.weights), how))
     facts = {"data": f"{len(data.labels)} procedural test objects", "network": NETWORK, "steps": how.steps}
     facts |= {"lambda": how.lam, "slope of FGM's sigmoid": FGM_SLOPE, "constant": CONSTANT}
     facts |= {"objects": len(data.labels), "batch": how.batch, "eps (m)": list(EPS), "seed": 0}
