@@ -22,7 +22,7 @@ from dyn_jax.training.cifar import IMAGES
 from dyn_jax.training.embedded import CALIBRATION, TRUNKS
 from dyn_jax.training.hrl import hrl_recipe
 from dyn_jax.training.loop import fit
-from dyn_jax.training.recipe import SGD, Recipe
+from dyn_jax.training.recipe import SGD, Recipe, edited
 from dyn_jax.types import Variables
 from experiments import _run
 from experiments.cifar_networks import row
@@ -33,9 +33,7 @@ CLAIMED = {"SkipNet, abstract": "saves 30 to 90 % of the computation at the accu
 
 def opened(variables: Any, by: float = 2.0) -> Any:
     """A SkipNet's variables with `by` added to every score."""
-    control = variables["params"]["control"]
-    proj = {**control["proj"], "bias": control["proj"]["bias"] + by}
-    return {**variables, "params": {**variables["params"], "control": {**control, "proj": proj}}}
+    return edited(variables, "params/control/proj/bias", lambda bias: bias + by)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, objectives
 from dyn_jax.occupancy import bernoulli
-from dyn_jax.training.recipe import SGD, Progress, Recipe
+from dyn_jax.training.recipe import SGD, Progress, Recipe, edited
 from dyn_jax.training.sparsity import skipnet_recipe
 from dyn_jax.types import Output, Variables
 
@@ -88,7 +88,6 @@ def hrl_recipe(
     """
 
     def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
-        del progress
         return hrl_loss(output, labels, alpha=alpha, rl_weight=rl_weight, gamma=gamma)[0]
 
     _validate.positive("temperature", temperature)
@@ -131,6 +130,4 @@ def hotter(variables: Variables, temperature: float) -> Variables:
     _validate.positive("temperature", temperature)
     if "control" not in variables["params"]:
         raise ValueError("variables: got none of recurrent gates (params/control), expected those of SkipNet rnn")
-    control = variables["params"]["control"]
-    projection = {name: value / temperature for name, value in control["proj"].items()}
-    return {**variables, "params": {**variables["params"], "control": {**control, "proj": projection}}}
+    return edited(variables, "params/control/proj/*", lambda leaf: leaf / temperature)

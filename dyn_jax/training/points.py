@@ -46,7 +46,6 @@ class Clouds:
         return len(data.labels) if hasattr(data, "labels") else len(data)
 
     def example(self, net: nn.Module, data: Any) -> Any:
-        del data
         return net.example_input()
 
     def keys(self, seed: int) -> tuple[jax.Array, jax.Array]:

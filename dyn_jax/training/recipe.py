@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -36,7 +37,6 @@ cross_entropies = optax.softmax_cross_entropy_with_integer_labels
 
 def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
     """Mean over the rows of the logits, points labelled `IGNORE` aside; the progress has no part in it."""
-    del progress
     counted = (labels != IGNORE) | (output.logits.shape[-1] > IGNORE)  # where it is a class
     each = cross_entropies(output.logits, jnp.where(counted, labels, 0))
     return jnp.sum(jnp.where(counted, each, 0)) / jnp.maximum(jnp.sum(counted), 1)
@@ -141,14 +141,12 @@ class Images:
         return len(data.images) if self.most is None else min(len(data.images), self.most)
 
     def example(self, net: nn.Module, data: ImageData) -> np.ndarray:
-        del net
         return to_float(data.images[:1])
 
     def keys(self, seed: int) -> jax.Array:
         return jax.random.split(jax.random.key(seed))
 
     def options(self, net: nn.Module, like: Batches) -> dict[str, Any]:
-        del net, like
         return {}
 
     def batches(self, data: ImageData, size: int, seed: int, epoch: int) -> Batches:
@@ -160,6 +158,12 @@ class Images:
     def in_order(self, data: ImageData) -> Batches:
         for batch in batches(data, 250, pad_last=True):
             yield to_float(batch.images), np.where(batch.valid, batch.labels, -1)
+
+
+def edited(variables: Variables, pattern: str, change: Callable[[Any], Any]) -> Any:
+    """The variables with `change` made to every leaf whose names, joined by slashes, match a shell pattern."""
+    matches = lambda path: fnmatch.fnmatchcase("/".join(part.key for part in path), pattern)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: change(leaf) if matches(path) else leaf, variables)
 
 
 def two_stages(given: tuple[int, ...], first: int, second: int) -> tuple[int, ...]:
