@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 import dyn_jax
+from dyn_jax import _files
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 VERSIONS = ("python", "jax", "jaxlib", "flax", "numpy", "dyn_jax")
@@ -78,9 +79,7 @@ def _write(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
     if found := faults(record):
         raise ValueError(f"{path.name}: {'; '.join(found)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
+    _files.write(path, (json.dumps(record, indent=1) + "\n").encode())
     return path
 
 
@@ -135,14 +134,14 @@ def faults(record: dict[str, Any]) -> list[str]:
     for field, kind in kinds.items():
         if record[field] is not None and not isinstance(record[field], kind):
             found.append(f"{field}: got {type(record[field]).__name__}, expected {kind.__name__}")
-    if record["commit"] is not None and not re.fullmatch(r"[0-9a-f]{40}(-dirty)?", str(record["commit"])):
-        found.append(f"commit: got {record['commit']!r}, expected 40 hex digits")
-    if record["date"] is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", str(record["date"])):
-        found.append(f"date: got {record['date']!r}, expected YYYY-MM-DD")
+    written = {"commit": (r"[0-9a-f]{40}(-dirty)?", "40 hex digits"), "date": (r"\d{4}-\d\d-\d\d", "YYYY-MM-DD")}
+    for field, (form, words) in written.items():
+        if record[field] is not None and not re.fullmatch(form, str(record[field])):
+            found.append(f"{field}: got {record[field]!r}, expected {words}")
     if not record["rows"]:
         found.append("rows: none")
-    if re.search(r"/(home|root|tmp|mnt|work|Users)/", text := json.dumps(record)):
-        found.append(f"a folder of one machine: {re.search(r'.{0,20}/(home|root|tmp|mnt|work|Users)/', text)[0]}")
+    if place := re.search(r".{0,20}/(home|root|tmp|mnt|work|Users)/", json.dumps(record)):
+        found.append(f"a folder of one machine: {place[0]}")
     return found
 
 
@@ -154,13 +153,9 @@ def command() -> str:
 
 def commit() -> str | None:
     """The commit that is checked out, ``-dirty`` where tracked files differ from it; None outside a repository."""
-
-    def git(*words: str) -> str:
-        here = pathlib.Path(__file__).parent
-        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
-
+    git = ["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -168,14 +163,13 @@ def commit() -> str | None:
 def versions(*packages: str) -> dict[str, str | None]:
     """Versions of what the numbers may depend on; None for a package that is not installed."""
 
-    def version(name: str) -> str | None:
+    known: dict[str, str | None] = {"python": platform.python_version(), "dyn_jax": dyn_jax.__version__}
+    for name in {*VERSIONS, *packages} - set(known):
         try:
-            return importlib.metadata.version(name)
+            known[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            return None
-
-    own = {"python": platform.python_version(), "dyn_jax": dyn_jax.__version__}
-    return {**{name: own.get(name) or version(name) for name in VERSIONS}, **{name: version(name) for name in packages}}
+            known[name] = None
+    return {name: known[name] for name in (*VERSIONS, *packages)}
 
 
 def device() -> dict[str, Any]:
@@ -200,15 +194,12 @@ def _public(argument: str) -> str:
 
 def _names_a_place(value: Any) -> bool:
     """Whether an option is a file or folder: by its type or its slashes, or because there is one of that name."""
-    if isinstance(value, os.PathLike):
-        return True
-    return isinstance(value, str) and (_public(value) != value or os.path.exists(value))
+    place = isinstance(value, str) and (_public(value) != value or os.path.exists(value))
+    return place or isinstance(value, os.PathLike)
 
 
 def _is_result(key: str, value: Any) -> bool:
-    return (
-        key == "seconds" or isinstance(value, dict) or (isinstance(value, list) and isinstance((value or [0])[0], dict))
-    )
+    return key == "seconds" or isinstance(value[0] if isinstance(value, list) and value else value, dict)
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
