@@ -65,9 +65,8 @@ def fit(
 
     Raises:
       ValueError, TypeError: fewer examples than a batch; labels that are no classes of the network, clouds without; a
-        recipe that
-        trains some layers only, without `initial`; an `initial` of another network, or not finite; a checkpoint of
-        another network, recipe, seed or data.
+        recipe that trains some layers only, without `initial`; an `initial` of another network, or not finite; a
+        checkpoint of another network, recipe, seed or data.
       FloatingPointError: the loss of an epoch is not finite.
     """
     run = _Run(net, data, seed, _validate.positive_int("every", every), report)
@@ -106,11 +105,8 @@ def fit(
 
 
 def _check_data(net: nn.Module, data: Any) -> None:
-    classes = getattr(net, "num_classes", None)
-    if isinstance(data, ImageData):
-        checked_images(data, classes=classes)
-    else:
-        check_clouds(data, classes)
+    check = checked_images if isinstance(data, ImageData) else check_clouds
+    check(data, classes=getattr(net, "num_classes", None))
 
 
 class _Run(NamedTuple):

@@ -54,11 +54,7 @@ class Clouds:
 
     def options(self, net: nn.Module, like: Batches) -> dict[str, Any]:
         """The capacity that they need, and a tenth more."""
-
-        def need(cloud: PointCloud) -> tuple[int, ...]:
-            return capacity_for(cloud, net.voxel_size, net.levels).levels
-
-        needs = [need(cloud) for cloud, _ in like]
+        needs = [capacity_for(cloud, net.voxel_size, net.levels).levels for cloud, _ in like]
         return {"capacity": Capacity(tuple(bucket(int(SLACK * max(column))) for column in zip(*needs)))}
 
     def batches(self, data: Any, size: int, seed: int, epoch: int) -> Batches:
@@ -68,9 +64,9 @@ class Clouds:
             yield self.chosen(data, order[start : start + size], rng)
 
     def in_order(self, data: Any) -> Batches:
-        order = np.arange(self.count(data))
-        for start in range(0, len(order), self.test_size):
-            yield self.chosen(data, order[start : start + self.test_size], None)
+        count = self.count(data)
+        for start in range(0, count, self.test_size):
+            yield self.chosen(data, np.arange(start, min(start + self.test_size, count)), None)
 
 
 def room_batch(data: list[Scene], rows: np.ndarray, rng: np.random.Generator | None) -> tuple[PointCloud, np.ndarray]:
@@ -138,8 +134,7 @@ def check_clouds(data: Any, classes: int | None) -> None:
                 raise ValueError(f"{where}: got no {missing[0]}, expected some to train on")
             if isinstance(cloud, Scan):
                 check_scan(cloud, where)
-            colours = getattr(cloud, "colours", None)
-            check_scene(Scene(cloud.xyz, colours, cloud.labels, cloud.name), where, classes)
+            check_scene(Scene(cloud.xyz, getattr(cloud, "colours", None), cloud.labels, cloud.name), where, classes)
 
 
 def _turn(xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray:

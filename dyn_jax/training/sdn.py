@@ -124,16 +124,15 @@ def with_classifiers(net: nn.Module, static: Variables, seed: int = 0) -> dict[s
     check_finite("static", static)
     images = jnp.zeros((1, net.image_size, net.image_size, 3))
     fresh = jax.jit(net.init)(jax.random.key(seed), images)
+    trained = dict(jax.tree_util.tree_leaves_with_path(static))
 
     def pick(path: tuple, leaf: jax.Array) -> np.ndarray:
         if is_classifier(path[1].key):
             return np.asarray(leaf)
-        node: Any = static
-        for part in path:
-            node = node.get(part.key) if hasattr(node, "get") else None
-        shape = () if node is None else np.shape(node)
-        if node is None or shape != leaf.shape:
-            raise ValueError(f"static: got {shape} at {jax.tree_util.keystr(path)}, expected {leaf.shape}")
-        return np.asarray(node)
+        own = trained.get(path)
+        if own is None or np.shape(own) != leaf.shape:
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"static: got {np.shape(own)} at {where}, expected {leaf.shape}")
+        return np.asarray(own)
 
     return jax.tree_util.tree_map_with_path(pick, fresh)
