@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from dyn_jax.occupancy import voxel
 from dyn_jax.sparse3d import RELEASE, point_cloud
 from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS
 from dyn_jax.types import PointCloud
-from experiments._rooms import trusted
+from experiments import _rooms
 
 STEPS, OBJECTS = 10, 8
 EPS: dict[str, tuple[float, float]] = {
@@ -51,26 +51,23 @@ def rows_of(name: str) -> Iterator[dict[str, Any]]:
     """Rows of one network: random moves, Point-BIM under FGM and LGM, GradAuto, ILFO."""
     net, variables = networks.pretrained(name)
     (eps, step), (clouds, labels) = EPS[name], clouds_of(name)
-    small, large = demo_points.capacities(net, clouds, 2 * step)
-    run = jax.jit(partial(net.apply, variables, capacity=small))
+    made = _rooms.Setup(net, variables, clouds, labels, *demo_points.capacities(net, clouds, 2 * step))
+    run = jax.jit(partial(net.apply, variables, capacity=made.small))
     before = [run(cloud) for cloud in clouds]
-    bim = demo_points.attack_function(net, small, large, steps=STEPS)
+    sizes, bim = (jnp.float32(eps), jnp.float32(step)), made.attack(STEPS)
     form = {"form": RELEASE} if name == "minkunet-rooms" else {}
-    moved: dict[tuple[str, str], Callable[[PointCloud, np.ndarray], jax.Array]] = {
-        ("random moves", ""): lambda cloud, y: _random(cloud, eps)
-    }
-    for gradient, occupancy in demo_points.GRADIENTS.items():
-        arguments = jnp.float32(eps), jnp.float32(step), occupancy
-        moved["Point-BIM-10", gradient] = lambda c, y, a=arguments: bim(variables, c, y, *a).adversarial
+    by = lambda search, occupancy: lambda cloud, y: search(variables, cloud, y, *sizes, occupancy).adversarial
+    moved = {("random moves", ""): lambda cloud, y: _random(cloud, eps)}
+    moved |= {("Point-BIM-10", gradient): by(bim, occupancy) for gradient, occupancy in demo_points.GRADIENTS.items()}
     for attack, factory in ENERGY.items():
-        slow = demo_points.attack_function(net, small, large, steps=STEPS, factory=factory, **form)
-        arguments = jnp.float32(eps), jnp.float32(step), voxel.lgm()
-        moved[attack, "LGM"] = lambda c, y, a=arguments, slow=slow: slow(variables, c, y, *a).adversarial
+        moved[attack, "LGM"] = by(made.attack(STEPS, factory=factory, **form), voxel.lgm())
     for (attack, gradient), move in moved.items():
         head = {"network": name, "attack": attack, "gradient": gradient}
         try:
             after = [run(cloud.replace(xyz=move(cloud, y))) for cloud, y in zip(clouds, labels)]
-            trusted([bool(out.trace.overflow) for out in after if out.trace.overflow is not None], f"{name}, {attack}")
+            _rooms.trusted(
+                [bool(out.trace.overflow) for out in after if out.trace.overflow is not None], f"{name}, {attack}"
+            )
             yield head | _numbers(before, after, labels)
         except (ValueError, TypeError, RuntimeError) as error:
             yield head | {"refused": str(error)}

@@ -32,6 +32,7 @@ from experiments.lgm_figure9_steps import chosen
 NETWORK, KIND, CHOSEN_AT = "skipnet-32-cifar10", "LGM soft", 2
 CLASSES = len(CIFAR10_CLASS_NAMES)
 RESAMPLES = 1000
+HEAT = {"vmin": 0, "vmax": 1, "cmap": "viridis", "aspect": "auto", "interpolation": "nearest"}
 RECORD = pathlib.Path(__file__).parent / "results" / "cifar_fgm_lgm.json"
 
 
@@ -113,10 +114,6 @@ def numbers(seen: list[Seen], labels: np.ndarray) -> list[dict[str, Any]]:
     draws = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=RESAMPLES).astype(float)
     by_label = [between(s.gates, labels) for s in seen]
     again = np.array([[between(s.gates, labels, counts) for s in seen] for counts in draws])
-    interval = lambda value, sample: {
-        "low": value - Z * float(np.std(sample)),
-        "high": value + Z * float(np.std(sample)),
-    }
     percents = lambda values: {key: round(100 * float(value), 2) for key, value in values.items()}
     rows = []
     for i, s in enumerate(seen):
@@ -134,7 +131,8 @@ def numbers(seen: list[Seen], labels: np.ndarray) -> list[dict[str, Any]]:
         if i == 2:
             named["minus FGM"] = by_label[2] - by_label[1], again[:, 2] - again[:, 1]
         for name, (value, sample) in named.items():
-            row |= percents({name: value} | {f"{name}, {end}": v for end, v in interval(value, sample).items()})
+            half = Z * float(np.std(sample))
+            row |= percents({name: value, f"{name}, low": value - half, f"{name}, high": value + half})
         rows.append(row)
     return rows
 
@@ -155,41 +153,29 @@ def draw(seen: list[Seen], labels: np.ndarray, eps: float, path: pathlib.Path) -
         for how, classes in (("true class", labels), ("mistaken for", s.answers))
     )]  # fmt: skip
     points, share = plane(seen)
+    low, high = np.min(np.concatenate(points), axis=0) - 0.2, np.max(np.concatenate(points), axis=0) + 0.2
     fig, axes = plotting.figure(2, len(states), figsize=(13, 5.6), height_ratios=(1, 1.15))
     colours, rng = plotting.colours(2 * CLASSES)[::2], np.random.default_rng(0)
     for column, (title, s, classes) in enumerate(states):
         shown = s.answers != labels if "mistaken" in title else np.ones(len(labels), bool)
-        image = axes[0][column].imshow(
-            rates(s.gates[shown], classes[shown]),
-            vmin=0,
-            vmax=1,
-            cmap="viridis",
-            aspect="auto",
-            interpolation="nearest",
-        )
-        axes[0][column].set_title(title, fontsize=10)
-        axes[0][column].set_xticks(range(0, s.gates.shape[1], 3), range(1, s.gates.shape[1] + 1, 3), fontsize=8)
-        axes[0][column].set_yticks(range(CLASSES), CIFAR10_CLASS_NAMES if not column else [""] * CLASSES, fontsize=8)
-        axes[0][column].set_xlabel("changeable layer", fontsize=8)
+        upper, lower = axes[:, column]
+        image = upper.imshow(rates(s.gates[shown], classes[shown]), **HEAT)
+        upper.set_title(title, fontsize=10)
+        upper.set_xticks(range(0, s.gates.shape[1], 3), range(1, s.gates.shape[1] + 1, 3), fontsize=8)
+        upper.set_yticks(range(CLASSES), CIFAR10_CLASS_NAMES if not column else [""] * CLASSES, fontsize=8)
+        upper.set_xlabel("changeable layer", fontsize=8)
         at = points[(column + 1) // 2][shown]
         at = at + rng.normal(0, 0.04, at.shape)  # gates are 0 or 1: many images share a place
-        axes[1][column].scatter(*at.T, c=colours[classes[shown]], s=9, linewidths=0, alpha=0.8)
-        axes[1][column].set(xlim=_range(points, 0), ylim=_range(points, 1))
-        axes[1][column].tick_params(labelsize=7)
-        axes[1][column].set_xlabel("first component", fontsize=8)
+        lower.scatter(*at.T, c=colours[classes[shown]], s=9, linewidths=0, alpha=0.8)
+        lower.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        lower.tick_params(labelsize=7)
+        lower.set_xlabel("first component", fontsize=8)
     axes[1][0].set_ylabel("second component", fontsize=8)
     fig.colorbar(image, ax=axes[0], pad=0.01).set_label("share that runs the layer", fontsize=8)
-    dots = [
-        axes[1][0].scatter([], [], color=colour, s=20, label=name) for colour, name in zip(colours, CIFAR10_CLASS_NAMES)
-    ]
+    dots = [axes[1][0].scatter([], [], color=c, s=20, label=name) for c, name in zip(colours, CIFAR10_CLASS_NAMES)]
     fig.legend(handles=dots, loc="outside lower center", ncols=CLASSES, fontsize=8, frameon=False)
     fig.suptitle(f"BIM, eps {eps:g}/255; below: each image's gates, {share:.0%} of their variance", fontsize=10)
     fig.savefig(path, dpi=90)
-
-
-def _range(points: list[np.ndarray], axis: int) -> tuple[float, float]:
-    values = np.concatenate([p[:, axis] for p in points])
-    return float(values.min()) - 0.2, float(values.max()) + 0.2
 
 
 def main() -> None:
