@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,29 +54,23 @@ def small(data: ImageData) -> ImageData:
     return data._replace(images=means.astype(images.dtype))
 
 
-@functools.cache
-def judge(apply: Callable) -> Callable:
-    """(variables, images, labels, key) -> what the attacks do to a network; compiled once for all of them."""
+@functools.partial(jax.jit, static_argnums=0)
+def judge(net: nn.Module, variables: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    """What the attacks do to a network; compiled once for all variables."""
     answer, energy = pgd(JUDGE_STEPS), pgd(JUDGE_STEPS, objectives.energy(tau=None))
-
-    @jax.jit
-    def run(variables: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        hard = functools.partial(apply, variables)
-        soft = functools.partial(apply, variables, occupancy=SOFT)
-        fgm, lgm = (answer(f, x, y, key=key, victim=hard) for f in (hard, soft))
-        slow = energy(soft, x, y, key=key, victim=hard)
-        share = lambda trace: jnp.mean(metrics.executed_macs(trace)) / metrics.dense_macs(trace)
-        return {
-            "clean accuracy": 1 - jnp.mean(fgm.clean_success),
-            "robust accuracy, FGM": 1 - jnp.mean(fgm.success),
-            "robust accuracy, LGM": 1 - jnp.mean(lgm.success),
-            "robust accuracy, worst": 1 - jnp.mean(fgm.success | lgm.success),
-            "clean work": share(slow.trace_clean),
-            "work under attack on the energy": share(slow.trace_adversarial),
-            "work under attack on the answer": share(lgm.trace_adversarial),
-        }
-
-    return run
+    hard, soft = (functools.partial(net.apply, variables, occupancy=gate) for gate in (None, SOFT))
+    fgm, lgm = (answer(f, x, y, key=key, victim=hard) for f in (hard, soft))
+    slow = energy(soft, x, y, key=key, victim=hard)
+    share = lambda trace: jnp.mean(metrics.executed_macs(trace)) / metrics.dense_macs(trace)
+    return {
+        "clean accuracy": 1 - jnp.mean(fgm.clean_success),
+        "robust accuracy, FGM": 1 - jnp.mean(fgm.success),
+        "robust accuracy, LGM": 1 - jnp.mean(lgm.success),
+        "robust accuracy, worst": 1 - jnp.mean(fgm.success | lgm.success),
+        "clean work": share(slow.trace_clean),
+        "work under attack on the energy": share(slow.trace_adversarial),
+        "work under attack on the answer": share(lgm.trace_adversarial),
+    }
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -103,7 +98,7 @@ def main() -> None:
     net = networks.create("skipnet-digits", **SIZES)
 
     def measures(recipe: Recipe, seed: int) -> dict[str, float]:
-        numbers = judge(net.apply)(fit(net, data, recipe, seed=seed), images, labels, jax.random.key(seed))
+        numbers = judge(net, fit(net, data, recipe, seed=seed), images, labels, jax.random.key(seed))
         return {key: float(value) for key, value in numbers.items()}
 
     facts = {"steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "lambda": 1.0}

@@ -45,21 +45,14 @@ def threshold_of(net: Any, variables: Variables, held: ImageData) -> float:
     return min(THRESHOLDS, key=lambda t: abs(float(efficacy(t)) - SAVED))
 
 
-@functools.cache
-def judge(net: Any) -> Any:
-    """(variables, images, labels, key) -> the images attacked; compiled once for all networks."""
-    fooling = pgd(JUDGE_STEPS, LAST)
+@functools.partial(jax.jit, static_argnums=0)
+def judge(net: Any, variables: Variables, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    """The images, attacked; compiled once for all variables."""
+    forward = functools.partial(net.apply, variables)
     slowing = attacks.deepsloth(eps=EPS, steps=JUDGE_STEPS, step_size=2.5 * EPS / JUDGE_STEPS)
-
-    @jax.jit
-    def run(variables: Variables, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        forward = functools.partial(net.apply, variables)
-        found = {name: attack(forward, x, y, key=key) for name, attack in (("PGD", fooling), ("DeepSloth", slowing))}
-        return {"clean": x, "noise": _run.signs(x, EPS, key)} | {
-            name: result.adversarial for name, result in found.items()
-        }
-
-    return run
+    found = {"PGD": pgd(JUDGE_STEPS, LAST), "DeepSloth": slowing}
+    found = {name: attack(forward, x, y, key=key).adversarial for name, attack in found.items()}
+    return {"clean": x, "noise": _run.signs(x, EPS, key)} | found
 
 
 def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, seed: int) -> dict[str, float]:
@@ -68,7 +61,7 @@ def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, s
     x, y = jnp.asarray(to_float(test.images)), jnp.asarray(test.labels, jnp.int32)
     run = jax.jit(lambda x: net.apply(variables, x, threshold=threshold))
     found = {"threshold": threshold}
-    for name, moved in judge(net)(variables, x, y, jax.random.key(seed)).items():
+    for name, moved in judge(net, variables, x, y, jax.random.key(seed)).items():
         output = run(moved)
         each = measured(output.trace, y, output.logits)
         found |= {f"efficacy, {name}": each["efficacy"], f"accuracy, {name}": each["accuracy"]}
