@@ -77,24 +77,14 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
             net = common.network(how, "sdn", target, seed)
             parts = exits.early_parts(common.answers(net, images).trace, common.answers(net, made[source]).trace)
             moved[source, target].append([p.mean() for p in parts])
-    rows = [
-        {
-            "network": f"sdn-{variant}",
-            "attack": name,
-            "success": common.spread(values),
-            "L2 distance": common.spread(distances[variant, name]),
-        }
-        for (variant, name), values in success.items()
-    ]
-    transfers = [
-        {
-            "from": f"sdn-{source}",
-            "to": f"sdn-{target}",
-            "T1, last exit kept": common.spread([v[0] for v in values]),
-            "T2, early exits changed": common.spread([v[1] for v in values]),
-        }
-        for (source, target), values in moved.items()
-    ]
+    rows, transfers = [], []
+    for (variant, name), values in success.items():
+        numbers = {"success": common.spread(values), "L2 distance": common.spread(distances[variant, name])}
+        rows.append({"network": f"sdn-{variant}", "attack": name} | numbers)
+    for (source, target), values in moved.items():
+        kept, changed = map(common.spread, zip(*values))
+        numbers = {"T1, last exit kept": kept, "T2, early exits changed": changed}
+        transfers.append({"from": f"sdn-{source}", "to": f"sdn-{target}"} | numbers)
     return rows, transfers
 
 
