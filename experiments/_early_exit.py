@@ -219,16 +219,11 @@ def density(values: Sequence[np.ndarray], support: range) -> dict[str, Any]:
 def report(
     name: str, how: argparse.Namespace, rows: list[dict], panels: dict[str, dict], xlabel: str, **facts: Any
 ) -> None:
-    """Draws the densities and writes the record; the claims and all else are among the `facts`."""
+    """Writes the record (the claims and all else are among the `facts`) and draws the densities: a panel a network."""
     facts |= {"data": how.domain.title, "held out for the surrogates": how.domain.held_out}
     facts |= {"eps": how.domain.eps, "pgd_steps": PGD_STEPS, "densities": panels}
     facts |= {key: vars(how)[key] for key in ("seeds", "epochs", "surrogate_epochs", "examples")}
     file = _run.finish(name + how.domain.suffix, rows, how, **facts)
-    plot_densities(panels, file.with_suffix(".png"), xlabel)
-
-
-def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path, xlabel: str) -> None:
-    """One panel for each network, one line of shares (with the spread over seeds) for each attack; PNG."""
     fig, axes = figure(1, len(panels), figsize=(3.2 * len(panels), 2.6), sharey=True)
     for axis, (title, lines) in zip(axes[0], panels.items()):
         for label, line in lines.items():
@@ -239,7 +234,7 @@ def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.P
     axes[0][0].set_ylabel("share of examples", fontsize=8)
     if axes[0][-1].get_legend_handles_labels()[0]:
         axes[0][-1].legend(fontsize=7)
-    fig.savefig(path, dpi=120)
+    fig.savefig(file.with_suffix(".png"), dpi=120)
 
 
 def key_of(seed: int) -> jax.Array:

@@ -61,13 +61,14 @@ class Victim:
     """
 
     def __init__(self, name: str, net: nn.Module, variables: Variables, *images: tuple[np.ndarray, np.ndarray]) -> None:
-        (self.x, self.y), (self.held, self.held_y) = images
+        self.images = dict(zip(("test", "held"), images))
+        self.x, self.y = self.images["test"]
         self.name, self.net, self.eps = name, net, EPS[name.rpartition("-")[2]]
         self.forward = partial(net.apply, variables)
         self.run = jax.jit(self.forward)
         self.before = self.run(self.x)
-        self.right = np.argmax(self.before.logits, 1) == self.y
-        self.said = {"test": self.right, "held": np.argmax(self.run(self.held).logits, 1) == self.held_y}
+        self.said = {which: np.argmax(self.run(x).logits, 1) == y for which, (x, y) in self.images.items()}
+        self.right = self.said["test"]
         self.known = {name: _works(objective, self.before) for name, objective in OBJECTIVES.items()}
         if not isinstance(net, SparseResNet):
             reason = "the units are gates, not activations (sparse-resnet-*)"
@@ -88,7 +89,7 @@ class Victim:
         self.weights = {name: np.array([name == other for other in names], np.float32) for name in names}
 
     def ascended(
-        self, objective: str, eps: float, size: float, steps: int, gate: Leaded = FGM, *, drawn: float = 0.0, held=False
+        self, objective: str, eps: float, size: float, steps: int, gate: Leaded = FGM, *, drawn=0.0, which: str = "test"
     ) -> jax.Array:
         """Images after `steps` of `attacks.bim` from a start in the ball of radius `drawn`.
 
@@ -97,7 +98,7 @@ class Victim:
         """
         if self.known[objective] is not None:
             raise ValueError(self.known[objective])
-        x, y = (self.held, self.held_y) if held else (self.x, self.y)
+        x, y = self.images[which]
         at = jnp.clip(x + drawn * jax.random.uniform(jax.random.key(0), x.shape, minval=-1), 0, 1)
         for _ in range(steps):
             at = self.step(x, y, at, jnp.float32(eps), jnp.float32(size), gate, self.weights[objective])
@@ -105,8 +106,7 @@ class Victim:
 
     def left(self, images: jax.Array, which: str) -> np.ndarray:
         """[n] bool, answered rightly before, and still after the attack."""
-        y = self.held_y if which == "held" else self.y
-        return self.said[which] & (np.argmax(self.run(images).logits, 1) == y)
+        return self.said[which] & (np.argmax(self.run(images).logits, 1) == self.images[which][1])
 
 
 def _works(objective: objectives.Objective, output: Output) -> str | None:
@@ -133,7 +133,7 @@ def _adam(factory: Callable[..., attacks.Attack], **options: Any) -> Search:
 
 def _patched(method: str) -> Search:
     def search(victim: Victim, how: argparse.Namespace) -> jax.Array:
-        patch = patch_of(victim.net, victim.forward, victim.held, PATCH, method, how.steps, 0)
+        patch = patch_of(victim.net, victim.forward, victim.images["held"][0], PATCH, method, how.steps, 0)
         return attacks.paste_at(jnp.asarray(victim.x), patch)
 
     return search
@@ -190,7 +190,7 @@ def answer_rows(victim: Victim) -> Iterator[dict[str, Any]]:
         size = victim.eps if steps == 1 else victim.eps / 4
         run = partial(victim.ascended, "ce", victim.eps, size, steps, drawn=radius * victim.eps)
         fgm = run(FGM)
-        kept = [victim.left(run(LGM[kind](lam), held=True), "held").mean() for kind, lam in CANDIDATES]
+        kept = [victim.left(run(LGM[kind](lam), which="held"), "held").mean() for kind, lam in CANDIDATES]
         kind, lam = CANDIDATES[int(np.argmin(kept))]
         lgm = run(LGM[kind](lam))
         both = paired(victim.left(fgm, "test"), victim.left(lgm, "test"))
