@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax.datasets import ImageData, cifar10_packed, digits, to_float
+from dyn_jax.types import Output
 from experiments import _record
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -79,3 +80,8 @@ def signs(images: jax.typing.ArrayLike, eps: float, key: jax.Array | None = None
     """Images with noise of random signs, +-eps on every number."""
     key = jax.random.key(0) if key is None else key
     return jnp.clip(images + eps * jnp.sign(jax.random.normal(key, jnp.shape(images))), 0, 1)
+
+
+def both(before: Output, after: Output, column: str, of: Callable[[Output], float]) -> dict[str, float]:
+    """A number of the clean outputs and of the attacked ones; ``{}`` in the column's name says which."""
+    return {column.format(when): of(out) for when, out in (("before", before), ("after", after))}

@@ -33,21 +33,14 @@ OBJECTIVES = {"routes": objectives.other_experts(), "load": objectives.expert_lo
 def row(before: Output, after: Output, labels: np.ndarray) -> dict[str, float]:
     """Numbers of one batch; of several units the mean."""
     mean = lambda values: float(np.mean(np.asarray(values)))
-    accuracy = [100 * float(metrics.accuracy(out.logits, jnp.asarray(labels))) for out in (before, after)]
-    imbalance = [mean(metrics.load_imbalance(out.trace)) for out in (before, after)]
-    first = [100 * mean([load[0] for load in metrics.expert_load(out.trace)]) for out in (before, after)]
-    work = [mean(metrics.executed_macs(out.trace)) / metrics.dense_macs(before.trace) for out in (before, after)]
-    return {
-        "accuracy before %": accuracy[0],
-        "accuracy after %": accuracy[1],
-        "intersection over union": mean(metrics.expert_iou(before.trace, after.trace)),
-        "imbalance before": imbalance[0],
-        "imbalance after": imbalance[1],
-        "share of expert 0 before %": first[0],
-        "share of expert 0 after %": first[1],
-        "work before %": 100 * work[0],
-        "work after %": 100 * work[1],
-    }
+    both, dense = partial(_run.both, before, after), metrics.dense_macs(before.trace)
+    return (
+        both("accuracy {} %", lambda out: 100 * float(metrics.accuracy(out.logits, jnp.asarray(labels))))
+        | {"intersection over union": mean(metrics.expert_iou(before.trace, after.trace))}
+        | both("imbalance {}", lambda out: mean(metrics.load_imbalance(out.trace)))
+        | both("share of expert 0 {} %", lambda out: 100 * mean([x[0] for x in metrics.expert_load(out.trace)]))
+        | both("work {} %", lambda out: 100 * (mean(metrics.executed_macs(out.trace)) / dense))
+    )
 
 
 def rows_of(name: str, images: np.ndarray, labels: np.ndarray, steps: int) -> Iterator[dict]:

@@ -53,16 +53,13 @@ def patch_of(
 
 def row(before: Output, after: Output, labels: np.ndarray) -> dict:
     """Numbers of one batch, clean and attacked."""
-    work = [np.asarray(metrics.executed_macs(out.trace)).mean() for out in (before, after)]
-    saved = [100 * float(1 - each / metrics.dense_macs(before.trace)) for each in work]
-    return {
-        "saved before %": saved[0],
-        "saved after %": saved[1],
-        "recovery %": 100 * float(metrics.recovery(before.trace, after.trace)),
-        "standard error": _energy.shares(before.trace, after.trace)[1],
-        "accuracy before %": 100 * float(metrics.accuracy(before.logits, labels)),
-        "accuracy after %": 100 * float(metrics.accuracy(after.logits, labels)),
-    }
+    both, dense = partial(_run.both, before, after), metrics.dense_macs(before.trace)
+    return (
+        both("saved {} %", lambda out: 100 * float(1 - np.asarray(metrics.executed_macs(out.trace)).mean() / dense))
+        | {"recovery %": 100 * float(metrics.recovery(before.trace, after.trace))}
+        | {"standard error": _energy.shares(before.trace, after.trace)[1]}
+        | both("accuracy {} %", lambda out: 100 * float(metrics.accuracy(out.logits, labels)))
+    )
 
 
 def rows_of(name: str, made_on: np.ndarray, images: jax.Array, labels: np.ndarray, how: Any) -> Iterator[dict]:
