@@ -57,7 +57,11 @@ def rows_of(name: str) -> Iterator[dict[str, Any]]:
     sizes, bim = (jnp.float32(eps), jnp.float32(step)), made.attack(STEPS)
     form = {"form": RELEASE} if name == "minkunet-rooms" else {}
     by = lambda search, occupancy: lambda cloud, y: search(variables, cloud, y, *sizes, occupancy).adversarial
-    moved = {("random moves", ""): lambda cloud, y: _random(cloud, eps)}
+    moved = {
+        ("random moves", ""): lambda cloud, y: (
+            cloud.xyz + jax.random.uniform(jax.random.key(0), cloud.xyz.shape, minval=-eps, maxval=eps)
+        )
+    }
     moved |= {("Point-BIM-10", gradient): by(bim, occupancy) for gradient, occupancy in demo_points.GRADIENTS.items()}
     for attack, factory in ENERGY.items():
         moved[attack, "LGM"] = by(made.attack(STEPS, factory=factory, **form), voxel.lgm())
@@ -71,10 +75,6 @@ def rows_of(name: str) -> Iterator[dict[str, Any]]:
             yield head | _numbers(before, after, labels)
         except (ValueError, TypeError, RuntimeError) as error:
             yield head | {"refused": str(error)}
-
-
-def _random(cloud: PointCloud, eps: float) -> jax.Array:
-    return cloud.xyz + jax.random.uniform(jax.random.key(0), cloud.xyz.shape, minval=-eps, maxval=eps)
 
 
 def _numbers(before: list, after: list, labels: list[np.ndarray]) -> dict[str, float]:

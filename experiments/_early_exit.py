@@ -44,37 +44,25 @@ ATTACKS: dict[str, Callable[[float], attacks.Attack]] = {
 }
 
 
-def cifar_recipe(stage: str, epochs: int) -> Recipe:
-    """As published, in a tenth of the epochs: larger batches, a cosine in place of milestones."""
-    return sdn_recipe(stage, epochs, SGD(0.1, 5e-4), batch_size=256)
-
-
 class Domain(NamedTuple):
-    """The images of a study, and what depends on them.
+    """The images of a study, and what depends on them."""
 
-    Attributes:
-      label, title, suffix: of the networks' names, of the data and of the records.
-      recipe: ``(stage, epochs)``, see `sdn_recipe`.
-      held_out: number of test images that label the surrogates' data; those that are attacked are among the rest.
-      eps: of the attacks; handwritten digits are rich in contrast.
-      surrogate_epochs, examples: unless the command says otherwise.
-      severe: how strong the surrogates' corrupted copies are, see `with_corrupted_copies`.
-    """
-
-    label: str
+    label: str  # in the networks' names
     title: str
-    suffix: str
-    recipe: Callable[[str, int], Recipe]
-    held_out: int
-    eps: float
-    surrogate_epochs: int
+    suffix: str  # of the records
+    recipe: Callable[[str, int], Recipe]  # of a stage of `sdn_recipe` and a number of epochs
+    held_out: int  # test images that label the surrogates' data; those that are attacked are among the rest
+    eps: float  # of the attacks; handwritten digits are rich in contrast
+    surrogate_epochs: int  # unless the command says otherwise, as `examples`
     examples: int
-    severe: str
+    severe: str  # how strong the surrogates' corrupted copies are, see `with_corrupted_copies`
 
 
 DIGITS = Domain("digits", "handwritten digits", "", digits_recipe, 150, 32 / 255, 12, 200, "imagenet")
 LOSSY = "CIFAR-10, test images as JPEG (lossy)"
-CIFAR = Domain("cifar10", LOSSY, "_cifar", cifar_recipe, 5000, 8 / 255, 5, 500, "cifar")
+# as published, in a tenth of the epochs: larger batches, a cosine in place of milestones
+SHORTER = partial(sdn_recipe, optimizer=SGD(0.1, 5e-4), batch_size=256)
+CIFAR = Domain("cifar10", LOSSY, "_cifar", SHORTER, 5000, 8 / 255, 5, 500, "cifar")
 
 
 def setting(doc: str | None) -> argparse.Namespace:

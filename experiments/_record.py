@@ -57,7 +57,8 @@ def write(
     Raises:
       ValueError: for what `faults` finds.
     """
-    results = {key: value for key, value in facts.items() if _is_result(key, value)}
+    entry = lambda value: value[0] if isinstance(value, list) and value else value
+    results = {key: value for key, value in facts.items() if key == "seconds" or isinstance(entry(value), dict)}
     options = {} if arguments is None else vars(arguments)
     without = (*without, "results", "output", "seeds")
     settings = {k: v for k, v in options.items() if not _names_a_place(v) and k not in without}
@@ -196,10 +197,6 @@ def _names_a_place(value: Any) -> bool:
     """Whether an option is a file or folder: by its type or its slashes, or because there is one of that name."""
     place = isinstance(value, str) and (_public(value) != value or os.path.exists(value))
     return place or isinstance(value, os.PathLike)
-
-
-def _is_result(key: str, value: Any) -> bool:
-    return key == "seconds" or isinstance(value[0] if isinstance(value, list) and value else value, dict)
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:

@@ -35,15 +35,14 @@ def pgd(steps: int, objective: Any = "ce") -> attacks.Attack:
     return attacks.pgd(EPS, 2.5 * EPS / steps, steps, objective=objective, attack_all=True)
 
 
-def defences() -> dict[str, tuple[attacks.Attack, Occupancy | None]]:
-    """What networks are trained against: (attack, occupancy of the attacked network)."""
-    energy = objectives.energy(tau=None)
-    return {
-        "answer, FGM": (pgd(STEPS), None),
-        "answer, LGM": (pgd(STEPS), SOFT),
-        "energy": (pgd(STEPS, energy), SOFT),
-        "both, LGM": (pgd(STEPS, training.both(energy)), SOFT),
-    }
+ENERGY = objectives.energy(tau=None)
+DEFENCES: dict[str, tuple[attacks.Attack, Occupancy | None]] = {
+    "answer, FGM": (pgd(STEPS), None),
+    "answer, LGM": (pgd(STEPS), SOFT),
+    "energy": (pgd(STEPS, ENERGY), SOFT),
+    "both, LGM": (pgd(STEPS, training.both(ENERGY)), SOFT),
+}
+"""What networks are trained against: (attack, occupancy of the attacked network)."""
 
 
 def small(data: ImageData) -> ImageData:
@@ -57,7 +56,7 @@ def small(data: ImageData) -> ImageData:
 @functools.partial(jax.jit, static_argnums=0)
 def judge(net: nn.Module, variables: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
     """What the attacks do to a network; compiled once for all variables."""
-    answer, energy = pgd(JUDGE_STEPS), pgd(JUDGE_STEPS, objectives.energy(tau=None))
+    answer, energy = pgd(JUDGE_STEPS), pgd(JUDGE_STEPS, ENERGY)
     hard, soft = (functools.partial(net.apply, variables, occupancy=gate) for gate in (None, SOFT))
     fgm, lgm = (answer(f, x, y, key=key, victim=hard) for f in (hard, soft))
     slow = energy(soft, x, y, key=key, victim=hard)
@@ -102,7 +101,7 @@ def main() -> None:
         return {key: float(value) for key, value in numbers.items()}
 
     facts = {"steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "lambda": 1.0}
-    study("adversarial_training", how, skipnet_recipe(how.epochs), defences(), measures, **facts)
+    study("adversarial_training", how, skipnet_recipe(how.epochs), DEFENCES, measures, **facts)
 
 
 if __name__ == "__main__":

@@ -38,13 +38,6 @@ DEFENCES = {"PGD": LAST, "DeepSloth": objectives.unsure_exits(), "both": last_an
 """Trained against: the objective that the attack in training ascends."""
 
 
-def threshold_of(net: Any, variables: Variables, held: ImageData) -> float:
-    """The one of `THRESHOLDS` at which the efficacy on clean images is nearest to `SAVED`."""
-    x = jnp.asarray(to_float(held.images))
-    efficacy = jax.jit(lambda t: metrics.exits.efficacy(net.apply(variables, x, threshold=t).trace))
-    return min(THRESHOLDS, key=lambda t: abs(float(efficacy(t)) - SAVED))
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def judge(net: Any, variables: Variables, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
     """The images, attacked; compiled once for all variables."""
@@ -56,8 +49,10 @@ def judge(net: Any, variables: Variables, x: jax.Array, y: jax.Array, key: jax.A
 
 
 def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, seed: int) -> dict[str, float]:
-    """Efficacy and accuracy on clean images, noise, PGD's and DeepSloth's, and the threshold."""
-    threshold = threshold_of(net, variables, held)
+    """Efficacy and accuracy on clean images, noise, PGD's and DeepSloth's, at a threshold that saves `SAVED` of `held`."""
+    clean = jnp.asarray(to_float(held.images))
+    efficacy = jax.jit(lambda t: metrics.exits.efficacy(net.apply(variables, clean, threshold=t).trace))
+    threshold = min(THRESHOLDS, key=lambda t: abs(float(efficacy(t)) - SAVED))
     x, y = jnp.asarray(to_float(test.images)), jnp.asarray(test.labels, jnp.int32)
     run = jax.jit(lambda x: net.apply(variables, x, threshold=threshold))
     found = {"threshold": threshold}

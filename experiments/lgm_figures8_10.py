@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from dyn_jax.datasets import OBJECT_CLASSES, ROOM_CLASSES, objects
 from dyn_jax.occupancy import voxel
 from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS
 from experiments import _record, _rooms, _run
-from experiments.lgm_table11_objects import attack_named, attacked
+from experiments.lgm_table11_objects import ATTACKS, attacked
 
 OBJECTS, EPS, LAMBDA = "minkfcnn-objects", (0.02, 0.05, 0.1, 0.2), 10.0
 OCCUPANCY = voxel.lgm(voxel.sigmoid(LAMBDA))
@@ -98,7 +99,7 @@ def draw_room(found: dict[Any, attacks.AttackResult], xyz: np.ndarray, labels: n
 def attacked_objects(how: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, dict[float, Any]]:
     """Clean points [object, point, 3], labels, eps -> (moved points, logits before, logits after)."""
     data = objects("test", how.objects, points=OBJECT_POINTS)
-    made, make = _rooms.of_objects(OBJECTS, data, max(EPS) / 5), attack_named("Point-BIM", how.object_steps)
+    made, make = _rooms.of_objects(OBJECTS, data, max(EPS) / 5), partial(ATTACKS["Point-BIM"], how.object_steps)
     seen = lambda r: (r.overflow[0], r.adversarial, r.logits_clean[0], r.logits_adversarial[0])
     found = {}
     for eps, (overflow, *parts) in zip(EPS, attacked(made, make, OCCUPANCY, seen, EPS, how.objects)):

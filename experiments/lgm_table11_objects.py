@@ -39,14 +39,13 @@ CLAIMED = {  # on ModelNet40; before the attack 92.38
 }
 
 
-def attack_named(name: str, steps: int) -> Callable[[jax.Array], attacks.Attack]:
-    """eps -> attack. A step is a fifth of eps, the reach a step."""
-    if name == "random moves":
-        return attacks.point_noise
-    if name == "Point-BIM":
-        return lambda eps: attacks.point_bim(eps, eps / 5, steps)
-    make = {"PointPert": attacks.point_pert, "KNNPert": attacks.knn_pert}[name]
-    return lambda eps: make(eps, steps, learning_rate=eps / 5, constant=CONSTANT)
+ATTACKS: dict[str, Callable[[int, jax.Array], attacks.Attack]] = {
+    "random moves": lambda steps, eps: attacks.point_noise(eps),
+    "Point-BIM": lambda steps, eps: attacks.point_bim(eps, eps / 5, steps),
+    "PointPert": lambda steps, eps: attacks.point_pert(eps, steps, learning_rate=eps / 5, constant=CONSTANT),
+    "KNNPert": lambda steps, eps: attacks.knn_pert(eps, steps, learning_rate=eps / 5, constant=CONSTANT),
+}
+"""Name -> (steps, eps) -> attack. A step is a fifth of eps, the reach a step."""
 
 
 def attacked(
@@ -85,7 +84,7 @@ def judged(result: attacks.AttackResult) -> tuple[jax.Array, ...]:
 def rows_of(found: tuple[_rooms.Setup, PointCloud], how: Any) -> Iterator[dict]:
     lgm, fgm = voxel.lgm(voxel.sigmoid(how.lam)), voxel.fgm(voxel.sigmoid(FGM_SLOPE))
     for (name, gradient), claimed in CLAIMED.items():
-        make, occupancy = attack_named(name, how.steps), lgm if gradient == "LGM" else fgm
+        make, occupancy = partial(ATTACKS[name], how.steps), lgm if gradient == "LGM" else fgm
         each = attacked(found, make, occupancy, judged, EPS, how.batch)
         for eps, claim, (before, after, overflow) in zip(EPS, claimed, each):
             trusted(overflow, f"{name} {gradient}, eps {eps}")

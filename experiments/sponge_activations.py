@@ -17,7 +17,7 @@ import numpy as np
 
 from dyn_jax import attacks, metrics, objectives
 from dyn_jax.datasets import cifar10_lossless
-from dyn_jax.types import Output, Trace
+from dyn_jax.types import Output
 from experiments import _run, _weights
 
 NETWORKS = ["sparse-resnet-20-cifar10", "sparse-resnet-56-cifar10"]
@@ -29,23 +29,18 @@ OBJECTIVES = {
 }
 
 
-def density(trace: Trace) -> float:
-    """Share of the activations that are not zero."""
-    on = sum(float(jnp.sum(unit.on)) for unit in trace.units)
-    return on / sum(unit.on.size for unit in trace.units)
-
-
 def row(before: Output, after: Output, labels: np.ndarray, parameters: int) -> dict[str, float | None]:
     """Numbers of one batch; the ratio of energies is taken image by image."""
     energy = [np.asarray(metrics.accelerator_energy(out.trace, parameters)) for out in (before, after)]
     more = 100 * (energy[1] / energy[0] - 1)
     macs = [float(jnp.mean(metrics.executed_macs(out.trace))) for out in (before, after)]
+    on = sum(float(jnp.sum(unit.on)) for unit in after.trace.units) / sum(unit.on.size for unit in after.trace.units)
     return {
         "energy, uJ": float(energy[1].mean()) / 1e6,
         "more energy %": float(more.mean()),
         "standard error": float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None,
         "more multiply-adds %": 100 * (macs[1] / macs[0] - 1),
-        "not zero %": 100 * density(after.trace),
+        "not zero %": 100 * on,
         "accuracy %": 100 * float(metrics.accuracy(after.logits, jnp.asarray(labels))),
     }
 
