@@ -49,7 +49,7 @@ def judge(net: Any, variables: Variables, x: jax.Array, y: jax.Array, key: jax.A
 
 
 def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, seed: int) -> dict[str, float]:
-    """Efficacy and accuracy on clean images, noise, PGD's and DeepSloth's, at a threshold that saves `SAVED` of `held`."""
+    """Efficacy and accuracy on clean images, noise, PGD's and DeepSloth's; the threshold saves `SAVED` of `held`."""
     clean = jnp.asarray(to_float(held.images))
     efficacy = jax.jit(lambda t: metrics.exits.efficacy(net.apply(variables, clean, threshold=t).trace))
     threshold = min(THRESHOLDS, key=lambda t: abs(float(efficacy(t)) - SAVED))
