@@ -24,10 +24,8 @@ NORMS = {"linf": 8 / 256, "l2": 0.9**10, "l1": 8.0}
 
 def noise(norm: str, like: jax.Array, key: jax.Array) -> jax.Array:
     """Random numbers of the size of an attack: signs, Gaussian, Laplace."""
-    draw = {"linf": jax.random.normal, "l2": jax.random.normal, "l1": jax.random.laplace}[norm](key, like.shape)
-    flat = draw.reshape(len(draw), -1)
-    order = {"linf": jnp.inf, "l2": 2, "l1": 1}[norm]
-    moved = jnp.sign(flat) if norm == "linf" else flat / jnp.linalg.norm(flat, order, axis=1, keepdims=True)
+    flat = (jax.random.laplace if norm == "l1" else jax.random.normal)(key, like.shape).reshape(len(like), -1)
+    moved = jnp.sign(flat) if norm == "linf" else flat / jnp.linalg.norm(flat, int(norm[1:]), axis=1, keepdims=True)
     return NORMS[norm] * moved.reshape(like.shape)
 
 

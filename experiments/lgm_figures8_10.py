@@ -70,22 +70,18 @@ def draw_room(found: dict[Any, attacks.AttackResult], xyz: np.ndarray, labels: n
     """Labels over the prediction before; then the predictions after, one row a form; from above, without a ceiling."""
     from matplotlib.lines import Line2D
 
-    forms, sizes = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     shown = xyz[:, 2] < np.quantile(xyz[:, 2], 0.9)
     colours = plotting.colours(2 * len(ROOM_CLASSES))[::2]
     iou = lambda said: 100 * float(metrics.mean_iou(metrics.confusion(said, labels, len(ROOM_CLASSES))))
-    any_result = next(iter(found.values()))
-    said = np.argmax(any_result.logits_clean, 1)
-    panels = [[("labels", xyz, labels)], [(f"before: mIoU {iou(said):.0f} %", xyz, said)]]
-    for row, form in zip(panels, forms):
-        for eps in sizes:
-            result = found[form, eps]
-            says = np.argmax(result.logits_adversarial, 1)
-            title = f"{form}'s form, {100 * eps:g} cm: {iou(says):.0f} %"
-            row.append((title, np.asarray(result.adversarial), says))
-    width = 1 + len(sizes)
+    said = np.argmax(next(iter(found.values())).logits_clean, 1)
+    panels = {"paper": [("labels", xyz, labels)], "release": [(f"before: mIoU {iou(said):.0f} %", xyz, said)]}
+    for (form, eps), result in found.items():
+        says = np.argmax(result.logits_adversarial, 1)
+        title = f"{form}'s form, {100 * eps:g} cm: {iou(says):.0f} %"
+        panels[form].append((title, np.asarray(result.adversarial), says))
+    width = len(panels["paper"])
     fig, axes = plotting.figure(2, width, figsize=(3 * width, 6), subplot_kw={"projection": "3d"})
-    for axis, (title, points, classes) in zip(axes.ravel(), panels[0] + panels[1]):
+    for axis, (title, points, classes) in zip(axes.ravel(), panels["paper"] + panels["release"]):
         axis.scatter(*points[shown].T, c=colours[classes[shown]], s=2.5, **FLAT)
         axis.set_title(title, fontsize=11)
         axis.view_init(elev=50, azim=-60)

@@ -61,7 +61,9 @@ def rows_of(name: str, checkpoints: str, x: jax.Array, y: np.ndarray, steps: int
 
 
 def main() -> None:
-    how = _run.parser(__doc__, "data", "checkpoints", networks=NETWORKS, images=32, steps=50).parse_args()
+    parser = _run.parser(__doc__, "data", "checkpoints", images=32, steps=50)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
+    how = parser.parse_args()
     x, y = _run.first(cifar10_lossless(how.data, "test"), how.images)
     made = (row for name in how.networks for row in rows_of(name, how.checkpoints, jnp.asarray(x), y, how.steps))
     facts = {"data": "CIFAR-10, original test images", "eps": EPS, "step": 1 / 255}
