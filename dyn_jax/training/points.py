@@ -54,7 +54,8 @@ class Clouds:
 
     def options(self, net: nn.Module, like: Batches) -> dict[str, Any]:
         """The capacity that they need, and a tenth more."""
-        needs = [capacity_for(cloud, net.voxel_size, net.levels).levels for cloud, _ in like]
+        clouds: list[PointCloud] = [cloud for cloud, _ in like]
+        needs = [capacity_for(cloud, net.voxel_size, net.levels).levels for cloud in clouds]
         return {"capacity": Capacity(tuple(bucket(int(SLACK * max(column))) for column in zip(*needs)))}
 
     def batches(self, data: Any, size: int, seed: int, epoch: int) -> Batches:

@@ -129,7 +129,7 @@ def with_classifiers(net: nn.Module, static: Variables, seed: int = 0) -> dict[s
     def pick(path: tuple, leaf: jax.Array) -> np.ndarray:
         if is_classifier(path[1].key):
             return np.asarray(leaf)
-        own = trained.get(path)
+        own: Any = trained.get(path)
         if own is None or np.shape(own) != leaf.shape:
             where = jax.tree_util.keystr(path)
             raise ValueError(f"static: got {np.shape(own)} at {where}, expected {leaf.shape}")
