@@ -129,10 +129,10 @@ def with_classifiers(net: nn.Module, static: Variables, seed: int = 0) -> dict[s
     def pick(path: tuple, leaf: jax.Array) -> np.ndarray:
         if is_classifier(path[1].key):
             return np.asarray(leaf)
-        own: Any = trained.get(path)
-        if own is None or np.shape(own) != leaf.shape:
-            where = jax.tree_util.keystr(path)
-            raise ValueError(f"static: got {np.shape(own)} at {where}, expected {leaf.shape}")
+        own = trained.get(path)
+        shape = () if own is None else np.shape(own)
+        if own is None or shape != leaf.shape:
+            raise ValueError(f"static: got {shape} at {jax.tree_util.keystr(path)}, expected {leaf.shape}")
         return np.asarray(own)
 
     return jax.tree_util.tree_map_with_path(pick, fresh)
