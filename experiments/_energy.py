@@ -19,7 +19,6 @@ from dyn_jax.training import embedded
 from dyn_jax.types import Occupancy, Trace, Variables
 from experiments import _run
 from experiments._weights import kept
-from experiments._weights import load as load_shipped
 
 STEPS, RATE = 300, 0.01
 HARD, LEADED = "hard", "straight-through"
@@ -50,7 +49,7 @@ def parser(doc: str | None, images: int, **names: Any) -> argparse.ArgumentParse
 def load(name: str, weights: str | None = None) -> tuple[nn.Module, Variables]:
     """A network of the package, or an early-exit network from `weights`, trained there first if it is missing."""
     if name in networks.PRETRAINED:
-        return load_shipped(name)
+        return networks.pretrained(name)
     if weights is None:
         raise ValueError(f"--weights: got none, expected a folder for {name}.msgpack: early-exit weights do not ship")
     path = pathlib.Path(weights) / f"{name}.msgpack"

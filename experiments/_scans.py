@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dyn_jax import metrics, networks
+from dyn_jax import metrics
 from dyn_jax.cli import demo_lidar, demo_points
 from dyn_jax.datasets import SEMANTICKITTI_CLASSES, STREET_CLASSES, scan_iou, semantickitti, streets
-from dyn_jax.networks.checkpoint import load_variables
 from experiments import _rooms, _run
+from experiments._weights import load
 
 STREETS, KITTI = "cylinder3d-streets", "cylinder3d-semantickitti"
 IGNORE = 0
@@ -49,16 +49,15 @@ def setup(arguments: argparse.Namespace, step: float) -> Setup:
             "--semantickitti, --weights: got one of them, expected both: the folder and the network for it"
         )
     if arguments.semantickitti is None:
-        (net, variables), name, classes = networks.pretrained(STREETS), STREETS, STREET_CLASSES
+        name, classes, kind = STREETS, STREET_CLASSES, "simulated streets"
         scans, held = streets("test", arguments.streets), streets("train", arguments.held_out, seed=HELD_SEED)
     else:
-        net, name, classes = networks.create(KITTI), KITTI, SEMANTICKITTI_CLASSES
-        variables = load_variables(arguments.weights, net)
+        name, classes, kind = KITTI, SEMANTICKITTI_CLASSES, "scans of SemanticKITTI, sequence 08"
         of = lambda split, count: list(itertools.islice(semantickitti(split, arguments.semantickitti), count))
         scans, held = of("val", arguments.streets), of("train", arguments.held_out)
+    net, variables = load(name, arguments.weights)
     test, tune = (demo_lidar.of_one_size(some, arguments.points) for some in (scans, held))
     capacities = demo_points.capacities(net, [*test[0], *tune[0]], step)
-    kind = "simulated streets" if name == STREETS else "scans of SemanticKITTI, sequence 08"
     facts = {"network": name, "data": f"{len(scans)} {kind}, {arguments.points} points of each"}
     return Setup(*(_rooms.Setup(net, variables, *part, *capacities) for part in (test, tune)), classes, facts)
 

@@ -56,18 +56,18 @@ def main() -> None:
     occupancies |= {"BI": voxel.lgm(Chosen(1)), "RBF": voxel.lgm(Chosen(2))}
     classes, drawn = [], []
 
-    def rows_of(name: str) -> Iterator[dict]:
-        for row, results in made.test.compared(run, STEP, {name: occupancies[name]}):
+    def rows_of(name: str, occupancy: voxel.VoxelOccupancy) -> Iterator[dict]:
+        for row, results in made.test.compared(run, STEP, {name: occupancy}):
             iou = {"before %": _scans.percent(row.clean), "after %": _scans.percent(row.after)}
             work = {"voxels": round(row.voxels), "GFLOPs": round(row.gflops, 3), "overflow": row.overflow}
             yield {"occupancy": name, "eps (m)": row.eps, "step (m)": STEP[row.eps]} | iou | work
             if name in ("FGM", "lambda 10"):
-                classes.append({"gradient": "FGM" if name == "FGM" else "LGM", "eps (m)": row.eps})
-                classes[-1] |= {"before %": _scans.by_class(row.clean), "after %": _scans.by_class(row.after)}
+                by_class = {"before %": _scans.by_class(row.clean), "after %": _scans.by_class(row.after)}
+                classes.append({"gradient": "FGM" if name == "FGM" else "LGM", "eps (m)": row.eps} | by_class)
             if name == "lambda 10" and row.eps == max(STEP):
                 drawn.append(results[0])
 
-    rows = _run.shown(row for name in occupancies for row in rows_of(name))
+    rows = _run.shown(row for each in occupancies.items() for row in rows_of(*each))
     for eps in STEP:
         rows.append({**rows[0], "occupancy": "random moves", "eps (m)": eps, "step (m)": None, "voxels": None})
         after = _scans.percent(made.test.scattered(eps, _scans.IGNORE).sum(0))

@@ -56,8 +56,7 @@ def spread_gates(net: SkipNet, variables: Variables, images: jax.Array | np.ndar
     all images get one score, and a constant gate is a stationary point of `information_loss`.
 
     Args:
-      net: with recurrent gates.
-      variables: of `net`; all units count as on.
+      net, variables: with recurrent gates; all units count as on.
       images: [batch, height, width, 3] in [0, 1]: the layers before the LSTM are rescaled by their statistics.
       spread: standard deviation of the scores, between images, that the median gate gets.
 

@@ -118,12 +118,8 @@ def hotter(variables: Variables, temperature: float) -> Variables:
 
     Hard gates stay what they are; sampled ones come closer to them the smaller the temperature.
 
-    Args:
-      variables: of a `SkipNet` with recurrent gates.
-      temperature: positive.
-
     Raises:
-      ValueError: no recurrent gates, or a temperature that is not positive.
+      ValueError: variables of no `SkipNet` with recurrent gates, or a temperature that is not positive.
 
     Source: the released ImageNet training, between its two stages, with 0.05.
     """
