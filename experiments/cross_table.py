@@ -207,21 +207,25 @@ def energy_rows(victim: Victim, how: argparse.Namespace) -> Iterator[dict[str, A
             yield {"network": victim.name, "attack": attack, "gradient": "", "refused": refused}
 
 
-def victims(how: argparse.Namespace) -> dict[str, Callable[[], Victim]]:
-    """Name -> the network with its images, made when it is its turn."""
+def names_of(how: argparse.Namespace) -> list[str]:
+    """The networks whose turn it is, those of points last."""
     names = [name for name in networks.PRETRAINED if name.endswith("-digits")]
     if how.data:
         names += [name for name in networks.PRETRAINED if name.endswith("-cifar10")]
         names += list(PUBLISHED) if how.checkpoints else []
-    names = how.networks if how.networks is not None else names
+    names = [*names, *_cross_points.NETWORKS] if how.networks is None else how.networks
+    return sorted(names, key=lambda name: name in _cross_points.NETWORKS)
 
-    def made(name: str) -> Victim:
-        made = _weights.published(name, how.checkpoints) if name in PUBLISHED else networks.pretrained(name)
-        folder = None if name.endswith("-digits") else how.data
-        parts = (_run.first(_run.images_of(split, folder), how.images) for split in ("test", "train"))
-        return Victim(name, *made, *parts)
 
-    return {name: partial(made, name) for name in names if name not in _cross_points.NETWORKS}
+def rows_of(name: str, how: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What every attack does to one network."""
+    if name in _cross_points.NETWORKS:
+        return _cross_points.rows_of(name)
+    made = _weights.published(name, how.checkpoints) if name in PUBLISHED else networks.pretrained(name)
+    folder = None if name.endswith("-digits") else how.data
+    parts = (_run.first(_run.images_of(split, folder), how.images) for split in ("test", "train"))
+    victim = Victim(name, *made, *parts)
+    return itertools.chain(answer_rows(victim), energy_rows(victim, how))
 
 
 def main() -> None:
@@ -235,24 +239,15 @@ def main() -> None:
             raise ValueError(f"--{key}: got {getattr(how, key)}, expected {kept['settings'][key]} as in {how.renew}")
     rows: list[dict[str, Any]] = []
 
-    def save() -> None:
-        facts = {"data": "test digits; CIFAR-10 test images as JPEG (lossy)", "eps": EPS}
-        facts |= {"patch": PATCH, "step of 8/255": SLOTH_STEP, "Adam's rate": 0.01}
-        whole = _record.renewed(kept, rows, "network") if kept else {"rows": rows}
-        options = argparse.Namespace(networks=None if kept else how.networks, images=how.images, steps=how.steps)
-        print(_record.save("cross_table", **whole, folder=how.results, arguments=options, seed=0, **facts))
-
-    for name, make in victims(how).items():
+    facts = {"data": "test digits; CIFAR-10 test images as JPEG (lossy)", "eps": EPS}
+    facts |= {"patch": PATCH, "step of 8/255": SLOTH_STEP, "Adam's rate": 0.01, "seed": 0}
+    options = argparse.Namespace(networks=None if kept else how.networks, images=how.images, steps=how.steps)
+    for name in names_of(how):
         print(name, flush=True)
-        victim = make()
-        rows += _run.shown(itertools.chain(answer_rows(victim), energy_rows(victim, how)))
-        save()
+        rows += _run.shown(rows_of(name, how))
+        whole = _record.renewed(kept, rows, "network") if kept else {"rows": rows}
+        print(_record.save("cross_table", **whole, folder=how.results, arguments=options, **facts))
         jax.clear_caches()
-    for name in _cross_points.NETWORKS:
-        if how.networks is None or name in how.networks:
-            rows += _run.shown(_cross_points.rows_of(name))
-            save()
-            jax.clear_caches()
     print(_record.table(rows, list(COLUMNS)))
 
 
