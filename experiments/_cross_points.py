@@ -20,12 +20,11 @@ from dyn_jax.types import PointCloud
 from experiments import _rooms
 
 STEPS, OBJECTS = 10, 8
-EPS: dict[str, tuple[float, float]] = {
+EPS: dict[str, tuple[float, float]] = {  # network -> eps and step size, metres
     "minkunet-rooms": (0.01, 0.005),
     "minkfcnn-objects": (0.05, 0.01),
     "cylinder3d-streets": (0.05, 0.01),
 }
-"""Network -> eps and step size, metres."""
 NETWORKS = tuple(EPS)
 ENERGY = {  # ILFO with the weights and the choice of the iterate that GradAuto has
     "GradAuto": lambda eps, step, steps: attacks.grad_auto(eps=eps, steps=steps, learning_rate=step),

@@ -16,7 +16,7 @@ from dyn_jax.datasets import ImageData, cifar10_packed, digits, to_float
 from dyn_jax.types import Output
 from experiments import _record
 
-OPTIONS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {  # option -> what argparse is told of it, wherever it occurs
     "batch": {"type": int, "help": "images in one call"},
     "checkpoints": {"metavar": "FOLDER", "help": "of the published weights"},
     "data": {"metavar": "FOLDER", "help": "of cifar10_{lossless,jpeg}_{train,test}.npz"},
@@ -34,7 +34,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "trunk": {"metavar": "FILE", "help": "variables of the static resnet-32-cifar10"},
     "weights": {"metavar": "FOLDER", "help": "of NAME-seedN.msgpack; default: those that ship"},
 }
-"""Option -> what argparse is told of it, wherever it occurs."""
 
 
 def parser(doc: str | None, *required: str, **defaults: Any) -> argparse.ArgumentParser:

@@ -16,8 +16,7 @@ from experiments._weights import load
 
 STREETS, KITTI = "cylinder3d-streets", "cylinder3d-semantickitti"
 IGNORE = 0
-HELD_SEED = 1
-"""The network was trained on streets of seed 0."""
+HELD_SEED = 1  # the network was trained on streets of seed 0
 
 
 class Setup(NamedTuple):

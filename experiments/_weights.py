@@ -15,13 +15,12 @@ from dyn_jax.networks.checkpoint import load_variables, save_variables
 from dyn_jax.types import Variables
 from weights_convert.torch_io import read_state_dict
 
-PUBLISHED = {
+PUBLISHED = {  # network that does not ship -> the name of its authors' file
     "resnet-20-cifar10": "resnet20-12fca82f.th",
     "sparse-resnet-20-cifar10": "resnet20-12fca82f.th",
     "sparse-resnet-56-cifar10": "resnet56-4bfd9763.th",
     "rdi-resnet38-cifar10": "rdi_resnet38_checkpoint_60000.pth.tar",
 }
-"""Network that does not ship -> the name of its authors' file."""
 
 
 def load(name: str, file: str | None = None) -> tuple[nn.Module, Variables]:

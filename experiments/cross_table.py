@@ -34,8 +34,7 @@ from experiments.slowformer_avit import patch_of
 
 PUBLISHED = ("sparse-resnet-20-cifar10", "sparse-resnet-56-cifar10", "rdi-resnet38-cifar10")
 """What does not ship but is below --checkpoints."""
-EPS = {"digits": 8 / 255, "cifar10": 2 / 255}
-"""Of the attacks on the answers."""
+EPS = {"digits": 8 / 255, "cifar10": 2 / 255}  # of the attacks on the answers
 SLOW_EPS, SLOTH_STEP, PATCH = 8 / 255, 0.002, 8
 CANDIDATES = [(kind, lam) for kind in LGM for lam in (1.0, 10.0)]
 OBJECTIVES: dict[str, objectives.Objective] = {

@@ -23,8 +23,7 @@ from dyn_jax.types import PointCloud, Reach
 from experiments import _run
 
 NETWORK = "minkunet-34c-scannet"
-STEPS = {0.005: 0.0025, 0.01: 0.01, 0.02: 0.01, 0.05: 0.01}
-"""eps -> the release's step sizes under LGM, metres."""
+STEPS = {0.005: 0.0025, 0.01: 0.01, 0.02: 0.01, 0.05: 0.01}  # eps -> the release's step sizes under LGM, metres
 CLAIMED = {  # eps: (thousand voxels, GFLOPs) under FGM and LGM
     0.005: ((109.7643, 206.0266), (117.0876, 343.9244)),
     0.01: ((110.0546, 217.1055), (354.8085, 782.1737)),

@@ -21,8 +21,7 @@ from dyn_jax.occupancy import voxel
 from experiments import _rooms, _run, _scans
 
 GRADIENTS = {"FGM": voxel.fgm(), "LGM": voxel.lgm()}
-LATE = {0.5: 0.1}
-"""Metres along the beam -> step size."""
+LATE = {0.5: 0.1}  # metres along the beam -> step size
 DROPPED = (200, 800)
 SPOOFED = (200,)
 SPOOF_RANGE, SPOOF_STEP = 5.0, 0.25

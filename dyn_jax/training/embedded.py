@@ -50,14 +50,12 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 """Network -> its recipe, called with the number of epochs of each stage, or without for the recipe's own."""
 
-TRUNKS: dict[str, str] = {
+TRUNKS: dict[str, str] = {  # network -> the trained static network that it starts from; the others start from scratch
     **{f"{family}-32-cifar10": "resnet-32-cifar10" for family in ("skipnet", "dynconv", "sact", "manidp")},
     "sdn-resnet56-cifar10": "resnet-56-cifar10",
 }
-"""Network -> the trained static network that it starts from; the others start from scratch."""
 
-CALIBRATION = 256
-"""Images, the first of the training data, whose statistics the embedded network starts with."""
+CALIBRATION = 256  # images, the first of the training data, whose statistics the embedded network starts with
 
 DATA: dict[str, Callable[[str, str | os.PathLike | None], Any]] = {
     "cifar10": lambda split, folder: _cifar10(folder, split),

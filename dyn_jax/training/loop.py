@@ -28,8 +28,7 @@ from dyn_jax.training.runs import Position, State
 from dyn_jax.types import PointCloud, Variables
 
 Report = Callable[[int, float], None]
-TOGETHER = 8
-"""Steps of one call, at most: its memory is asked for, and cleared by the system, once for all of them."""
+TOGETHER = 8  # steps of one call, at most: its memory is asked for, and cleared by the system, once for all of them
 
 
 def fit(

@@ -22,8 +22,7 @@ from dyn_jax.types import Output, PointCloud
 
 ROOM_POINTS = 12288
 OBJECT_POINTS = 1024
-SCAN_POINTS = 5120
-"""Of a scan in training, drawn anew every time."""
+SCAN_POINTS = 5120  # of a scan in training, drawn anew every time
 SLACK = 1.1
 
 Chosen = Callable[[Any, np.ndarray, np.random.Generator | None], tuple[PointCloud, np.ndarray]]

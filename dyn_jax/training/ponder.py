@@ -11,8 +11,7 @@ from dyn_jax.gates.halting import halting_prior, mean_halting, ponder_of_trace, 
 from dyn_jax.training.recipe import SGD, AdamW, Images, Progress, Recipe, mean_cross_entropy, two_stages
 from dyn_jax.types import Output
 
-DEPTH = 6
-"""Layers of `networks.avit.digits`."""
+DEPTH = 6  # layers of `networks.avit.digits`
 
 
 def ponder_loss(output: Output, labels: jax.Array, tau: float) -> jax.Array:

@@ -42,11 +42,9 @@ def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | N
     return jnp.sum(jnp.where(counted, each, 0)) / jnp.maximum(jnp.sum(counted), 1)
 
 
-Decayed = Callable[[Any], Any]
-"""Parameters -> a tree of bools like them: where weight decay acts."""
+Decayed = Callable[[Any], Any]  # parameters -> a tree of bools like them: where weight decay acts
 
-Optimizer = Callable[[int, int, Decayed], optax.GradientTransformation]
-"""(epochs, steps of an epoch, decayed) -> optax."""
+Optimizer = Callable[[int, int, Decayed], optax.GradientTransformation]  # (epochs, steps of an epoch, decayed) -> optax
 
 
 @dataclasses.dataclass(frozen=True)
