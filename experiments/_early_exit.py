@@ -159,10 +159,8 @@ def on_dynamic_targets(
 ) -> tuple[list[dict[str, Any]], dict[str, dict]]:
     """Rows of every dynamic network under every attack, and densities over the `support`.
 
-    Args:
-      how: see `setting`.
-      white: (target, variant, seed) -> what the white box attacks; the black box: a surrogate of another architecture.
-      numbers: one `Seen` a seed -> a row, and the values whose density is drawn.
+    ``white(target, variant, seed)`` is what the white box attacks; the black box: a surrogate of another architecture.
+    ``numbers`` of one `Seen` a seed: a row, and the values whose density is drawn.
     """
     rows: list[dict[str, Any]] = []
     panels: dict[str, dict] = {}

@@ -67,9 +67,7 @@ class Victim(NamedTuple):
     def runner(self, attack: Any, gradient: str = HARD) -> Callable[..., attacks.AttackResult]:
         """Jitted ``run(variables, images, labels[, constant])``, judged on the deployed network.
 
-        Args:
-          attack: an attack, or what makes one of the constant.
-          gradient: of `OCCUPANCIES`.
+        `attack` is one, or makes one of the constant; `gradient` is of `OCCUPANCIES`.
         """
 
         def run(variables: Variables, x: jax.Array, y: jax.Array, constant: jax.Array | None = None):
@@ -112,11 +110,8 @@ def budget(how: argparse.Namespace) -> dict[str, Any]:
 
 
 def shares(clean: Trace, after: Trace) -> tuple[np.ndarray, float, float]:
-    """Of the multiply-adds that images saved: shares that came back, of those that saved some; what was saved of all.
-
-    Returns:
-      (shares, standard error of their mean in percent, saved before in percent).
-    """
+    """(shares of the saved multiply-adds that came back, standard error of their mean in percent, what was saved of all
+    in percent); shares are of the images that saved some."""
     before, dense = np.asarray(metrics.executed_macs(clean)), metrics.dense_macs(clean)
     saved = dense - before
     rows = saved > 1e-6 * dense

@@ -40,14 +40,10 @@ def percent(hits: np.ndarray) -> tuple[float, float]:
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """What `second` leaves less than `first`: the difference in points, its 95 % interval, McNemar's exact p.
+    """What `second` leaves less than `first` ([n] bool each: still answered rightly), in points: ``minus FGM``.
 
-    Args:
-      first, second: [n] bool, whether each image is still answered rightly.
-
-    Returns:
-      ``minus FGM``, negative where `second` is stronger, with ``low`` and ``high`` (Wald, paired), and ``p`` of the
-      one-sided test that `second` leaves as many or more.
+    Negative where `second` is stronger; ``low`` and ``high`` of its 95 % interval (Wald, paired), and McNemar's exact
+    ``p`` of the one-sided test that `second` leaves as many or more.
     """
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     n, apart = len(first), only_first + only_second

@@ -39,10 +39,10 @@ def write(
     without: tuple[str, ...] = (),
     **facts: Any,
 ) -> pathlib.Path:
-    """Writes one record: the rows, what was claimed beside what was measured, and how they were made.
+    """Writes one record, a JSON file: what was claimed beside what was measured, and how. Returns the file.
 
     Args:
-      path: of the JSON file; its folder is made.
+      path: of the file; its folder is made.
       rows: one dict a line of the table.
       arguments: the parsed options of the script: they are settings, but for those that name files and folders.
       seeds, seed: of everything random; no seeds at all means that nothing is.
@@ -50,9 +50,6 @@ def write(
       without: options that the numbers do not depend on.
       **facts: single values and lists of them are settings; dicts, lists of dicts and ``seconds`` are results that
         stand beside the rows.
-
-    Returns:
-      The file.
 
     Raises:
       ValueError: for what `faults` finds.
@@ -112,11 +109,8 @@ def join(name: str, parts: list[str], *, folder: str | os.PathLike | None = None
 
 
 def renewed(kept: dict[str, Any], rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
-    """`rows`, and those of an earlier record that have other values of the column `by`, in that record's order.
-
-    Returns:
-      ``rows``, and ``earlier``: how those that stay were made. For `save`.
-    """
+    """For `save`: `rows` with those of an earlier record that have other values of the column `by`, in that record's
+    order; and ``earlier``: how those that stay were made."""
     order = list(dict.fromkeys(row[by] for row in [*kept["rows"], *rows]))
     new = {row[by] for row in rows}
     both = [*(row for row in kept["rows"] if row[by] not in new), *rows]

@@ -91,12 +91,7 @@ def between(gates: np.ndarray, classes: np.ndarray, counts: np.ndarray | None = 
 
     ``1 - (n - 1) / (n - k) (1 - eta^2)``, ``eta^2`` the sum of squares between the k classes over the whole one, both
     summed over the layers (Kelley's epsilon^2): about 0 where gates do not know the class. NaN where no gate varies, or
-    no class has two images.
-
-    Args:
-      gates: [image, layer].
-      classes: [image].
-      counts: [image], how often each image occurs (a resample); default once.
+    no class has two images. Gates are [image, layer], `counts` [image] how often each image occurs (a resample).
     """
     counts = np.ones(len(gates)) if counts is None else counts
     member = (classes[:, None] == np.arange(CLASSES)) * counts[:, None]

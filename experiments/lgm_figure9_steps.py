@@ -67,9 +67,8 @@ def at_the_exit(attack: attacks.Attack) -> attacks.Attack:
 def along(result: attacks.AttackResult, of_largest_loss: bool) -> jax.Array:
     """[image, steps + 1] bool: fooled by what the attack would return after 0, 1, ... steps.
 
-    Args:
-      result: of an attack that records the value before every step, or (`of_largest_loss`) every iterate.
-      of_largest_loss: the attack returns the iterate of the largest loss so far (APGD), not the last one.
+    The attack records the value before every step and returns the last iterate; or (`of_largest_loss`, APGD) records
+    every iterate and returns that of the largest loss so far.
     """
     error = result.steps.error
     if of_largest_loss:

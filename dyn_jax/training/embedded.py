@@ -79,14 +79,9 @@ def _cifar10(folder: str | os.PathLike | None, split: str) -> ImageData:
 
 
 def recipe_of(name: str, epochs: int | None = None) -> Recipe:
-    """The recipe of an embedded network.
+    """The recipe of a network of `RECIPES`, with other `epochs` in each of its stages where they are given.
 
-    Args:
-      name: a key of `RECIPES`.
-      epochs: instead of the recipe's own number, in each of its stages.
-
-    Raises:
-      ValueError, TypeError: unknown name; epochs that are no positive integer.
+    ValueError, TypeError: unknown name; epochs that are no positive integer.
     """
     recipe = RECIPES[_validate.choice("network", name, RECIPES)]
     return recipe() if epochs is None else recipe(_validate.positive_int("epochs", epochs))

@@ -32,14 +32,10 @@ def hrl_loss(
     `dyn_jax.occupancy.bernoulli`; their probabilities are the sigmoid of the scores.
 
     Args:
-      output: of a network with one element per unit, [batch] scores (SkipNet).
-      labels: [batch].
+      output, labels: of a network with one element per unit, [batch] scores (SkipNet).
       alpha: reward of skipping everything.
       rl_weight: weight of the surrogate; summed, not averaged, over examples, as released.
       gamma: discount.
-
-    Returns:
-      (loss, `HRLParts`).
 
     Source: SkipNet section 3.3, eq. 3 to 5; the CIFAR training of the released code.
     """

@@ -31,15 +31,10 @@ Chosen = Callable[[Any, np.ndarray, np.random.Generator | None], tuple[PointClou
 
 @dataclasses.dataclass(frozen=True)
 class Clouds:
-    """`dyn_jax.training.recipe.Source` of clouds, `size` of them side by side in one.
+    """`dyn_jax.training.recipe.Source` of clouds, `size` of them side by side in one."""
 
-    Attributes:
-      chosen: picks and moves them.
-      test_size: clouds side by side when a network is evaluated.
-    """
-
-    chosen: Chosen
-    test_size: int = 1
+    chosen: Chosen  # picks and moves them
+    test_size: int = 1  # clouds side by side when a network is evaluated
 
     def count(self, data: Any) -> int:
         return len(data.labels) if hasattr(data, "labels") else len(data)

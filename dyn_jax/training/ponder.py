@@ -18,12 +18,8 @@ def ponder_loss(output: Output, labels: jax.Array, tau: float) -> jax.Array:
     """``cross-entropy + tau * sum over blocks of mean over batch and positions of (N + R)``.
 
     Args:
-      output: of a network whose units halt, see `dyn_jax.gates.halting`.
-      labels: [batch].
+      output: of a network whose units halt, see `dyn_jax.gates.halting`; a ValueError where the trace has no units.
       tau: the price of a unit; the released models have 0.01 (CIFAR) and 0.005 (ImageNet).
-
-    Raises:
-      ValueError: the trace has no units.
 
     Source: Figurnov et al. 2017, and released code.
     """

@@ -51,19 +51,13 @@ Optimizer = Callable[[int, int, Decayed], optax.GradientTransformation]  # (epoc
 class SGD:
     """L2 in the gradient, then SGD with momentum, or Adam.
 
-    Attributes:
-      learning_rate: at the start.
-      weight_decay: factor of the parameters in the gradient.
-      momentum: None is Adam.
-      nesterov: how the momentum looks ahead.
-      milestones: epochs, counted from 1, from each of which on the rate is `gamma` times what it was; None: the rate
-        falls to 0 as a cosine.
-      gamma: see `milestones`.
+    From each of the `milestones`, epochs counted from 1, on the rate is `gamma` times what it was; None: it falls to 0
+    as a cosine.
     """
 
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    momentum: float | None = 0.9
+    learning_rate: float = 0.1  # at the start
+    weight_decay: float = 5e-4  # factor of the parameters in the gradient
+    momentum: float | None = 0.9  # None is Adam
     nesterov: bool = True
     milestones: tuple[int, ...] | None = None
     gamma: float = 0.1
@@ -121,19 +115,12 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """`Source` of an `ImageData`.
+    """`Source` of an `ImageData`."""
 
-    Attributes:
-      shift: pixels of random translation.
-      flip: whether half of the images are mirrored.
-      first: number of the first epoch in the seeds of order and augmentation.
-      most: images of an epoch, drawn anew for each; None: all of them.
-    """
-
-    shift: int = 4
-    flip: bool = False
-    first: int = 0
-    most: int | None = None
+    shift: int = 4  # pixels of random translation
+    flip: bool = False  # whether half of the images are mirrored
+    first: int = 0  # number of the first epoch in the seeds of order and augmentation
+    most: int | None = None  # images of an epoch, drawn anew for each; None: all of them
 
     def count(self, data: ImageData) -> int:
         return len(data.images) if self.most is None else min(len(data.images), self.most)
@@ -165,11 +152,7 @@ def edited(variables: Variables, pattern: str, change: Callable[[Any], Any]) -> 
 
 
 def two_stages(given: tuple[int, ...], first: int, second: int) -> tuple[int, ...]:
-    """Epochs of two stages: none given: the recipe's own; one: for both; two.
-
-    Raises:
-      ValueError: more than two.
-    """
+    """Epochs of two stages: none given: the recipe's own; one: for both; two. ValueError: more than two."""
     if len(given) > 2:
         raise ValueError(f"epochs: got {given}, expected at most two numbers, one for each stage")
     return (first, second) if not given else (given[0], given[-1])

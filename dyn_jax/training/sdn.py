@@ -21,13 +21,9 @@ CAPS = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
 
 
 def exit_weights(epoch: int, epochs: int, classifiers: int) -> np.ndarray:
-    """``min(T_i, 0.01 + T_i epoch / epochs)`` with T = .15, .30, ..., .90, for epochs counted from 1.
+    """[classifiers], the weights of the internal classifiers' losses in full training, for epochs counted from 1.
 
-    Returns:
-      [classifiers], the weights of the internal classifiers' losses in full training.
-
-    Raises:
-      ValueError: more than six classifiers.
+    ``min(T_i, 0.01 + T_i epoch / epochs)`` with T = .15, .30, ..., .90. ValueError: more than six classifiers.
     """
     if classifiers > len(CAPS):
         raise ValueError(f"classifiers: got {classifiers}, expected at most {len(CAPS)}")
