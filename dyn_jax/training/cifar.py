@@ -60,8 +60,7 @@ def spread_gates(net: SkipNet, variables: Variables, images: jax.Array | np.ndar
       images: [batch, height, width, 3] in [0, 1]: the layers before the LSTM are rescaled by their statistics.
       spread: standard deviation of the scores, between images, that the median gate gets.
 
-    Returns:
-      The variables, with other ``group*_gate*`` and ``control/proj``.
+    The variables that are returned have other ``group*_gate*`` and ``control/proj``.
     """
     of_gate = lambda name: fnmatch.fnmatchcase(name or "", "group*_gate*")
     wanted = lambda module, method: method == "__call__" and of_gate(module.name)
@@ -89,11 +88,8 @@ def spread_gates(net: SkipNet, variables: Variables, images: jax.Array | np.ndar
 def information_loss(trace: Trace) -> jax.Array:
     """Minus the mutual information, in nats, of a unit's decision and the input: ``mean_i H(p_i) - H(mean_i p_i)``.
 
-    p is the sigmoid of the scores, H the entropy of a coin; the mean is over units and elements. Small where each input
-    decides, and not all alike.
-
-    Args:
-      trace: scores [batch, *elements].
+    p is the sigmoid of the scores [batch, *elements], H the entropy of a coin; the mean is over units and elements.
+    Small where each input decides, and not all alike.
 
     Source: Bridle, Heading and MacKay 1991 (unsupervised classifiers, "firm but fair").
     """
@@ -120,7 +116,7 @@ def sact_recipe(*epochs: int, tau: float = 0.1, readiness: float = 2.0) -> Recip
     Args:
       epochs: of the two stages instead of 22 and 12; one number is for both.
       tau: price of a unit in the second stage.
-      readiness: what is added between the stages to the logit of every halting score.
+      readiness: of `readier`, between the stages.
     """
     first, second = two_stages(epochs, 22, 12)
     priced = lambda tau: lambda output, labels, progress: ponder_loss(output, labels, tau)
@@ -162,14 +158,12 @@ def spread_saliencies(
     covariance: directions in which images differ little would need weights so large that training diverges.
 
     Args:
-      net: its gates see a batch of `images`, one after the other, each what the gates before it leave.
-      variables: of `net`.
+      net, variables: its gates see a batch of `images`, one after the other, each what the gates before it leave.
       images: [batch, height, width, 3] in [0, 1].
       spread: standard deviation of a saliency before it is cut at 0.
       seed: of the directions.
 
-    Returns:
-      The variables, with other ``mb*/fc1`` and ``mb*/fc2``.
+    The variables that are returned have other ``mb*/fc1`` and ``mb*/fc2``.
     """
     wanted = lambda module, method: method == "__call__" and module.name == "fc1"
 

@@ -100,8 +100,7 @@ def data_of(name: str, split: str, folder: str | os.PathLike | None = None) -> A
 def start_of(name: str, trunk: str | os.PathLike, data: ImageData, seed: int = 0) -> Variables:
     """The variables that a network of `TRUNKS` starts from: the static one inside it, gates that see their input.
 
-    Raises:
-      OSError, ValueError: no file of variables of the static network.
+    OSError, ValueError: no file of variables of the static network.
     """
     net, images = network_of(name), to_float(data.images[:CALIBRATION])
     variables = networks.embed(net, load_variables(trunk, TRUNKS[name]), images=images, seed=seed)

@@ -48,14 +48,11 @@ def fit(
     was left alone.
 
     Args:
-      net: a network of `dyn_jax.networks`.
-      data: what `recipe.source` takes: an `ImageData`, rooms, objects.
-      recipe: see `Recipe`.
+      net, data, recipe: see `Recipe`; data are what its source takes: an `ImageData`, rooms, objects.
       seed: of everything random: initialisation, order, augmentation, gate noise, dropout.
       initial: variables to start from; what is in half precision is trained in single precision.
       checkpoint: a file written every `every` steps and after every epoch; where it exists, training goes on from it.
         It stays when training ends: remove it once the variables are kept.
-      every: steps.
       report: called with (epoch, mean loss), epochs counted from 1 over all stages; a progress bar with the loss and
         the time left then shows on standard error where that is a terminal.
 

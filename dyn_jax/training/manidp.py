@@ -45,7 +45,8 @@ def thresholds(mask_sum: jax.typing.ArrayLike, count: int, rate: float) -> np.nd
 def threshold_hook(epochs: int, target: float, first: int = 1) -> Callable[[Any, int, int], Any]:
     """`Recipe.after_epoch` that sets every gate's threshold, from the epoch `first` on, and empties its sum.
 
-    Epochs count from 0; `epochs`, `target`: see `remain_rate`. Source: released code (its first update comes after the second epoch).
+    Epochs count from 0; `epochs` and `target` are `remain_rate`'s. Source: released code (its first update comes after
+    the second epoch).
     """
 
     def after_epoch(batch_stats: Any, epoch: int, count: int) -> Any:

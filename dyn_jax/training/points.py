@@ -109,14 +109,10 @@ def segmentation_loss(output: Output, labels: jax.Array, progress: Progress | No
 
 
 def check_clouds(data: Any, classes: int | None) -> None:
-    """Checks objects, scenes or scans that a network shall be trained on; other data pass.
+    """Checks `Objects`, or a list of `Scene` or `Scan`, that a network shall be trained on; other data pass.
 
-    Args:
-      data: `Objects`, or a list of `Scene` or `Scan`.
-      classes: labels lie in [0, classes), or are `IGNORE` (no loss looks at such points); None: not compared.
-
-    Raises:
-      ValueError: a cloud without labels, a scene without colours; see `check_scene`, `check_scan`, `check_objects`.
+    Labels lie in [0, classes), or are `IGNORE` (no loss looks at such points); None: not compared. ValueError: a cloud
+    without labels, a scene without colours; see `check_scene`, `check_scan`, `check_objects`.
     """
     if isinstance(data, Objects):
         check_objects(data, "data", classes)

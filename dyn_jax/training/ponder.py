@@ -41,10 +41,8 @@ def sact_recipe(epochs: int = 15, tau: float = 0.05) -> Recipe:
 def avit_loss(tau: float, alpha: float, target: jax.Array) -> Callable[[Output, jax.Array, Progress], jax.Array]:
     """``ponder_loss + alpha * max(halting_prior, 0)``: what an A-ViT is trained with.
 
-    Args:
-      tau: price of a layer for a token; 5e-4 in the released models, whose training starts from a trained DeiT.
-      alpha: weight of the prior; 1e-3 there.
-      target: where tokens should halt, `gates.prior_target`.
+    `tau` is the price of a layer for a token, 5e-4 in the released models, whose training starts from a trained DeiT;
+    `alpha` is 1e-3 there; `target` says where tokens should halt, `gates.prior_target`.
 
     Source: A-ViT eq. 11. The released prior looks at all tokens of all images but the first of the batch; here at the
     patches of all images, as in the paper.

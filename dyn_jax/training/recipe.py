@@ -163,18 +163,11 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-      epochs, batch_size: of the whole run.
-      optimizer: `SGD`, `AdamW`, or any `Optimizer`.
-      loss: ``loss(output, labels, progress) -> scalar``.
       occupancy: epoch (from 0) -> the occupancy of that epoch's training steps, None for the network's own. Return
         equal objects for epochs that shall share a compiled step.
-      source: of the batches.
-      decay_gates: whether weight decay acts on the parameters of the network's ``gate_layers`` too.
       trains: whether the layer of a name, directly below the network, is trained; None: every one is.
       after_epoch: ``(batch statistics, epoch, examples of the epoch) -> batch statistics``, after every epoch (ManiDP
         sets its thresholds there).
-      measured: whether the cross-entropy before the first epoch is measured, see `Progress`.
-      before: the recipe of the stage before this one, of the same network.
       between: variables that `before` trained -> those that this stage starts from.
       perturb: ``(apply, inputs, labels, key) -> inputs`` before every step, with ``apply(inputs, occupancy=...)`` the
         network as it is now, in evaluation mode; None: the inputs as they are. See `adversarial`.
@@ -186,11 +179,11 @@ class Recipe:
     loss: Loss = mean_cross_entropy
     occupancy: Callable[[int], Occupancy | None] = lambda epoch: None
     source: Source = Images()
-    decay_gates: bool = True
+    decay_gates: bool = True  # whether weight decay acts on the parameters of the network's ``gate_layers`` too
     trains: Callable[[str], bool] | None = None
     after_epoch: Callable[[Any, int, int], Any] = lambda batch_stats, epoch, count: batch_stats
-    measured: bool = False
-    before: Recipe | None = None
+    measured: bool = False  # whether the cross-entropy before the first epoch is, see `Progress`
+    before: Recipe | None = None  # the stage before this one, of the same network
     between: Callable[[Variables], Variables] = lambda variables: variables
     perturb: Callable[[Callable, Any, jax.Array, jax.Array], Any] | None = None
 

@@ -59,11 +59,9 @@ def sdn_recipe(
       stage: ``static``: cross-entropy of the final exit. ``classifiers``: the sum of the internal classifiers'
         cross-entropies, the trunk frozen (its batch norm still sees batch statistics and moves its running ones, and
         dropout is on, as released). ``full``: final exit plus `exit_weights` times the internal ones.
-      epochs, optimizer, batch_size: see `Recipe`.
-      shift, flip: see `Images`.
+      epochs, optimizer, batch_size, shift, flip: see `Recipe` and `Images`.
 
-    Raises:
-      ValueError: unknown stage.
+    ValueError: unknown stage.
     """
     _validate.choice("stage", stage, STAGES)
     return Recipe(
@@ -113,8 +111,7 @@ def is_classifier(layer: str) -> bool:
 def with_classifiers(net: nn.Module, static: Variables, seed: int = 0) -> dict[str, Any]:
     """Variables of the early-exit network `net` with the trunk of its trained static twin and new classifiers.
 
-    Raises:
-      ValueError: `static` lacks a leaf of the trunk, has another shape, or is not finite.
+    ValueError: `static` lacks a leaf of the trunk, has another shape, or is not finite.
     """
     _validate.positive_int("seed", seed, 0)
     check_finite("static", static)
