@@ -42,8 +42,7 @@ def write(
     """Writes one record, a JSON file: what was claimed beside what was measured, and how. Returns the file.
 
     Args:
-      path: of the file; its folder is made.
-      rows: one dict a line of the table.
+      path, rows: of the file, whose folder is made; one dict a line of the table.
       arguments: the parsed options of the script: they are settings, but for those that name files and folders.
       seeds, seed: of everything random; no seeds at all means that nothing is.
       packages: distributions whose versions matter beside dyn_jax's own, e.g. a peer's.
@@ -51,8 +50,7 @@ def write(
       **facts: single values and lists of them are settings; dicts, lists of dicts and ``seconds`` are results that
         stand beside the rows.
 
-    Raises:
-      ValueError: for what `faults` finds.
+    ValueError: for what `faults` finds.
     """
     entry = lambda value: value[0] if isinstance(value, list) and value else value
     results = {key: value for key, value in facts.items() if key == "seconds" or isinstance(entry(value), dict)}
@@ -84,8 +82,7 @@ def _write(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
 def join(name: str, parts: list[str], *, folder: str | os.PathLike | None = None) -> pathlib.Path:
     """One record of several that one script made part by part: their rows and results one after the other.
 
-    Raises:
-      ValueError: parts of another commit, device, version or single setting; lists (of networks, say) are united.
+    ValueError: parts of another commit, device, version or single setting; lists (of networks, say) are united.
     """
     records = [json.loads(pathlib.Path(part).read_text()) for part in parts]
     first, whole = records[0], dict(records[0])

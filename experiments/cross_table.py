@@ -51,13 +51,7 @@ COLUMNS = (*COLUMNS, "work before %", "work after %", "recovery %", "PSNR dB", "
 
 
 class Victim:
-    """A network with its images, and its compiled programs: the forward pass, and one step along a sign.
-
-    Args:
-      name: of the network.
-      net, variables: it.
-      images: (images, labels) of test, of training.
-    """
+    """A network with (images, labels) of test and of training, its compiled forward pass and one step along a sign."""
 
     def __init__(self, name: str, net: nn.Module, variables: Variables, *images: tuple[np.ndarray, np.ndarray]) -> None:
         self.images = dict(zip(("test", "held"), images))
@@ -92,8 +86,7 @@ class Victim:
     ) -> jax.Array:
         """Images after `steps` of `attacks.bim` from a start in the ball of radius `drawn`.
 
-        Raises:
-          ValueError: the network has nothing that the objective could look at.
+        ValueError: the network has nothing that the objective could look at.
         """
         if self.known[objective] is not None:
             raise ValueError(self.known[objective])

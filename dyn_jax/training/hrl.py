@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, objectives
 from dyn_jax.occupancy import bernoulli
-from dyn_jax.training.recipe import SGD, Progress, Recipe, edited
+from dyn_jax.training.recipe import SGD, Recipe, edited
 from dyn_jax.training.sparsity import skipnet_recipe
 from dyn_jax.types import Output, Variables
 
@@ -82,15 +82,12 @@ def hrl_recipe(
 
     Source: SkipNet section 3.3 (hybrid reinforcement learning with supervised pre-training).
     """
-
-    def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
-        return hrl_loss(output, labels, alpha=alpha, rl_weight=rl_weight, gamma=gamma)[0]
-
     _validate.positive("temperature", temperature)
+    weights = {"alpha": alpha, "rl_weight": rl_weight, "gamma": gamma}
     return Recipe(
         epochs,
         optimizer=SGD(learning_rate, weight_decay=1e-4),
-        loss=loss,
+        loss=lambda output, labels, progress: hrl_loss(output, labels, **weights)[0],
         occupancy=lambda epoch: bernoulli(),
         decay_gates=False,
         before=before,
