@@ -83,16 +83,10 @@ def hrl_recipe(
     Source: SkipNet section 3.3 (hybrid reinforcement learning with supervised pre-training).
     """
     _validate.positive("temperature", temperature)
-    weights = {"alpha": alpha, "rl_weight": rl_weight, "gamma": gamma}
-    return Recipe(
-        epochs,
-        optimizer=SGD(learning_rate, weight_decay=1e-4),
-        loss=lambda output, labels, progress: hrl_loss(output, labels, **weights)[0],
-        occupancy=lambda epoch: bernoulli(),
-        decay_gates=False,
-        before=before,
-        between=lambda variables: hotter(variables, temperature),
-    )
+    loss = lambda output, labels, progress: hrl_loss(output, labels, alpha=alpha, rl_weight=rl_weight, gamma=gamma)[0]
+    sgd, sampled = SGD(learning_rate, weight_decay=1e-4), lambda epoch: bernoulli()
+    between = lambda variables: hotter(variables, temperature)
+    return Recipe(epochs, 64, sgd, loss, sampled, decay_gates=False, before=before, between=between)
 
 
 def skipnet_rl_recipe(*epochs: int) -> Recipe:

@@ -133,11 +133,5 @@ def manidp_recipe(epochs: int = 40, target: float = 0.65, lasso: float = 0.1, gr
 
     Departure: the authors start from a trained static network; here ``gate_init`` of the network takes its place.
     """
-    return Recipe(
-        epochs,
-        optimizer=SGD(0.05),
-        loss=manidp_loss(lasso, graph),
-        decay_gates=False,
-        after_epoch=threshold_hook(epochs, target),
-        measured=True,
-    )
+    loss, hook = manidp_loss(lasso, graph), threshold_hook(epochs, target)
+    return Recipe(epochs, 64, SGD(0.05), loss, decay_gates=False, after_epoch=hook, measured=True)

@@ -64,14 +64,8 @@ def sdn_recipe(
     ValueError: unknown stage.
     """
     _validate.choice("stage", stage, STAGES)
-    return Recipe(
-        epochs,
-        batch_size,
-        optimizer,
-        loss=exit_loss(stage, epochs),
-        source=Images(shift, flip, first=1),
-        trains=is_classifier if stage == "classifiers" else None,
-    )
+    source, trains = Images(shift, flip, first=1), is_classifier if stage == "classifiers" else None
+    return Recipe(epochs, batch_size, optimizer, exit_loss(stage, epochs), source=source, trains=trains)
 
 
 def published(stage: str, variant: str, *, shift: int = 4) -> Recipe:
