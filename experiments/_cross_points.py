@@ -56,11 +56,8 @@ def rows_of(name: str) -> Iterator[dict[str, Any]]:
     sizes, bim = (jnp.float32(eps), jnp.float32(step)), made.attack(STEPS)
     form = {"form": RELEASE} if name == "minkunet-rooms" else {}
     by = lambda search, occupancy: lambda cloud, y: search(variables, cloud, y, *sizes, occupancy).adversarial
-    moved = {
-        ("random moves", ""): lambda cloud, y: (
-            cloud.xyz + jax.random.uniform(jax.random.key(0), cloud.xyz.shape, minval=-eps, maxval=eps)
-        )
-    }
+    noise = lambda xyz: jax.random.uniform(jax.random.key(0), xyz.shape, minval=-eps, maxval=eps)
+    moved = {("random moves", ""): lambda cloud, y: cloud.xyz + noise(cloud.xyz)}
     moved |= {("Point-BIM-10", gradient): by(bim, occupancy) for gradient, occupancy in demo_points.GRADIENTS.items()}
     for attack, factory in ENERGY.items():
         moved[attack, "LGM"] = by(made.attack(STEPS, factory=factory, **form), voxel.lgm())
