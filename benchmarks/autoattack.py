@@ -27,7 +27,8 @@ from dyn_jax.datasets import cifar10_lossless, to_float
 from dyn_jax.evaluation import Budget, Evaluation, evaluate
 from dyn_jax.nn import IMAGENET_MEAN_STD
 from experiments import _record
-from experiments.autoattack_reference import ATTACKS, BATCH, SETS, last_exit, victim
+from experiments._weights import PUBLISHED, published
+from experiments.autoattack_reference import ATTACKS, BATCH, SETS, last_exit
 
 EPS = {"resnet20_eps1": 1 / 255, "resnet20_eps2": 2 / 255}
 
@@ -51,7 +52,7 @@ def cached() -> Iterator[None]:
 
 def ours(name: str, images: np.ndarray, labels: np.ndarray, budget: Budget, checkpoints: str) -> Callable:
     """() -> `Evaluation`."""
-    net, variables = victim(name, checkpoints)
+    net, variables = published(SETS[name], checkpoints)
 
     def run() -> Evaluation:
         found = evaluate(last_exit(net), variables, images, labels, eps=EPS[name], budget=budget, batch_size=BATCH)
@@ -97,7 +98,7 @@ def released(torch: Any, arguments: argparse.Namespace, images: np.ndarray, labe
     from weights_convert.torch_io import read_state_dict
 
     net = ResNet(20, *IMAGENET_MEAN_STD)
-    state = read_state_dict(pathlib.Path(arguments.checkpoints) / SETS[arguments.set][1])
+    state = read_state_dict(pathlib.Path(arguments.checkpoints) / PUBLISHED[SETS[arguments.set]])
     net.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=False)
     net = net.eval().requires_grad_(False)
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -136,7 +137,7 @@ def main() -> None:
     budget = Budget(steps=arguments.steps, queries=arguments.queries)
     rows: list[dict[str, Any]] = []
     peak = _turns.matrix_peak()
-    each_pass = _turns.forward_macs(victim(arguments.set, arguments.checkpoints)[0], images[:1])
+    each_pass = _turns.forward_macs(published(SETS[arguments.set], arguments.checkpoints)[0], images[:1])
 
     def row(contender: str, threads: int, run: Callable[[], tuple[np.ndarray, dict[str, int]]]) -> np.ndarray:
         made: list = []

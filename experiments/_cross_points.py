@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,14 @@ from dyn_jax.occupancy import voxel
 from dyn_jax.sparse3d import RELEASE, point_cloud
 from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS
 from dyn_jax.types import PointCloud
-from experiments._rooms import trusted
+from experiments import _rooms
 
 STEPS, OBJECTS = 10, 8
-EPS: dict[str, tuple[float, float]] = {
+EPS: dict[str, tuple[float, float]] = {  # network -> eps and step size, metres
     "minkunet-rooms": (0.01, 0.005),
     "minkfcnn-objects": (0.05, 0.01),
     "cylinder3d-streets": (0.05, 0.01),
 }
-"""Network -> eps and step size, metres."""
 NETWORKS = tuple(EPS)
 ENERGY = {  # ILFO with the weights and the choice of the iterate that GradAuto has
     "GradAuto": lambda eps, step, steps: attacks.grad_auto(eps=eps, steps=steps, learning_rate=step),
@@ -47,39 +46,31 @@ def clouds_of(name: str) -> tuple[list[PointCloud], list[np.ndarray]]:
     return made, [data.labels[i : i + 1] for i in range(OBJECTS)]
 
 
-def rows_of(name: str) -> list[dict[str, Any]]:
+def rows_of(name: str) -> Iterator[dict[str, Any]]:
     """Rows of one network: random moves, Point-BIM under FGM and LGM, GradAuto, ILFO."""
     net, variables = networks.pretrained(name)
     (eps, step), (clouds, labels) = EPS[name], clouds_of(name)
-    small, large = demo_points.capacities(net, clouds, 2 * step)
-    run = jax.jit(partial(net.apply, variables, capacity=small))
+    made = _rooms.Setup(net, variables, clouds, labels, *demo_points.capacities(net, clouds, 2 * step))
+    run = jax.jit(partial(net.apply, variables, capacity=made.small))
     before = [run(cloud) for cloud in clouds]
-    bim = demo_points.attack_function(net, small, large, steps=STEPS)
+    sizes, bim = (jnp.float32(eps), jnp.float32(step)), made.attack(STEPS)
     form = {"form": RELEASE} if name == "minkunet-rooms" else {}
-    moved: dict[tuple[str, str], Callable[[PointCloud, np.ndarray], jax.Array]] = {
-        ("random moves", ""): lambda cloud, y: _random(cloud, eps)
-    }
-    for gradient, occupancy in demo_points.GRADIENTS.items():
-        arguments = jnp.float32(eps), jnp.float32(step), occupancy
-        moved["Point-BIM-10", gradient] = lambda c, y, a=arguments: bim(variables, c, y, *a).adversarial
+    by = lambda search, occupancy: lambda cloud, y: search(variables, cloud, y, *sizes, occupancy).adversarial
+    noise = lambda xyz: jax.random.uniform(jax.random.key(0), xyz.shape, minval=-eps, maxval=eps)
+    moved = {("random moves", ""): lambda cloud, y: cloud.xyz + noise(cloud.xyz)}
+    moved |= {("Point-BIM-10", gradient): by(bim, occupancy) for gradient, occupancy in demo_points.GRADIENTS.items()}
     for attack, factory in ENERGY.items():
-        slow = demo_points.attack_function(net, small, large, steps=STEPS, factory=factory, **form)
-        arguments = jnp.float32(eps), jnp.float32(step), voxel.lgm()
-        moved[attack, "LGM"] = lambda c, y, a=arguments, slow=slow: slow(variables, c, y, *a).adversarial
-    rows = []
+        moved[attack, "LGM"] = by(made.attack(STEPS, factory=factory, **form), voxel.lgm())
     for (attack, gradient), move in moved.items():
+        head = {"network": name, "attack": attack, "gradient": gradient}
         try:
             after = [run(cloud.replace(xyz=move(cloud, y))) for cloud, y in zip(clouds, labels)]
-            trusted([bool(out.trace.overflow) for out in after if out.trace.overflow is not None], f"{name}, {attack}")
-            rows.append({"network": name, "attack": attack, "gradient": gradient} | _numbers(before, after, labels))
+            _rooms.trusted(
+                [bool(out.trace.overflow) for out in after if out.trace.overflow is not None], f"{name}, {attack}"
+            )
+            yield head | _numbers(before, after, labels)
         except (ValueError, TypeError, RuntimeError) as error:
-            rows.append({"network": name, "attack": attack, "gradient": gradient, "refused": str(error)})
-        print(rows[-1], flush=True)
-    return rows
-
-
-def _random(cloud: PointCloud, eps: float) -> jax.Array:
-    return cloud.xyz + jax.random.uniform(jax.random.key(0), cloud.xyz.shape, minval=-eps, maxval=eps)
+            yield head | {"refused": str(error)}
 
 
 def _numbers(before: list, after: list, labels: list[np.ndarray]) -> dict[str, float]:

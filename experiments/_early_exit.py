@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,14 +21,15 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dyn_jax import attacks, networks
-from dyn_jax.datasets import ImageData, cifar10_packed, digits, to_float
+from dyn_jax.datasets import ImageData, to_float
 from dyn_jax.datasets.corruptions import with_corrupted_copies
 from dyn_jax.plotting import figure
 from dyn_jax.training.loop import fit
 from dyn_jax.training.recipe import SGD, Recipe
 from dyn_jax.training.sdn import digits_recipe, sdn_recipe
-from dyn_jax.types import Output, Trace, Variables
-from experiments import _record
+from dyn_jax.types import Output, Trace
+from experiments import _run
+from experiments._run import images_of
 from experiments._weights import kept
 
 VARIANTS = ("vgg16", "resnet56", "mobilenet")
@@ -42,54 +44,35 @@ ATTACKS: dict[str, Callable[[float], attacks.Attack]] = {
 }
 
 
-def cifar_recipe(stage: str, epochs: int) -> Recipe:
-    """As published, in a tenth of the epochs: larger batches, a cosine in place of milestones."""
-    return sdn_recipe(stage, epochs, SGD(0.1, 5e-4), batch_size=256)
-
-
 class Domain(NamedTuple):
-    """The images of a study, and what depends on them.
+    """The images of a study, and what depends on them."""
 
-    Attributes:
-      label, suffix: of the networks' names and of the records.
-      data: ``(split, folder)`` -> images, ``train`` or ``test``.
-      recipe: ``(stage, epochs)``, see `sdn_recipe`.
-      held_out: number of test images that label the surrogates' data; those that are attacked are among the rest.
-      eps: of the attacks; handwritten digits are rich in contrast.
-      epochs, surrogate_epochs, examples: unless the command says otherwise.
-      severe: how strong the surrogates' corrupted copies are, see `with_corrupted_copies`.
-    """
-
-    label: str
-    suffix: str
-    data: Callable[[str, str | None], ImageData]
-    recipe: Callable[[str, int], Recipe]
-    held_out: int
-    eps: float
-    epochs: int
-    surrogate_epochs: int
+    label: str  # in the networks' names
+    title: str
+    suffix: str  # of the records
+    recipe: Callable[[str, int], Recipe]  # of a stage of `sdn_recipe` and a number of epochs
+    held_out: int  # test images that label the surrogates' data; those that are attacked are among the rest
+    eps: float  # of the attacks; handwritten digits are rich in contrast
+    surrogate_epochs: int  # unless the command says otherwise, as `examples`
     examples: int
-    severe: str
+    severe: str  # how strong the surrogates' corrupted copies are, see `with_corrupted_copies`
 
 
-DIGITS = Domain("digits", "", lambda split, _: digits(split), digits_recipe, 150, 32 / 255, 10, 12, 200, "imagenet")
-CIFAR = Domain("cifar10", "_cifar", lambda s, f: cifar10_packed(f, s), cifar_recipe, 5000, 8 / 255, 10, 5, 500, "cifar")
-TITLES = {"digits": "handwritten digits", "cifar10": "CIFAR-10, test images as JPEG (lossy)"}
+DIGITS = Domain("digits", "handwritten digits", "", digits_recipe, 150, 32 / 255, 12, 200, "imagenet")
+LOSSY = "CIFAR-10, test images as JPEG (lossy)"
+# as published, in a tenth of the epochs: larger batches, a cosine in place of milestones
+SHORTER = partial(sdn_recipe, optimizer=SGD(0.1, 5e-4), batch_size=256)
+CIFAR = Domain("cifar10", LOSSY, "_cifar", SHORTER, 5000, 8 / 255, 5, 500, "cifar")
 
 
-def setting(description: str) -> argparse.Namespace:
-    """The options of all four scripts: the data, where trained networks are kept, how many, how long training takes."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", default=None, help="folder of cifar10_{lossless,jpeg}_{train,test}.npz; else digits")
+def setting(doc: str | None) -> argparse.Namespace:
+    """The options of all four scripts: the data (else digits), where networks are kept, how many, how long to train."""
+    parser = _run.parser(doc, data=None, seeds=3, epochs=10, examples=None)
     parser.add_argument("--cache", default=os.path.join("~", ".cache", "dyn_jax", "early_exit"), metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
-    parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--surrogate-epochs", type=int, default=None)
-    parser.add_argument("--examples", type=int, default=None, help="images attacked, of those not held out")
-    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
     how = parser.parse_args()
     how.domain = DIGITS if how.data is None else CIFAR
-    for option in ("epochs", "surrogate_epochs", "examples"):
+    for option in ("surrogate_epochs", "examples"):
         if getattr(how, option) is None:
             setattr(how, option, getattr(how.domain, option))
     how.cache, how.seeds = pathlib.Path(how.cache).expanduser(), list(range(how.seeds))
@@ -97,15 +80,9 @@ def setting(description: str) -> argparse.Namespace:
     return how
 
 
-@functools.cache
-def images_of(domain: Domain, split: str, folder: str | None) -> ImageData:
-    """Read once for all networks."""
-    return domain.data(split, folder)
-
-
 def attacked_data(how: argparse.Namespace) -> tuple[jax.Array, jax.Array]:
     """Images and labels that the attacks see."""
-    data, first = images_of(how.domain, "test", how.data), how.domain.held_out
+    data, first = images_of("test", how.data), how.domain.held_out
     if how.examples > (rest := len(data.labels) - first):
         raise ValueError(f"--examples: got {how.examples}, expected at most {rest}")
     rows = slice(first, first + how.examples)
@@ -114,11 +91,9 @@ def attacked_data(how: argparse.Namespace) -> tuple[jax.Array, jax.Array]:
 
 # Networks are arguments here (pytrees of their variables): another seed compiles nothing.
 @partial(jax.jit, static_argnums=0)
-def attack_on(
-    attack: attacks.Attack, source: Callable, x: jax.Array, y: jax.Array, key: jax.Array
-) -> attacks.AttackResult:
+def attack_on(attack: attacks.Attack, source: Callable, x: jax.Array, y: jax.Array, seed: int) -> attacks.AttackResult:
     """An attack on a network."""
-    return attack(source, x, y, key=key)
+    return attack(source, x, y, key=key_of(seed))
 
 
 @jax.jit
@@ -138,34 +113,34 @@ def _apply(name: str) -> Callable:
     return networks.create(name).apply
 
 
+def _trained(how: argparse.Namespace, name: str, file: str, seed: int, data: Callable, epochs: int) -> Callable:
+    """The network of the file, which is made if it is missing, as images -> Output."""
+    recipe = how.domain.recipe(STAGE[name[:3]], epochs)
+    train = lambda: fit(networks.create(name), data(), recipe, seed=seed)
+    return Partial(_apply(name), kept(how.cache / f"{file}.msgpack", train))
+
+
 def network(how: argparse.Namespace, family: str, variant: str, seed: int) -> Callable:
     """The trained ``sdn-*`` or ``cnn-*`` network as images -> Output."""
     name = f"{family}-{variant}-{how.domain.label}"
-
-    def train() -> Variables:
-        recipe = how.domain.recipe(STAGE[family], how.epochs)
-        return fit(networks.create(name), images_of(how.domain, "train", how.data), recipe, seed=seed)
-
-    return Partial(_apply(name), kept(how.cache / f"{name}-{seed}-{how.epochs}.msgpack", train))
+    data = lambda: images_of("train", how.data)
+    return _trained(how, name, f"{name}-{seed}-{how.epochs}", seed, data, how.epochs)
 
 
 def surrogate(how: argparse.Namespace, family: str, variant: str, target_variant: str, seed: int) -> Callable:
     """A copy of the target of the other family, trained on its answers to held-out and corrupted images."""
     target_family = "cnn" if family == "sdn" else "sdn"
-    name = f"{family}-{variant}-{how.domain.label}"
+    label = how.domain.label
 
-    def train() -> Variables:
+    def data() -> ImageData:
         target = network(how, target_family, target_variant, seed)
-        test, count = images_of(how.domain, "test", how.data), how.domain.held_out
-        held_out = ImageData(test.images[:count], test.labels[:count], test.name)
-        data = with_corrupted_copies(held_out, seed=seed, table=how.domain.severe)
-        data = data._replace(labels=attacks.query(target, data.images))
-        recipe = how.domain.recipe(STAGE[family], how.surrogate_epochs)
-        return fit(networks.create(name), data, recipe, seed=100 + seed)
+        test, count = images_of("test", how.data), how.domain.held_out
+        held_out = test._replace(images=test.images[:count], labels=test.labels[:count])
+        corrupted = with_corrupted_copies(held_out, seed=seed, table=how.domain.severe)
+        return corrupted._replace(labels=attacks.query(target, corrupted.images))
 
-    stem = f"{family}-{variant}-of-{target_family}-{target_variant}-{how.domain.label}"
-    stem += f"-{seed}-{how.epochs}-{how.surrogate_epochs}"
-    return Partial(_apply(name), kept(how.cache / f"{stem}.msgpack", train))
+    file = f"{family}-{variant}-of-{target_family}-{target_variant}-{label}-{seed}-{how.epochs}-{how.surrogate_epochs}"
+    return _trained(how, f"{family}-{variant}-{label}", file, 100 + seed, data, how.surrogate_epochs)
 
 
 class Seen(NamedTuple):
@@ -177,30 +152,37 @@ class Seen(NamedTuple):
 
 
 def on_dynamic_targets(
-    how: argparse.Namespace, white: Callable[[Partial, str, int], Callable]
-) -> Iterator[tuple[str, str, dict[str, list[Seen]]]]:
-    """(box, variant, {attack: one `Seen` a seed}) of every dynamic network.
+    how: argparse.Namespace,
+    white: Callable[[Partial, str, int], Callable],
+    numbers: Callable[[list[Seen]], tuple[dict[str, Any], list[np.ndarray]]],
+    support: range,
+) -> tuple[list[dict[str, Any]], dict[str, dict]]:
+    """Rows of every dynamic network under every attack, and densities over the `support`.
 
-    ``white(target, variant, seed)`` is what the white box attacks; in the black box that is a static surrogate of
-    another architecture.
+    ``white(target, variant, seed)`` is what the white box attacks; the black box: a surrogate of another architecture.
+    ``numbers`` of one `Seen` a seed: a row, and the values whose density is drawn.
     """
+    rows: list[dict[str, Any]] = []
+    panels: dict[str, dict] = {}
     images, labels = attacked_data(how)
     surrogate_of = {target: source for source, target in PAIRS}
-    for box in ("white", "black"):
-        for variant in VARIANTS:
-            seen: dict[str, list[Seen]] = {name: [] for name in how.attacks}
-            for seed in how.seeds:
-                target = network(how, "sdn", variant, seed)
-                if box == "white":
-                    source = white(target, variant, seed)
-                else:
-                    source = surrogate(how, "cnn", surrogate_of[variant], variant, seed)
-                clean = answers(target, images).trace
-                for name, attack in how.attacks.items():
-                    result = attack_on(attack, source, images, labels, key_of(seed))
-                    seen[name].append(Seen(result, clean, answers(target, result.adversarial).trace))
-            yield box, variant, seen
-            print(f"{box} box, {variant} done", flush=True)
+    for box, variant in itertools.product(("white", "black"), VARIANTS):
+        seen: dict[str, list[Seen]] = {name: [] for name in how.attacks}
+        for seed in how.seeds:
+            target = network(how, "sdn", variant, seed)
+            if box == "white":
+                source = white(target, variant, seed)
+            else:
+                source = surrogate(how, "cnn", surrogate_of[variant], variant, seed)
+            clean = answers(target, images).trace
+            for name, attack in how.attacks.items():
+                result = attack_on(attack, source, images, labels, seed)
+                seen[name].append(Seen(result, clean, answers(target, result.adversarial).trace))
+        found = {name: numbers(runs) for name, runs in seen.items()}
+        head = {"box": box, "network": f"sdn-{variant}"}
+        rows += _run.shown(head | {"attack": name} | row for name, (row, _) in found.items())
+        panels[f"{variant}, {box} box"] = {name: density(values, support) for name, (_, values) in found.items()}
+    return rows, panels
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
@@ -223,17 +205,11 @@ def density(values: Sequence[np.ndarray], support: range) -> dict[str, Any]:
 def report(
     name: str, how: argparse.Namespace, rows: list[dict], panels: dict[str, dict], xlabel: str, **facts: Any
 ) -> None:
-    """Draws the densities and writes the record; the claims and all else are among the `facts`."""
-    folder, name = pathlib.Path(how.results or _record.RESULTS), name + how.domain.suffix
-    facts |= {"data": TITLES[how.domain.label], "held out for the surrogates": how.domain.held_out}
+    """Writes the record (the claims and all else are among the `facts`) and draws the densities: a panel a network."""
+    facts |= {"data": how.domain.title, "held out for the surrogates": how.domain.held_out}
     facts |= {"eps": how.domain.eps, "pgd_steps": PGD_STEPS, "densities": panels}
     facts |= {key: vars(how)[key] for key in ("seeds", "epochs", "surrogate_epochs", "examples")}
-    _record.save(name, rows, folder=folder, **facts)
-    print(plot_densities(panels, folder / f"{name}.png", xlabel))
-
-
-def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path, xlabel: str) -> pathlib.Path:
-    """One panel for each network, one line of shares (with the spread over seeds) for each attack; PNG."""
+    file = _run.finish(name + how.domain.suffix, rows, how, **facts)
     fig, axes = figure(1, len(panels), figsize=(3.2 * len(panels), 2.6), sharey=True)
     for axis, (title, lines) in zip(axes[0], panels.items()):
         for label, line in lines.items():
@@ -244,21 +220,7 @@ def plot_densities(panels: dict[str, dict[str, dict[str, Any]]], path: pathlib.P
     axes[0][0].set_ylabel("share of examples", fontsize=8)
     if axes[0][-1].get_legend_handles_labels()[0]:
         axes[0][-1].legend(fontsize=7)
-    fig.savefig(path, dpi=120)
-    return path
-
-
-def flat_table(rows: list[dict[str, Any]]) -> str:
-    """Rows whose spreads are written as "mean +- std"."""
-
-    def cell(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if value["mean"] is None:
-            return "none"
-        return f"{value['mean']:.3f}" + ("" if value["std"] is None else f" +- {value['std']:.3f}")
-
-    return _record.table([{name: cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+    fig.savefig(file.with_suffix(".png"), dpi=120)
 
 
 def key_of(seed: int) -> jax.Array:

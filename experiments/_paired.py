@@ -1,11 +1,36 @@
-"""Two attacks on the same images: shares with their errors, the paired test, the difference with its interval."""
+"""FGM against LGM on the same images: the gradients, shares with errors, the paired test, as many random flips."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.stats import binomtest
 
+from dyn_jax import occupancy
+from dyn_jax.types import Occupancy
+
 Z = 1.96  # of a 95 % interval
+
+
+class Flipped(occupancy.Stochastic):
+    """The hard occupancy with every element flipped with probability `rate`: as many as an attack, not the worst."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, score: jax.Array, *, key: jax.Array) -> jax.Array:
+        value = occupancy.hard()(score)
+        return jnp.where(jax.random.bernoulli(key, self.rate, score.shape), 1 - value, value)
+
+
+def gradients(soft: Iterable[float], straight: Iterable[float]) -> dict[str, Occupancy]:
+    """FGM, and LGM by its lambdas."""
+    leaded = {f"LGM soft {lam:g}": occupancy.sigmoid(lam) for lam in soft}
+    leaded |= {f"LGM straight-through {lam:g}": occupancy.straight_through(lam) for lam in straight}
+    return {"FGM": occupancy.hard(), **leaded}
 
 
 def percent(hits: np.ndarray) -> tuple[float, float]:
@@ -15,14 +40,10 @@ def percent(hits: np.ndarray) -> tuple[float, float]:
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """What `second` leaves less than `first`: the difference in points, its 95 % interval, McNemar's exact p.
+    """What `second` leaves less than `first` ([n] bool each: still answered rightly), in points: ``minus FGM``.
 
-    Args:
-      first, second: [n] bool, whether each image is still answered rightly.
-
-    Returns:
-      ``minus FGM``, negative where `second` is stronger, with ``low`` and ``high`` (Wald, paired), and ``p`` of the
-      one-sided test that `second` leaves as many or more.
+    Negative where `second` is stronger; ``low`` and ``high`` of its 95 % interval (Wald, paired), and McNemar's exact
+    ``p`` of the one-sided test that `second` leaves as many or more.
     """
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     n, apart = len(first), only_first + only_second

@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 import dyn_jax
+from dyn_jax import _files
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 VERSIONS = ("python", "jax", "jaxlib", "flax", "numpy", "dyn_jax")
@@ -35,28 +36,27 @@ def write(
     seeds: list[int] | None = None,
     seed: int | None = None,
     packages: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
     **facts: Any,
 ) -> pathlib.Path:
-    """Writes one record: the rows, what was claimed beside what was measured, and how they were made.
+    """Writes one record, a JSON file: what was claimed beside what was measured, and how. Returns the file.
 
     Args:
-      path: of the JSON file; its folder is made.
-      rows: one dict a line of the table.
+      path, rows: of the file, whose folder is made; one dict a line of the table.
       arguments: the parsed options of the script: they are settings, but for those that name files and folders.
       seeds, seed: of everything random; no seeds at all means that nothing is.
       packages: distributions whose versions matter beside dyn_jax's own, e.g. a peer's.
+      without: options that the numbers do not depend on.
       **facts: single values and lists of them are settings; dicts, lists of dicts and ``seconds`` are results that
         stand beside the rows.
 
-    Returns:
-      The file.
-
-    Raises:
-      ValueError: for what `faults` finds.
+    ValueError: for what `faults` finds.
     """
-    results = {key: value for key, value in facts.items() if _is_result(key, value)}
+    entry = lambda value: value[0] if isinstance(value, list) and value else value
+    results = {key: value for key, value in facts.items() if key == "seconds" or isinstance(entry(value), dict)}
     options = {} if arguments is None else vars(arguments)
-    settings = {k: v for k, v in options.items() if not _names_a_place(v) and k not in ("results", "output", "seeds")}
+    without = (*without, "results", "output", "seeds")
+    settings = {k: v for k, v in options.items() if not _names_a_place(v) and k not in without}
     record = {
         "command": command(),
         "commit": commit(),
@@ -75,17 +75,14 @@ def _write(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
     if found := faults(record):
         raise ValueError(f"{path.name}: {'; '.join(found)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
+    _files.write(path, (json.dumps(record, indent=1) + "\n").encode())
     return path
 
 
 def join(name: str, parts: list[str], *, folder: str | os.PathLike | None = None) -> pathlib.Path:
     """One record of several that one script made part by part: their rows and results one after the other.
 
-    Raises:
-      ValueError: parts of another commit, device, version or single setting; lists (of networks, say) are united.
+    ValueError: parts of another commit, device, version or single setting; lists (of networks, say) are united.
     """
     records = [json.loads(pathlib.Path(part).read_text()) for part in parts]
     first, whole = records[0], dict(records[0])
@@ -109,11 +106,8 @@ def join(name: str, parts: list[str], *, folder: str | os.PathLike | None = None
 
 
 def renewed(kept: dict[str, Any], rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
-    """`rows`, and those of an earlier record that have other values of the column `by`, in that record's order.
-
-    Returns:
-      ``rows``, and ``earlier``: how those that stay were made. For `save`.
-    """
+    """For `save`: `rows` with those of an earlier record that have other values of the column `by`, in that record's
+    order; and ``earlier``: how those that stay were made."""
     order = list(dict.fromkeys(row[by] for row in [*kept["rows"], *rows]))
     new = {row[by] for row in rows}
     both = [*(row for row in kept["rows"] if row[by] not in new), *rows]
@@ -132,14 +126,14 @@ def faults(record: dict[str, Any]) -> list[str]:
     for field, kind in kinds.items():
         if record[field] is not None and not isinstance(record[field], kind):
             found.append(f"{field}: got {type(record[field]).__name__}, expected {kind.__name__}")
-    if record["commit"] is not None and not re.fullmatch(r"[0-9a-f]{40}(-dirty)?", str(record["commit"])):
-        found.append(f"commit: got {record['commit']!r}, expected 40 hex digits")
-    if record["date"] is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", str(record["date"])):
-        found.append(f"date: got {record['date']!r}, expected YYYY-MM-DD")
+    written = {"commit": (r"[0-9a-f]{40}(-dirty)?", "40 hex digits"), "date": (r"\d{4}-\d\d-\d\d", "YYYY-MM-DD")}
+    for field, (form, words) in written.items():
+        if record[field] is not None and not re.fullmatch(form, str(record[field])):
+            found.append(f"{field}: got {record[field]!r}, expected {words}")
     if not record["rows"]:
         found.append("rows: none")
-    if re.search(r"/(home|root|tmp|mnt|work|Users)/", text := json.dumps(record)):
-        found.append(f"a folder of one machine: {re.search(r'.{0,20}/(home|root|tmp|mnt|work|Users)/', text)[0]}")
+    if place := re.search(r".{0,20}/(home|root|tmp|mnt|work|Users)/", json.dumps(record)):
+        found.append(f"a folder of one machine: {place[0]}")
     return found
 
 
@@ -151,13 +145,9 @@ def command() -> str:
 
 def commit() -> str | None:
     """The commit that is checked out, ``-dirty`` where tracked files differ from it; None outside a repository."""
-
-    def git(*words: str) -> str:
-        here = pathlib.Path(__file__).parent
-        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
-
+    git = ["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -165,14 +155,13 @@ def commit() -> str | None:
 def versions(*packages: str) -> dict[str, str | None]:
     """Versions of what the numbers may depend on; None for a package that is not installed."""
 
-    def version(name: str) -> str | None:
+    known: dict[str, str | None] = {"python": platform.python_version(), "dyn_jax": dyn_jax.__version__}
+    for name in {*VERSIONS, *packages} - set(known):
         try:
-            return importlib.metadata.version(name)
+            known[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            return None
-
-    own = {"python": platform.python_version(), "dyn_jax": dyn_jax.__version__}
-    return {**{name: own.get(name) or version(name) for name in VERSIONS}, **{name: version(name) for name in packages}}
+            known[name] = None
+    return {name: known[name] for name in (*VERSIONS, *packages)}
 
 
 def device() -> dict[str, Any]:
@@ -197,29 +186,22 @@ def _public(argument: str) -> str:
 
 def _names_a_place(value: Any) -> bool:
     """Whether an option is a file or folder: by its type or its slashes, or because there is one of that name."""
-    if isinstance(value, os.PathLike):
-        return True
-    return isinstance(value, str) and (_public(value) != value or os.path.exists(value))
-
-
-def _is_result(key: str, value: Any) -> bool:
-    return (
-        key == "seconds" or isinstance(value, dict) or (isinstance(value, list) and isinstance((value or [0])[0], dict))
-    )
+    place = isinstance(value, str) and (_public(value) != value or os.path.exists(value))
+    return place or isinstance(value, os.PathLike)
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     """A Markdown table of some columns."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [row.get(c, "") for c in columns]
-        lines.append("| " + " | ".join(_cell(c) for c in cells) + " |")
-    return "\n".join(lines)
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, dict):  # a mean and its spread
+        return _cell(value["mean"]) + ("" if value["std"] is None else f" +- {value['std']:.3g}")
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
     return str(value)

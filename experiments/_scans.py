@@ -6,51 +6,38 @@ import argparse
 import itertools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import numpy as np
 
-from dyn_jax import metrics, networks
+from dyn_jax import metrics
 from dyn_jax.cli import demo_lidar, demo_points
 from dyn_jax.datasets import SEMANTICKITTI_CLASSES, STREET_CLASSES, scan_iou, semantickitti, streets
-from dyn_jax.networks.checkpoint import load_variables
-from dyn_jax.sparse3d import Capacity
-from dyn_jax.types import PointCloud, Variables
+from experiments import _rooms, _run
+from experiments._weights import load
 
 STREETS, KITTI = "cylinder3d-streets", "cylinder3d-semantickitti"
 IGNORE = 0
-HELD_SEED = 1
-"""The network was trained on streets of seed 0."""
+HELD_SEED = 1  # the network was trained on streets of seed 0
 
 
 class Setup(NamedTuple):
-    """Network, weights, scans of equally many points, capacities for steps up to the largest, names of the classes.
+    """Network with scans of equally many points, those an attack may be tuned on, names of the classes, facts.
 
-    What an attack may be tuned on are `held_clouds`: streets that neither trained nor test the network; on
-    SemanticKITTI scans of its training sequences.
+    The latter are streets that neither trained nor test the network; on SemanticKITTI its training sequences.
     """
 
-    net: nn.Module
-    variables: Variables
-    clouds: list[PointCloud]
-    labels: list[np.ndarray]
-    held_clouds: list[PointCloud]
-    held_labels: list[np.ndarray]
-    small: Capacity
-    large: Capacity
+    test: _rooms.Setup
+    held: _rooms.Setup
     classes: tuple[str, ...]
     facts: dict[str, Any]
 
 
-def parser(description: str, scans: int = 2, steps: int = 15) -> argparse.ArgumentParser:
+def parser(doc: str | None, scans: int = 2, steps: int = 15) -> argparse.ArgumentParser:
     """The options that these experiments share."""
-    result = argparse.ArgumentParser(description=description.splitlines()[0])
+    result = _run.parser(doc, points=demo_lidar.SCAN_POINTS, steps=steps)
     result.add_argument("--streets", type=int, default=scans, help="test streets, at most 16, or scans of sequence 08")
     result.add_argument("--held-out", type=int, default=1, help="other scans, which slopes are chosen on")
-    result.add_argument("--points", type=int, default=demo_lidar.SCAN_POINTS, help="of a scan")
-    result.add_argument("--steps", type=int, default=steps, help="of Point-BIM (the paper: 30)")
     result.add_argument("--semantickitti", metavar="FOLDER", help="with --weights: scans of it in place of streets")
     result.add_argument("--weights", metavar="FILE", help=f"msgpack of {KITTI}, see python -m weights_convert")
-    result.add_argument("--results", default=None, help="folder for the JSON; default: experiments/results")
     return result
 
 
@@ -61,18 +48,17 @@ def setup(arguments: argparse.Namespace, step: float) -> Setup:
             "--semantickitti, --weights: got one of them, expected both: the folder and the network for it"
         )
     if arguments.semantickitti is None:
-        (net, variables), name, classes = networks.pretrained(STREETS), STREETS, STREET_CLASSES
+        name, classes, kind = STREETS, STREET_CLASSES, "simulated streets"
         scans, held = streets("test", arguments.streets), streets("train", arguments.held_out, seed=HELD_SEED)
     else:
-        net, name, classes = networks.create(KITTI), KITTI, SEMANTICKITTI_CLASSES
-        variables = load_variables(arguments.weights, net)
+        name, classes, kind = KITTI, SEMANTICKITTI_CLASSES, "scans of SemanticKITTI, sequence 08"
         of = lambda split, count: list(itertools.islice(semantickitti(split, arguments.semantickitti), count))
         scans, held = of("val", arguments.streets), of("train", arguments.held_out)
-    (clouds, labels), (held_clouds, held_labels) = (demo_lidar.of_one_size(s, arguments.points) for s in (scans, held))
-    small, large = demo_points.capacities(net, [*clouds, *held_clouds], step)
-    kind = "simulated streets" if name == STREETS else "scans of SemanticKITTI, sequence 08"
+    net, variables = load(name, arguments.weights)
+    test, tune = (demo_lidar.of_one_size(some, arguments.points) for some in (scans, held))
+    capacities = demo_points.capacities(net, [*test[0], *tune[0]], step)
     facts = {"network": name, "data": f"{len(scans)} {kind}, {arguments.points} points of each"}
-    return Setup(net, variables, clouds, labels, held_clouds, held_labels, small, large, classes, facts)
+    return Setup(*(_rooms.Setup(net, variables, *part, *capacities) for part in (test, tune)), classes, facts)
 
 
 def percent(matrix: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Trained networks: those of the package, those of a file, or trained where the file is missing."""
+"""Trained networks: of the package, of a file, of others' checkpoints, or trained where the file is missing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+import weights_convert
 from dyn_jax import networks
 from dyn_jax.networks.checkpoint import load_variables, save_variables
 from dyn_jax.types import Variables
+from weights_convert.torch_io import read_state_dict
+
+PUBLISHED = {  # network that does not ship -> the name of its authors' file
+    "resnet-20-cifar10": "resnet20-12fca82f.th",
+    "sparse-resnet-20-cifar10": "resnet20-12fca82f.th",
+    "sparse-resnet-56-cifar10": "resnet56-4bfd9763.th",
+    "rdi-resnet38-cifar10": "rdi_resnet38_checkpoint_60000.pth.tar",
+}
 
 
 def load(name: str, file: str | None = None) -> tuple[nn.Module, Variables]:
@@ -20,6 +29,13 @@ def load(name: str, file: str | None = None) -> tuple[nn.Module, Variables]:
         return networks.pretrained(name)
     network = networks.create(name)
     return network, load_variables(file, network)
+
+
+def published(name: str, path: str | os.PathLike) -> tuple[nn.Module, Variables]:
+    """A network with the weights of its authors' checkpoint, a file, or that of `PUBLISHED` in a folder."""
+    path = pathlib.Path(path)
+    net = networks.create(name)
+    return net, weights_convert.convert(net, read_state_dict(path / PUBLISHED[name] if path.is_dir() else path))
 
 
 def of_seed(name: str, seed: int, folder: str | os.PathLike | None = None) -> tuple[nn.Module, Variables]:

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +21,10 @@ import numpy as np
 from dyn_jax import attacks, metrics, networks, objectives, occupancy, training
 from dyn_jax.datasets import ImageData, digits
 from dyn_jax.training.loop import fit
+from dyn_jax.training.recipe import Recipe
 from dyn_jax.training.sparsity import skipnet_recipe
 from dyn_jax.types import Occupancy
-from experiments._record import save, table
+from experiments import _run
 
 EPS, STEPS, JUDGE_STEPS = 16 / 255, 3, 10
 SOFT = occupancy.straight_through(1.0)
@@ -33,16 +35,14 @@ def pgd(steps: int, objective: Any = "ce") -> attacks.Attack:
     return attacks.pgd(EPS, 2.5 * EPS / steps, steps, objective=objective, attack_all=True)
 
 
-def defences() -> dict[str, tuple[attacks.Attack, Occupancy | None] | None]:
-    """What each network is trained against: (attack, occupancy of the attacked network)."""
-    energy = objectives.energy(tau=None)
-    return {
-        "nothing": None,
-        "answer, FGM": (pgd(STEPS), None),
-        "answer, LGM": (pgd(STEPS), SOFT),
-        "energy": (pgd(STEPS, energy), SOFT),
-        "both, LGM": (pgd(STEPS, training.both(energy)), SOFT),
-    }
+ENERGY = objectives.energy(tau=None)
+DEFENCES: dict[str, tuple[attacks.Attack, Occupancy | None]] = {
+    "answer, FGM": (pgd(STEPS), None),
+    "answer, LGM": (pgd(STEPS), SOFT),
+    "energy": (pgd(STEPS, ENERGY), SOFT),
+    "both, LGM": (pgd(STEPS, training.both(ENERGY)), SOFT),
+}
+"""What networks are trained against: (attack, occupancy of the attacked network)."""
 
 
 def small(data: ImageData) -> ImageData:
@@ -53,60 +53,55 @@ def small(data: ImageData) -> ImageData:
     return data._replace(images=means.astype(images.dtype))
 
 
-@functools.cache
-def judge(apply: Callable) -> Callable:
-    """(variables, images, labels, key) -> what the attacks do to a network; compiled once for all of them."""
-    answer, energy = pgd(JUDGE_STEPS), pgd(JUDGE_STEPS, objectives.energy(tau=None))
-
-    @jax.jit
-    def run(variables: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        hard = functools.partial(apply, variables)
-        soft = functools.partial(apply, variables, occupancy=SOFT)
-        fgm, lgm = (answer(f, x, y, key=key, victim=hard) for f in (hard, soft))
-        slow = energy(soft, x, y, key=key, victim=hard)
-        share = lambda trace: jnp.mean(metrics.executed_macs(trace)) / metrics.dense_macs(trace)
-        return {
-            "clean accuracy": 1 - jnp.mean(fgm.clean_success),
-            "robust accuracy, FGM": 1 - jnp.mean(fgm.success),
-            "robust accuracy, LGM": 1 - jnp.mean(lgm.success),
-            "robust accuracy, worst": 1 - jnp.mean(fgm.success | lgm.success),
-            "clean work": share(slow.trace_clean),
-            "work under attack on the energy": share(slow.trace_adversarial),
-            "work under attack on the answer": share(lgm.trace_adversarial),
-        }
-
-    return run
+@functools.partial(jax.jit, static_argnums=0)
+def judge(net: nn.Module, variables: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    """What the attacks do to a network; compiled once for all variables."""
+    answer, energy = pgd(JUDGE_STEPS), pgd(JUDGE_STEPS, ENERGY)
+    hard, soft = (functools.partial(net.apply, variables, occupancy=gate) for gate in (None, SOFT))
+    fgm, lgm = (answer(f, x, y, key=key, victim=hard) for f in (hard, soft))
+    slow = energy(soft, x, y, key=key, victim=hard)
+    share = lambda trace: jnp.mean(metrics.executed_macs(trace)) / metrics.dense_macs(trace)
+    return {
+        "clean accuracy": 1 - jnp.mean(fgm.clean_success),
+        "robust accuracy, FGM": 1 - jnp.mean(fgm.success),
+        "robust accuracy, LGM": 1 - jnp.mean(lgm.success),
+        "robust accuracy, worst": 1 - jnp.mean(fgm.success | lgm.success),
+        "clean work": share(slow.trace_clean),
+        "work under attack on the energy": share(slow.trace_adversarial),
+        "work under attack on the answer": share(lgm.trace_adversarial),
+    }
 
 
 def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
+def study(
+    name: str, how: argparse.Namespace, plain: Recipe, defences: dict[str, Any], measures: Callable, **facts: Any
+) -> None:
+    """The table of ``measures(recipe, seed)``, spread over the seeds: `plain` and what it becomes under `defences`."""
+    facts |= {"eps": EPS, "data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5}
+    rows: list[dict[str, Any]] = []
+    for against, defence in {"nothing": None, **defences}.items():
+        recipe = plain if defence is None else training.adversarial(plain, defence[0], occupancy=defence[1], share=0.5)
+        found = _run.shown(measures(recipe, seed) for seed in range(how.seeds))
+        rows.append({"trained against": against} | {k: spread([one[k] for one in found]) for k in found[0]})
+        # after every row: a run that is stopped keeps what it has
+        _run.finish(name, rows, how, arguments=how, seeds=list(range(how.seeds)), **facts)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--examples", type=int, default=200, help="test images")
-    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
-    how = parser.parse_args()
+    how = _run.parser(__doc__, seeds=3, epochs=16, examples=200).parse_args()
     data, test = small(digits("train")), small(digits("test"))
     images, labels = jnp.asarray(test.images[: how.examples]), jnp.asarray(test.labels[: how.examples])
-    net, plain = networks.create("skipnet-digits", **SIZES), skipnet_recipe(how.epochs)
-    facts = {"eps": EPS, "steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "lambda": 1.0}
-    facts |= {"data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5}
-    rows: list[dict[str, Any]] = []
-    for name, defence in defences().items():
-        recipe = plain if defence is None else training.adversarial(plain, defence[0], occupancy=defence[1], share=0.5)
-        found: list[dict[str, jax.Array]] = []
-        for seed in range(how.seeds):
-            variables = fit(net, data, recipe, seed=seed)
-            found.append(judge(net.apply)(variables, images, labels, jax.random.key(seed)))
-            print(name, seed, {key: round(float(value), 3) for key, value in found[-1].items()}, flush=True)
-        rows.append({"trained against": name} | {k: spread([float(one[k]) for one in found]) for k in found[0]})
-        # after every row: a run that is stopped keeps what it has
-        save("adversarial_training", rows, arguments=how, seeds=list(range(how.seeds)), folder=how.results, **facts)
-    flat = [{k: v if isinstance(v, str) else f"{v['mean']:.3f}" for k, v in row.items()} for row in rows]
-    print(table(flat, list(flat[0])))
+    net = networks.create("skipnet-digits", **SIZES)
+
+    def measures(recipe: Recipe, seed: int) -> dict[str, float]:
+        numbers = judge(net, fit(net, data, recipe, seed=seed), images, labels, jax.random.key(seed))
+        return {key: float(value) for key, value in numbers.items()}
+
+    facts = {"steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "lambda": 1.0}
+    study("adversarial_training", how, skipnet_recipe(how.epochs), DEFENCES, measures, **facts)
 
 
 if __name__ == "__main__":

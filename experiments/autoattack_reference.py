@@ -17,19 +17,18 @@ from typing import Any
 
 import numpy as np
 
-import weights_convert
-from dyn_jax import networks
 from dyn_jax.datasets import cifar10_lossless, to_float
 from dyn_jax.evaluation import Budget, evaluate
-from experiments import _record
-from weights_convert.torch_io import read_state_dict
+from experiments import _run, _weights
+from experiments._paired import percent
 
 SETS = {
-    "resnet20_eps1": ("resnet-20-cifar10", "resnet20-12fca82f.th"),
-    "resnet20_eps2": ("resnet-20-cifar10", "resnet20-12fca82f.th"),
-    "rdi38_eps8": ("rdi-resnet38-cifar10", "rdi_resnet38_checkpoint_60000.pth.tar"),
+    "resnet20_eps1": "resnet-20-cifar10",
+    "resnet20_eps2": "resnet-20-cifar10",
+    "rdi38_eps8": "rdi-resnet38-cifar10",
 }
 ATTACKS = {"apgd_ce": "apgd-ce", "apgd_t": "apgd-t", "fab_t": "fab-t", "square": "square"}
+COLUMNS = ("after", "claimed %", "measured %", "here only", "there only", "CPU seconds an image", "checks")
 BATCH = 64
 
 
@@ -43,78 +42,40 @@ def last_exit(net: Any):
     return forward
 
 
-def victim(name: str, checkpoints: pathlib.Path | str) -> tuple[Any, Any]:
-    """The network of a set and its variables."""
-    network, file = SETS[name]
-    net = networks.create(network)
-    return net, weights_convert.convert(net, read_state_dict(pathlib.Path(checkpoints) / file))
-
-
-def percent(flags: np.ndarray) -> float:
-    return round(100 * float(flags.mean()), 2)
-
-
 def compared(name: str, wanted: dict[str, np.ndarray], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A line for each attack: what stands after it, claimed beside measured."""
-    net, variables = victim(name, arguments.checkpoints)
+    net, variables = _weights.published(SETS[name], arguments.checkpoints)
     count = min(arguments.images, len(wanted["index"]))
-    index = wanted["index"][:count]
-    images = to_float(cifar10_lossless(arguments.data, "test").images[index])
-    began = time.process_time()
-    found = evaluate(
-        last_exit(net),
-        variables,
-        images,
-        wanted["label"][:count],
-        eps=float(wanted["eps"]),
-        budget=Budget(steps=arguments.steps, queries=arguments.queries),
-        batch_size=BATCH,
-        progress=True,
-    )
+    images = to_float(cifar10_lossless(arguments.data, "test").images[wanted["index"][:count]])
+    given, eps = (last_exit(net), variables, images, wanted["label"][:count]), float(wanted["eps"])
+    budget, began = Budget(steps=arguments.steps, queries=arguments.queries), time.process_time()
+    found = evaluate(*given, eps=eps, budget=budget, batch_size=BATCH, progress=True)
     assert found is not None  # one process
     seconds = time.process_time() - began
-    by, rows = found.examples["found_by"], []
+    by, rows, head = found.examples["found_by"], [], {"images of": name, "network": SETS[name]}
+    head["eps"] = round(255 * eps, 3)
     for number, (there, here) in enumerate(ATTACKS.items()):
-        claimed = wanted.get(f"robust_after_{there}")
-        if claimed is None:  # nothing was left
-            claimed = wanted["robust"]
-        claimed = claimed[:count]
+        claimed = wanted.get(f"robust_after_{there}", wanted["robust"])[:count]  # the latter where nothing was left
         standing = found.examples["correct"] & ~((by >= 0) & (by <= number))
-        row = {"images of": name, "network": SETS[name][0], "eps": round(255 * float(wanted["eps"]), 3), "after": here}
-        row |= {
-            "claimed %": round(100 * float(claimed.mean()), 2),
-            "measured %": round(100 * float(standing.mean()), 2),
-        }
-        row |= {
-            "here only": int(np.sum(standing & ~claimed)),
-            "there only": int(np.sum(claimed & ~standing)),
-        }
+        row = head | {"after": here, "claimed %": percent(claimed)[0], "measured %": percent(standing)[0]}
+        row |= {"here only": int(np.sum(standing & ~claimed)), "there only": int(np.sum(claimed & ~standing))}
         rows.append(row)
-    total = {"images of": name, "network": SETS[name][0], "eps": rows[0]["eps"], "after": "all", "images": count}
-    total |= {"CPU seconds an image": round(seconds / count, 2)}
+    total = head | {"after": "all", "images": count, "CPU seconds an image": round(seconds / count, 2)}
     total |= {"claimed CPU seconds an image": round(float(wanted["cpu_seconds"].sum()) / len(wanted["index"]), 2)}
     total |= {"checks": [one["code"] for one in found.summary["checks"]]}
     return [*rows, total]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="folder with cifar10_lossless_test.npz")
-    parser.add_argument("--checkpoints", required=True, help="folder with the published weights")
+    parser = _run.parser(__doc__, "data", "checkpoints", images=128, steps=100)
     parser.add_argument("--reference", required=True, help="folder with eval_aa_*.npz")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--queries", type=int, default=5000)
-    parser.add_argument("--results", default=None, help="folder for the JSON record (default: experiments/results)")
     arguments = parser.parse_args()
     for name in arguments.sets:
         with np.load(pathlib.Path(arguments.reference) / f"eval_aa_{name}.npz") as archive:
             rows = compared(name, dict(archive), arguments)
-        print(*rows, sep="\n", flush=True)
-        print(
-            _record.save(f"autoattack_{name}", rows, folder=arguments.results, arguments=arguments, seed=0), flush=True
-        )
+        _run.finish(f"autoattack_{name}", rows, arguments, COLUMNS, arguments=arguments, seed=0)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ that soft LGM differentiates, and what as many random flips of units cost as the
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,15 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax import attacks, metrics, networks, occupancy
+from dyn_jax import attacks, metrics, occupancy
 from dyn_jax.attacks.batched import in_batches
-from dyn_jax.datasets import cifar10_lossless, cifar10_packed, to_float
-from dyn_jax.networks.checkpoint import load_variables
+from dyn_jax.datasets import cifar10_lossless, cifar10_packed
 from dyn_jax.objectives import hinge_margin
 from dyn_jax.types import Variables
-from experiments import _record, _weights
-from experiments._flipped import Flipped
-from experiments._paired import paired, percent
+from experiments import _record, _run, _weights
+from experiments._paired import Flipped, paired, percent
 
 NETWORKS = ("skipnet-32-cifar10", "dynconv-32-cifar10", "manidp-32-cifar10", "sact-32-cifar10", "sdn-resnet56-cifar10")
 STATIC = "resnet-32-cifar10"
@@ -100,9 +98,6 @@ class Images(NamedTuple):
     x: np.ndarray
     y: np.ndarray
 
-    def first(self, count: int) -> Images:
-        return Images(self.x[:count], self.y[:count])
-
     def targets(self) -> np.ndarray:
         """Another class for each image, the same at every call."""
         return (self.y + np.random.default_rng(0).integers(1, 10, len(self.y))) % 10
@@ -122,8 +117,9 @@ def runner(net: nn.Module, variables: Variables, setting: Setting, batch: int) -
             victim = partial(net.apply, variables, occupancy=occupancy.hard())
             where = {"mask": setting.mask, "index": rows, "targets": t if setting.targeted else None}
             found = setting.make(eps)(forward, x, y, victim=victim, key=jax.random.key(0), **where)
-            before, after = found.trace_clean, found.trace_adversarial
-            change = jnp.mean(_changes(before, after), axis=1) if before.units else jnp.zeros(len(x))
+            pairs = zip(found.trace_clean.units, found.trace_adversarial.units)
+            changes = [jnp.mean((a.on != b.on).reshape(len(x), -1), axis=1) for a, b in pairs]
+            change = jnp.mean(jnp.stack(changes, axis=1), axis=1) if changes else jnp.zeros(len(x))
             answer = jnp.argmax(found.logits_adversarial, 1)
             return {"stands": answer != t if setting.targeted else answer == y, "change": change}
 
@@ -132,7 +128,7 @@ def runner(net: nn.Module, variables: Variables, setting: Setting, batch: int) -
     def run(images: Images, eps: float, gates: Leaded) -> dict[str, np.ndarray]:
         radius, t, n = jnp.float32(eps / 255), images.targets(), len(images.y)
         call = lambda rows: attack(variables, rows, images.x[rows], images.y[rows], t[rows], radius, gates)
-        return {key: value.T for key, value in in_batches(call, n, min(n, batch)).items()}
+        return {key: value.T for key, value in in_batches(call, n, batch).items()}
 
     return run
 
@@ -142,13 +138,7 @@ def stacked(gates: list[Leaded]) -> Leaded:
     return jax.tree.map(lambda *leaves: jnp.asarray(leaves, jnp.float32), *gates)
 
 
-def _changes(before: Any, after: Any) -> jax.Array:
-    """[batch, unit]: share of a unit's elements that were switched."""
-    moved = [(a.on != b.on).reshape(len(a.score), -1) for a, b in zip(before.units, after.units)]
-    return jnp.stack([jnp.mean(m, axis=1) for m in moved], axis=1)
-
-
-def attack_rows(head: dict[str, Any], run: Callable, eps: float, held: Images, test: Images) -> list[dict[str, Any]]:
+def attack_rows(head: dict[str, Any], run: Callable, eps: float, held: Images, test: Images) -> Iterator[dict]:
     """FGM, and each LGM with the lambda that leaves least on the held-back images."""
     kinds = {} if head["network"] == STATIC else LGM
     grid, left = [make(lam) for make in kinds.values() for lam in LAMBDAS], []
@@ -157,17 +147,14 @@ def attack_rows(head: dict[str, Any], run: Callable, eps: float, held: Images, t
     of = {kind: left[i * len(LAMBDAS) : (i + 1) * len(LAMBDAS)] for i, kind in enumerate(kinds)}
     best = {kind: LAMBDAS[int(np.argmin(shares))] for kind, shares in of.items()}
     got = run(test, eps, stacked([FGM, *(LGM[kind](lam) for kind, lam in best.items())]))
-    head, rows = head | {"eps": eps}, []
     for i, (gradient, lam) in enumerate([("FGM", None), *best.items()]):
         after, error = percent(got["stands"][i])
-        row = head | {"gradient": gradient, "lambda": lam, "after %": after, "se": error}
+        row = head | {"eps": eps, "gradient": gradient, "lambda": lam, "after %": after, "se": error}
         row |= {"units switched %": round(100 * float(got["change"][i].mean()), 2)}
         if i:
             row |= paired(got["stands"][0], got["stands"][i])
             row |= {"held back %": [round(100 * float(share), 1) for share in of[gradient]]}
-        rows.append(row)
-        print({key: value for key, value in row.items() if key != "held back %"}, flush=True)
-    return rows
+        yield row
 
 
 def facts_of(
@@ -176,7 +163,7 @@ def facts_of(
     """What explains a network's rows: accuracies, margins, the soft network, random flips. Percent."""
     forward = jax.jit(lambda x, gate: _summary(net.apply(variables, x, occupancy=gate)))
     random = jax.jit(lambda x, key: _summary(net.apply(variables, x, occupancy=Flipped(flips), rngs={"gate": key})))
-    over = lambda images, call: in_batches(lambda rows: call(images.x[rows]), len(images.y), min(len(images.y), batch))
+    over = lambda images, call: in_batches(lambda rows: call(images.x[rows]), len(images.y), batch)
     right = lambda images, got: round(100 * float(np.mean(got["answer"] == images.y)), 2)
     hard = {label: over(images, lambda x: forward(x, FGM)) for label, images in sets.items()}
     facts: dict[str, Any] = {f"clean %, {label}": right(sets[label], got) for label, got in hard.items()}
@@ -197,76 +184,58 @@ def facts_of(
 def _summary(output: Any) -> dict[str, jax.Array]:
     trace = output.trace
     margin = [jnp.median(jnp.abs(unit.score).reshape(len(unit.score), -1), axis=1) for unit in trace.units]
-    count = len(output.logits)
     return {
         "answer": jnp.argmax(output.logits, 1),
         "executed": metrics.executed_macs(trace),
-        "dense": jnp.full((count,), float(metrics.dense_macs(trace))),
+        "dense": jnp.full(len(output.logits), float(metrics.dense_macs(trace))),
         "shares": metrics.example_shares(trace),
         "margin": jnp.stack(margin, axis=1),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=None, help="folder with cifar10_{lossless,jpeg}_{train,test}.npz")
-    parser.add_argument("--trunk", default=None, help="variables of the static resnet-32-cifar10")
+    parser = _run.parser(__doc__, data=None, trunk=None, weights=None, images=1000, batch=100)
     parser.add_argument("--networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--weights", default=None, help="folder of NAME-seedN.msgpack; default: those that ship")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds")
     parser.add_argument("--attacks", nargs="+", default=tuple(ATTACKS), choices=tuple(ATTACKS))
-    parser.add_argument("--images", type=int, default=1000, help="test images attacked")
     parser.add_argument("--held-back", type=int, default=200, help="images that choose lambda")
-    parser.add_argument("--batch", type=int, default=100, help="images in one call, times three occupancies")
     parser.add_argument("--threads", type=int, default=1, help="attacks that are compiled at once")
     parser.add_argument("--record", default="cifar_fgm_lgm", help="name of the record")
     parser.add_argument("--join", nargs="+", default=None, help="records of parts: makes one of them, attacks nothing")
-    parser.add_argument("--results", default=None, help="folder for the JSON record (default: experiments/results)")
     arguments = parser.parse_args()
     if arguments.join:
         print(_record.join(arguments.record, arguments.join, folder=arguments.results))
         return
-    read = lambda split: Images(*_floats(cifar10_packed(arguments.data, split)))
-    jpeg, held = read("test"), read("held_back").first(arguments.held_back)
-    sets = {"JPEG": jpeg, "lossless": Images(*_floats(cifar10_lossless(arguments.data, "test")))}
-    test, rows, facts = jpeg.first(arguments.images), [], {}
+    read = lambda split: Images(*_run.first(cifar10_packed(arguments.data, split)))
+    jpeg, held = read("test"), Images(*(part[: arguments.held_back] for part in read("held_back")))
+    test = Images(*(part[: arguments.images] for part in jpeg))
+    sets = {"JPEG": jpeg, "lossless": Images(*_run.first(cifar10_lossless(arguments.data, "test")))}
+    rows, facts = [], {}
     victims: dict[tuple[str, int], Any] = {
         (name, seed): _weights.of_seed(name, seed, arguments.weights)
-        for name in arguments.networks
-        for seed in arguments.seeds
+        for name, seed in itertools.product(arguments.networks, arguments.seeds)
     }
     if arguments.trunk:
-        victims[STATIC, 0] = networks.create(STATIC), load_variables(arguments.trunk, STATIC)
+        victims[STATIC, 0] = _weights.load(STATIC, arguments.trunk)
+
+    def of(name: str, seed: int, attack: str) -> list[dict[str, Any]]:
+        run = runner(*victims[name, seed], ATTACKS[attack], arguments.batch)
+        head = {"network": name, "seed": seed, "attack": attack}
+        made = (attack_rows(head, run, eps, held, test) for eps in ATTACKS[attack].eps)
+        return _run.shown(itertools.chain.from_iterable(made), "held back %")
+
     for (name, seed), (net, variables) in victims.items():
-
-        def of(attack: str, name: str = name, seed: int = seed, net: Any = net, variables: Any = variables) -> list:
-            run = runner(net, variables, ATTACKS[attack], arguments.batch)
-            head = {"network": name, "seed": seed, "attack": attack}
-            every = [attack_rows(head, run, eps, held, test) for eps in ATTACKS[attack].eps]
-            return [row for part in every for row in part]
-
         with ThreadPoolExecutor(arguments.threads) as pool:
-            new = [row for part in pool.map(of, arguments.attacks) for row in part]
+            new = [row for part in pool.map(partial(of, name, seed), arguments.attacks) for row in part]
         rows += new
         if name != STATIC:
             flips = new[0]["units switched %"] / 100
             label = name if seed == 0 else f"{name}, seed {seed}"
             facts[label] = facts_of(net, variables, held, sets, flips, arguments.batch)
             print(label, facts[label], flush=True)
-    # how many at once is no setting of the numbers, nor is their name
-    options = {k: v for k, v in vars(arguments).items() if k not in ("batch", "threads", "join", "record")}
-    settings = {"data": "CIFAR-10 test images as JPEG (lossy)", "lambdas": list(LAMBDAS)}
-    options = argparse.Namespace(**options)
-    seeds = sorted({seed for _, seed in victims})
-    print(
-        _record.save(
-            arguments.record, rows, folder=arguments.results, arguments=options, facts=facts, seeds=seeds, **settings
-        )
-    )
-
-
-def _floats(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    return to_float(data.images), data.labels
+    settings = {"data": "CIFAR-10 test images as JPEG (lossy)", "lambdas": list(LAMBDAS), "facts": facts}
+    settings |= {"seeds": sorted({seed for _, seed in victims}), "without": ("batch", "threads", "join", "record")}
+    print(_record.save(arguments.record, rows, folder=arguments.results, arguments=arguments, **settings))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ Source: SkipNet section 3.3; released: 10,000 iterations at a rate of 1e-4 with 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from dyn_jax import networks
@@ -22,9 +22,9 @@ from dyn_jax.training.cifar import IMAGES
 from dyn_jax.training.embedded import CALIBRATION, TRUNKS
 from dyn_jax.training.hrl import hrl_recipe
 from dyn_jax.training.loop import fit
-from dyn_jax.training.recipe import SGD, Recipe
+from dyn_jax.training.recipe import SGD, Recipe, edited
 from dyn_jax.types import Variables
-from experiments import _record
+from experiments import _run
 from experiments.cifar_networks import row
 
 NAME = "skipnet-32-cifar10"
@@ -33,22 +33,15 @@ CLAIMED = {"SkipNet, abstract": "saves 30 to 90 % of the computation at the accu
 
 def opened(variables: Any, by: float = 2.0) -> Any:
     """A SkipNet's variables with `by` added to every score."""
-    control = variables["params"]["control"]
-    proj = {**control["proj"], "bias": control["proj"]["bias"] + by}
-    return {**variables, "params": {**variables["params"], "control": {**control, "proj": proj}}}
+    return edited(variables, "params/control/proj/bias", lambda bias: bias + by)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=None, help="folder with cifar10_{lossless,jpeg}_{train,test}.npz")
-    parser.add_argument("--trunk", required=True, help="variables of the static resnet-32-cifar10")
+    parser = _run.parser(__doc__, "trunk", data=None, batch=100, epochs=20)
     parser.add_argument("--alphas", nargs="+", type=float, default=[0.1, 1.0])
-    parser.add_argument("--epochs", type=int, default=20, help="of 100 batches, of each stage")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of HRL at its start")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--batch", type=int, default=100, help="images in one call when measuring")
     parser.add_argument("--weights", default=None, help="folder for what was trained (default: it is not kept)")
-    parser.add_argument("--results", default=None, help="folder for the JSON record (default: experiments/results)")
     arguments = parser.parse_args()
     read = lambda split: cifar10_packed(arguments.data, split)
     data, sets = read("train"), {"held back": read("held_back"), "JPEG test": read("test")}
@@ -56,31 +49,30 @@ def main() -> None:
     shipped: Any
     net, shipped = networks.pretrained(NAME)
     trunk = load_variables(arguments.trunk, TRUNKS[NAME])
-    rows: list[dict[str, Any]] = []
 
-    def add(stage: str, alpha: float | None, seed: int, variables: Variables) -> None:
-        head = {"supervised stage": stage, "HRL, alpha": alpha, "seed": seed}
-        rows.append(head | row(net, variables, sets, arguments.batch))
-        print(rows[-1], flush=True)
+    def trained() -> Iterator[tuple[str, float | None, int, Variables]]:
+        for seed in arguments.seeds:
+            supervised = Recipe(arguments.epochs, 128, SGD(0.03), source=IMAGES, decay_gates=False)
+            start = opened(networks.embed(net, trunk, images=to_float(data.images[:CALIBRATION]), seed=seed))
+            stages = {"as published": fit(net, data, supervised, seed=seed, initial=start), "shipped": shipped}
+            for stage, variables in stages.items():
+                yield stage, None, seed, variables
+                for alpha in arguments.alphas:
+                    recipe = hrl_recipe(arguments.epochs, alpha, learning_rate=arguments.rate)
+                    recipe = dataclasses.replace(recipe, batch_size=128, source=IMAGES)
+                    after = fit(net, data, recipe, seed=seed, initial=variables)
+                    yield stage, alpha, seed, after
+                    if arguments.weights:
+                        file = f"{NAME}-hrl-{stage.replace(' ', '-')}-{alpha:g}-seed{seed}.msgpack"
+                        save_variables(pathlib.Path(arguments.weights) / file, after)
 
-    for seed in arguments.seeds:
-        supervised = Recipe(arguments.epochs, 128, SGD(0.03), source=IMAGES, decay_gates=False)
-        start = opened(networks.embed(net, trunk, images=to_float(data.images[:CALIBRATION]), seed=seed))
-        stages = {"as published": fit(net, data, supervised, seed=seed, initial=start), "shipped": shipped}
-        for stage, variables in stages.items():
-            add(stage, None, seed, variables)
-            for alpha in arguments.alphas:
-                recipe = hrl_recipe(arguments.epochs, alpha, learning_rate=arguments.rate)
-                recipe = dataclasses.replace(recipe, batch_size=128, source=IMAGES)
-                trained = fit(net, data, recipe, seed=seed, initial=variables)
-                add(stage, alpha, seed, trained)
-                if arguments.weights:
-                    file = f"{NAME}-hrl-{stage.replace(' ', '-')}-{alpha:g}-seed{seed}.msgpack"
-                    save_variables(pathlib.Path(arguments.weights) / file, trained)
-    options = {k: v for k, v in vars(arguments).items() if k not in ("batch", "data", "trunk", "weights")}
+    names = ("supervised stage", "HRL, alpha", "seed")
+    rows = _run.shown(
+        dict(zip(names, head)) | row(net, variables, sets, arguments.batch) for *head, variables in trained()
+    )
     facts = {"data": "CIFAR-10 test images as JPEG (lossy) and as they are", "claimed": CLAIMED}
-    options = argparse.Namespace(**options)
-    print(_record.save("cifar_hrl", rows, folder=arguments.results, arguments=options, seeds=arguments.seeds, **facts))
+    facts |= {"seeds": arguments.seeds, "without": ("batch", "trunk", "weights")}
+    _run.finish("cifar_hrl", rows, arguments, arguments=arguments, **facts)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ FOLDER has cifar10_{lossless,jpeg}_{train,test}.npz; the trunks, resnet-32.msgpa
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from dyn_jax.datasets import ImageData, cifar10_lossless, cifar10_packed, to_flo
 from dyn_jax.networks.checkpoint import load_variables
 from dyn_jax.training.embedded import TRUNKS
 from dyn_jax.types import Output, Variables
-from experiments import _record, _weights
+from experiments import _run, _weights
 
 SHIPPED = tuple(TRUNKS)
 VARIES = 0.02  # standard deviation, between images, of a unit's share that is on
@@ -46,7 +46,7 @@ def facts(apply: Callable[..., Output], variables: Variables, data: ImageData, b
             found |= {f"on {i}": on for i, on in enumerate(flat)}
         return found
 
-    found = in_batches(lambda rows: of(to_float(data.images[rows])), len(data.labels), min(batch, len(data.labels)))
+    found = in_batches(lambda rows: of(to_float(data.images[rows])), len(data.labels), batch)
     return {**found, "right": found["answer"] == data.labels}
 
 
@@ -71,50 +71,33 @@ def row(net: nn.Module, variables: Variables, sets: dict[str, ImageData], batch:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=None, help="folder with cifar10_{lossless,jpeg}_{train,test}.npz")
+    parser = _run.parser(__doc__, data=None, weights=None, images=10_000, batch=100)
     parser.add_argument("--trunks", default=None, help="folder with resnet-32.msgpack and resnet-56.msgpack")
     parser.add_argument("--networks", nargs="*", default=SHIPPED, choices=SHIPPED)
-    parser.add_argument("--weights", default=None, help="folder of NAME-seedN.msgpack; default: those that ship")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds, where there are weights")
-    parser.add_argument("--images", type=int, default=10_000, help="JPEG test images")
-    parser.add_argument("--batch", type=int, default=100, help="images in one call")
-    parser.add_argument("--results", default=None, help="folder for the JSON record (default: experiments/results)")
     arguments = parser.parse_args()
+    jpeg = cifar10_packed(arguments.data, "test")
     sets = {
         "held back": cifar10_packed(arguments.data, "held_back"),
-        "JPEG test": _first(cifar10_packed(arguments.data, "test"), arguments.images),
+        "JPEG test": jpeg._replace(images=jpeg.images[: arguments.images], labels=jpeg.labels[: arguments.images]),
         "lossless test": cifar10_lossless(arguments.data, "test"),
     }
-    rows = []
 
-    def add(name: str, seed: int | None, net: nn.Module, variables: Variables) -> None:
-        rows.append({"network": name, "seed": seed, **row(net, variables, sets, arguments.batch)})
-        print(rows[-1], flush=True)
-
-    for trunk in dict.fromkeys(TRUNKS[name] for name in arguments.networks) if arguments.trunks else ():
-        file = pathlib.Path(arguments.trunks) / f"{trunk.removesuffix('-cifar10')}.msgpack"
-        add(trunk, None, networks.create(trunk), load_variables(file, trunk))
-    for name in arguments.networks:
-        for seed in arguments.seeds:
+    def measured() -> Iterator[tuple[str, int | None, nn.Module, Variables]]:
+        for trunk in dict.fromkeys(TRUNKS[name] for name in arguments.networks) if arguments.trunks else ():
+            file = pathlib.Path(arguments.trunks) / f"{trunk.removesuffix('-cifar10')}.msgpack"
+            yield trunk, None, networks.create(trunk), load_variables(file, trunk)
+        for name, seed in itertools.product(arguments.networks, arguments.seeds):
             if seed == 0 or (pathlib.Path(arguments.weights or "") / f"{name}-seed{seed}.msgpack").exists():
-                add(name, seed, *_weights.of_seed(name, seed, arguments.weights))
-    options = {k: v for k, v in vars(arguments).items() if k not in ("batch", "results", "data", "trunks", "weights")}
-    settings = {"data": "CIFAR-10 test images as JPEG (lossy) and as they are", "varies": VARIES, "between": BETWEEN}
-    print(
-        _record.save(
-            "cifar_networks",
-            rows,
-            folder=arguments.results,
-            arguments=argparse.Namespace(**options),
-            seeds=sorted({row["seed"] for row in rows if row["seed"] is not None}),
-            **settings,
-        )
+                yield name, seed, *_weights.of_seed(name, seed, arguments.weights)
+
+    rows = _run.shown(
+        {"network": name, "seed": seed, **row(net, variables, sets, arguments.batch)}
+        for name, seed, net, variables in measured()
     )
-
-
-def _first(data: ImageData, count: int) -> ImageData:
-    return ImageData(data.images[:count], data.labels[:count], data.name)
+    settings = {"data": "CIFAR-10 test images as JPEG (lossy) and as they are", "varies": VARIES, "between": BETWEEN}
+    settings |= {"seeds": sorted({row["seed"] for row in rows} - {None}), "without": ("batch", "trunks", "weights")}
+    _run.finish("cifar_networks", rows, arguments, arguments=arguments, **settings)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ attacks that follow a sign are one compiled step: network, images, objective and
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,25 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import weights_convert
 from dyn_jax import attacks, metrics, networks, objectives
-from dyn_jax.datasets import cifar10_packed, digits, to_float
 from dyn_jax.networks.sparse import SparseResNet
 from dyn_jax.types import Output, Variables
-from experiments import _cross_points, _record
+from experiments import _cross_points, _record, _run, _weights
 from experiments._paired import paired
 from experiments.cifar_fgm_lgm import FGM, LGM, Leaded
 from experiments.slowformer_avit import patch_of
-from weights_convert.torch_io import read_state_dict
 
-PUBLISHED = {
-    "sparse-resnet-20-cifar10": "resnet20-12fca82f.th",
-    "sparse-resnet-56-cifar10": "resnet56-4bfd9763.th",
-    "rdi-resnet38-cifar10": "rdi_resnet38_checkpoint_60000.pth.tar",
-}
-"""Name -> file below --checkpoints: what does not ship."""
-EPS = {"digits": 8 / 255, "cifar10": 2 / 255}
-"""Of the attacks on the answers."""
+PUBLISHED = ("sparse-resnet-20-cifar10", "sparse-resnet-56-cifar10", "rdi-resnet38-cifar10")
+"""What does not ship but is below --checkpoints."""
+EPS = {"digits": 8 / 255, "cifar10": 2 / 255}  # of the attacks on the answers
 SLOW_EPS, SLOTH_STEP, PATCH = 8 / 255, 0.002, 8
 CANDIDATES = [(kind, lam) for kind in LGM for lam in (1.0, 10.0)]
 OBJECTIVES: dict[str, objectives.Objective] = {
@@ -58,22 +51,17 @@ COLUMNS = (*COLUMNS, "work before %", "work after %", "recovery %", "PSNR dB", "
 
 
 class Victim:
-    """A network with its images, and its compiled programs: the forward pass, and one step along a sign.
-
-    Args:
-      name: of the network.
-      net, variables: it.
-      images: (images, labels) of test, of training.
-    """
+    """A network with (images, labels) of test and of training, its compiled forward pass and one step along a sign."""
 
     def __init__(self, name: str, net: nn.Module, variables: Variables, *images: tuple[np.ndarray, np.ndarray]) -> None:
-        (self.x, self.y), (self.held, self.held_y) = images
+        self.images = dict(zip(("test", "held"), images))
+        self.x, self.y = self.images["test"]
         self.name, self.net, self.eps = name, net, EPS[name.rpartition("-")[2]]
         self.forward = partial(net.apply, variables)
         self.run = jax.jit(self.forward)
         self.before = self.run(self.x)
-        self.right = np.argmax(self.before.logits, 1) == self.y
-        self.said = {"test": self.right, "held": np.argmax(self.run(self.held).logits, 1) == self.held_y}
+        self.said = {which: np.argmax(self.run(x).logits, 1) == y for which, (x, y) in self.images.items()}
+        self.right = self.said["test"]
         self.known = {name: _works(objective, self.before) for name, objective in OBJECTIVES.items()}
         if not isinstance(net, SparseResNet):
             reason = "the units are gates, not activations (sparse-resnet-*)"
@@ -94,16 +82,15 @@ class Victim:
         self.weights = {name: np.array([name == other for other in names], np.float32) for name in names}
 
     def ascended(
-        self, objective: str, eps: float, size: float, steps: int, gate: Leaded = FGM, *, drawn: float = 0.0, held=False
+        self, objective: str, eps: float, size: float, steps: int, gate: Leaded = FGM, *, drawn=0.0, which: str = "test"
     ) -> jax.Array:
         """Images after `steps` of `attacks.bim` from a start in the ball of radius `drawn`.
 
-        Raises:
-          ValueError: the network has nothing that the objective could look at.
+        ValueError: the network has nothing that the objective could look at.
         """
         if self.known[objective] is not None:
             raise ValueError(self.known[objective])
-        x, y = (self.held, self.held_y) if held else (self.x, self.y)
+        x, y = self.images[which]
         at = jnp.clip(x + drawn * jax.random.uniform(jax.random.key(0), x.shape, minval=-1), 0, 1)
         for _ in range(steps):
             at = self.step(x, y, at, jnp.float32(eps), jnp.float32(size), gate, self.weights[objective])
@@ -111,8 +98,7 @@ class Victim:
 
     def left(self, images: jax.Array, which: str) -> np.ndarray:
         """[n] bool, answered rightly before, and still after the attack."""
-        y = self.held_y if which == "held" else self.y
-        return self.said[which] & (np.argmax(self.run(images).logits, 1) == y)
+        return self.said[which] & (np.argmax(self.run(images).logits, 1) == self.images[which][1])
 
 
 def _works(objective: objectives.Objective, output: Output) -> str | None:
@@ -127,22 +113,19 @@ def _works(objective: objectives.Objective, output: Output) -> str | None:
 Search = Callable[[Victim, argparse.Namespace], Any]
 
 
-def _of(attack: attacks.Attack) -> Callable[[Victim, Any], jax.Array]:
+def _adam(factory: Callable[..., attacks.Attack], **options: Any) -> Search:
     """Images after an attack on all of them, by what the network itself says."""
 
-    def run(victim: Victim, x: Any) -> jax.Array:
-        return jax.jit(lambda x: attack(victim.forward, x, key=jax.random.key(0)).adversarial)(x)
+    def search(victim: Victim, how: argparse.Namespace) -> jax.Array:
+        attack = factory(steps=how.steps, **options)
+        return jax.jit(lambda x: attack(victim.forward, x, key=jax.random.key(0)).adversarial)(victim.x)
 
-    return run
-
-
-def _noise(victim: Victim, eps: float) -> jax.Array:
-    return jnp.clip(victim.x + eps * jnp.sign(jax.random.normal(jax.random.key(0), victim.x.shape)), 0, 1)
+    return search
 
 
 def _patched(method: str) -> Search:
     def search(victim: Victim, how: argparse.Namespace) -> jax.Array:
-        patch = patch_of(victim.net, victim.forward, victim.held, PATCH, method, how.steps, 0)
+        patch = patch_of(victim.net, victim.forward, victim.images["held"][0], PATCH, method, how.steps, 0)
         return attacks.paste_at(jnp.asarray(victim.x), patch)
 
     return search
@@ -155,17 +138,17 @@ def _slowed(objective: str) -> Search:
 ANSWERS: dict[str, tuple[int, float]] = {"FGSM": (1, 0.0), "BIM-10": (10, 0.0), "PGD-10": (10, 1.0)}
 """Attack on the answers -> steps, and radius of its start in units of eps. A step of several is a quarter of eps."""
 BASELINES: dict[str, Search] = {
-    "noise": lambda victim, how: _noise(victim, victim.eps),
-    "noise 8/255": lambda victim, how: _noise(victim, SLOW_EPS),
+    "noise": lambda victim, how: _run.signs(victim.x, victim.eps),
+    "noise 8/255": lambda victim, how: _run.signs(victim.x, SLOW_EPS),
     "random patch": _patched("random patch"),
 }
 ENERGY: dict[str, Search] = {
     "slowdown 8/255": _slowed("energy"),
-    "GradAuto": lambda victim, how: _of(attacks.grad_auto(steps=how.steps, learning_rate=0.01))(victim, victim.x),
-    "ILFO": lambda victim, how: _of(attacks.ilfo(steps=how.steps, learning_rate=0.01))(victim, victim.x),
+    "GradAuto": _adam(attacks.grad_auto, learning_rate=0.01),
+    "ILFO": _adam(attacks.ilfo, learning_rate=0.01),
     "SlowFormer patch": _patched("SlowFormer, energy"),
     "DeepSloth 8/255": _slowed("exits"),
-    "Early Attack": lambda victim, how: _of(attacks.early_attack(steps=how.steps))(victim, victim.x),
+    "Early Attack": _adam(attacks.early_attack),
     "sponge norm 8/255": _slowed("norm"),
     "density 8/255": _slowed("density"),
     "experts' routes 8/255": _slowed("routes"),
@@ -193,69 +176,54 @@ def row(victim: Victim, attack: str, gradient: str, images: Any) -> dict[str, An
     return {key: round(value, 2) if isinstance(value, float) else value for key, value in numbers.items()}
 
 
-def answer_rows(victim: Victim) -> list[dict[str, Any]]:
+def answer_rows(victim: Victim) -> Iterator[dict[str, Any]]:
     """FGSM, BIM, PGD: FGM, and the LGM that leaves least of the training images."""
-    rows = []
     for attack, (steps, radius) in ANSWERS.items():
         size = victim.eps if steps == 1 else victim.eps / 4
-        options = {"drawn": radius * victim.eps}
-        run = partial(victim.ascended, "ce", victim.eps, size, steps, **options)
+        run = partial(victim.ascended, "ce", victim.eps, size, steps, drawn=radius * victim.eps)
         fgm = run(FGM)
-        kept = [victim.left(run(LGM[kind](lam), held=True), "held").mean() for kind, lam in CANDIDATES]
+        kept = [victim.left(run(LGM[kind](lam), which="held"), "held").mean() for kind, lam in CANDIDATES]
         kind, lam = CANDIDATES[int(np.argmin(kept))]
         lgm = run(LGM[kind](lam))
         both = paired(victim.left(fgm, "test"), victim.left(lgm, "test"))
-        rows += [row(victim, attack, "FGM", fgm), row(victim, attack, f"{kind} {lam:g}", lgm) | both]
-        for one in rows[-2:]:
-            print(one, flush=True)
-    return rows
+        yield from (row(victim, attack, "FGM", fgm), row(victim, attack, f"{kind} {lam:g}", lgm) | both)
 
 
-def energy_rows(victim: Victim, how: argparse.Namespace) -> list[dict[str, Any]]:
+def energy_rows(victim: Victim, how: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Baselines and attacks on the energy; the reason where one is refused."""
-    rows = []
     for attack, search in (BASELINES | ENERGY).items():
         try:
-            rows.append(row(victim, attack, "", search(victim, how)))
+            yield row(victim, attack, "", search(victim, how))
         except (ValueError, TypeError) as error:
             refused = str(error).removeprefix("forward: ")
-            rows.append({"network": victim.name, "attack": attack, "gradient": "", "refused": refused})
-        print(rows[-1], flush=True)
-    return rows
+            yield {"network": victim.name, "attack": attack, "gradient": "", "refused": refused}
 
 
-def victims(how: argparse.Namespace) -> dict[str, Callable[[], Victim]]:
-    """Name -> the network with its images, made when it is its turn."""
+def names_of(how: argparse.Namespace) -> list[str]:
+    """The networks whose turn it is, those of points last."""
     names = [name for name in networks.PRETRAINED if name.endswith("-digits")]
     if how.data:
         names += [name for name in networks.PRETRAINED if name.endswith("-cifar10")]
         names += list(PUBLISHED) if how.checkpoints else []
-    names = how.networks if how.networks is not None else names
+    names = [*names, *_cross_points.NETWORKS] if how.networks is None else how.networks
+    return sorted(names, key=lambda name: name in _cross_points.NETWORKS)
 
-    def made(name: str) -> Victim:
-        if name in PUBLISHED:
-            net = networks.create(name)
-            variables = weights_convert.convert(net, read_state_dict(f"{how.checkpoints}/{PUBLISHED[name]}"))
-        else:
-            net, variables = networks.pretrained(name)
-        read = digits if name.endswith("-digits") else partial(cifar10_packed, how.data)
-        parts = [read(split) for split in ("test", "train")]
-        return Victim(
-            name, net, variables, *((to_float(p.images[: how.images]), p.labels[: how.images]) for p in parts)
-        )
 
-    return {name: partial(made, name) for name in names if name not in _cross_points.NETWORKS}
+def rows_of(name: str, how: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What every attack does to one network."""
+    if name in _cross_points.NETWORKS:
+        return _cross_points.rows_of(name)
+    made = _weights.published(name, how.checkpoints) if name in PUBLISHED else networks.pretrained(name)
+    folder = None if name.endswith("-digits") else how.data
+    parts = (_run.first(_run.images_of(split, folder), how.images) for split in ("test", "train"))
+    victim = Victim(name, *made, *parts)
+    return itertools.chain(answer_rows(victim), energy_rows(victim, how))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--data", metavar="FOLDER", help="of cifar10_{lossless,jpeg}_{train,test}.npz")
-    parser.add_argument("--checkpoints", metavar="FOLDER", help="of the published static ResNets and RDI-ResNet-38")
+    parser = _run.parser(__doc__, data=None, checkpoints=None, images=64, steps=40)
     parser.add_argument("--networks", nargs="*", default=None, help="default: all there are, of images and points")
     parser.add_argument("--renew", metavar="RECORD", help="of the same settings: rows of other networks stay")
-    parser.add_argument("--images", type=int, default=64, help="test images attacked, and as many that choose")
-    parser.add_argument("--steps", type=int, default=40, help="of every attack on the energy")
-    parser.add_argument("--results", default=None, help="folder for the JSON; default: experiments/results")
     how = parser.parse_args()
     kept = json.loads(pathlib.Path(how.renew).read_text()) if how.renew else None
     for key in ("images", "steps") if kept else ():
@@ -263,24 +231,15 @@ def main() -> None:
             raise ValueError(f"--{key}: got {getattr(how, key)}, expected {kept['settings'][key]} as in {how.renew}")
     rows: list[dict[str, Any]] = []
 
-    def save() -> None:
-        facts = {"data": "test digits; CIFAR-10 test images as JPEG (lossy)", "eps": EPS}
-        facts |= {"patch": PATCH, "step of 8/255": SLOTH_STEP, "Adam's rate": 0.01}
-        whole = _record.renewed(kept, rows, "network") if kept else {"rows": rows}
-        options = argparse.Namespace(networks=None if kept else how.networks, images=how.images, steps=how.steps)
-        print(_record.save("cross_table", **whole, folder=how.results, arguments=options, seed=0, **facts))
-
-    for name, make in victims(how).items():
+    facts = {"data": "test digits; CIFAR-10 test images as JPEG (lossy)", "eps": EPS}
+    facts |= {"patch": PATCH, "step of 8/255": SLOTH_STEP, "Adam's rate": 0.01, "seed": 0}
+    options = argparse.Namespace(networks=None if kept else how.networks, images=how.images, steps=how.steps)
+    for name in names_of(how):
         print(name, flush=True)
-        victim = make()
-        rows += answer_rows(victim) + energy_rows(victim, how)
-        save()
+        rows += _run.shown(rows_of(name, how))
+        whole = _record.renewed(kept, rows, "network") if kept else {"rows": rows}
+        print(_record.save("cross_table", **whole, folder=how.results, arguments=options, **facts))
         jax.clear_caches()
-    for name in _cross_points.NETWORKS:
-        if how.networks is None or name in how.networks:
-            rows += _cross_points.rows_of(name)
-            save()
-            jax.clear_caches()
     print(_record.table(rows, list(COLUMNS)))
 
 

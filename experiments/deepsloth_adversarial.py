@@ -9,20 +9,19 @@ abstract): adversarial training gives limited protection.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import attacks, metrics, networks, objectives, training
+from dyn_jax import attacks, metrics, networks, objectives
 from dyn_jax.datasets import ImageData, digits, to_float
 from dyn_jax.training.loop import fit
 from dyn_jax.training.sdn import digits_recipe
 from dyn_jax.types import Variables
-from experiments._record import save, table
-from experiments.adversarial_training import EPS, pgd, small, spread
+from experiments import _run
+from experiments.adversarial_training import EPS, pgd, small, study
 from experiments.deepsloth_efficacy import measured
 
 STEPS, JUDGE_STEPS, SAVED, HELD = 5, 30, 0.7, 200
@@ -31,44 +30,30 @@ SIZES = {"depths": (2, 2, 2), "image_size": 16, "exit_after": (0, 1, 2, 3)}
 LAST = objectives.exit_objective(-1)
 
 
-def last_and_unsure(output: Any, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-    return LAST(output, labels, targets) + objectives.unsure_exits()(output, labels, targets)
-
-
-DEFENCES = {"nothing": None, "PGD": LAST, "DeepSloth": objectives.unsure_exits(), "both": last_and_unsure}
+UNSURE = objectives.unsure_exits()
+DEFENCES = {"PGD": LAST, "DeepSloth": UNSURE, "both": lambda *given: LAST(*given) + UNSURE(*given)}
 """Trained against: the objective that the attack in training ascends."""
 
 
-def threshold_of(net: Any, variables: Variables, held: ImageData) -> float:
-    """The one of `THRESHOLDS` at which the efficacy on clean images is nearest to `SAVED`."""
-    x = jnp.asarray(to_float(held.images))
-    efficacy = jax.jit(lambda t: metrics.exits.efficacy(net.apply(variables, x, threshold=t).trace))
-    return min(THRESHOLDS, key=lambda t: abs(float(efficacy(t)) - SAVED))
-
-
-@functools.cache
-def judge(net: Any) -> Any:
-    """(variables, images, labels, key) -> the images attacked; compiled once for all networks."""
-    fooling = pgd(JUDGE_STEPS, LAST)
+@functools.partial(jax.jit, static_argnums=0)
+def judge(net: Any, variables: Variables, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    """The images, attacked; compiled once for all variables."""
+    forward = functools.partial(net.apply, variables)
     slowing = attacks.deepsloth(eps=EPS, steps=JUDGE_STEPS, step_size=2.5 * EPS / JUDGE_STEPS)
-
-    @jax.jit
-    def run(variables: Variables, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        forward = functools.partial(net.apply, variables)
-        noise = jnp.clip(x + EPS * jnp.sign(jax.random.normal(key, x.shape)), 0, 1)
-        found = {name: attack(forward, x, y, key=key) for name, attack in (("PGD", fooling), ("DeepSloth", slowing))}
-        return {"clean": x, "noise": noise} | {name: result.adversarial for name, result in found.items()}
-
-    return run
+    found = {"PGD": pgd(JUDGE_STEPS, LAST), "DeepSloth": slowing}
+    found = {name: attack(forward, x, y, key=key).adversarial for name, attack in found.items()}
+    return {"clean": x, "noise": _run.signs(x, EPS, key)} | found
 
 
 def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, seed: int) -> dict[str, float]:
-    """Efficacy and accuracy on clean images, noise, PGD's and DeepSloth's, and the threshold."""
-    threshold = threshold_of(net, variables, held)
+    """Efficacy and accuracy on clean images, noise, PGD's and DeepSloth's; the threshold saves `SAVED` of `held`."""
+    clean = jnp.asarray(to_float(held.images))
+    efficacy = jax.jit(lambda t: metrics.exits.efficacy(net.apply(variables, clean, threshold=t).trace))
+    threshold = min(THRESHOLDS, key=lambda t: abs(float(efficacy(t)) - SAVED))
     x, y = jnp.asarray(to_float(test.images)), jnp.asarray(test.labels, jnp.int32)
     run = jax.jit(lambda x: net.apply(variables, x, threshold=threshold))
     found = {"threshold": threshold}
-    for name, moved in judge(net)(variables, x, y, jax.random.key(seed)).items():
+    for name, moved in judge(net, variables, x, y, jax.random.key(seed)).items():
         output = run(moved)
         each = measured(output.trace, y, output.logits)
         found |= {f"efficacy, {name}": each["efficacy"], f"accuracy, {name}": each["accuracy"]}
@@ -76,30 +61,15 @@ def measures(net: Any, variables: Variables, held: ImageData, test: ImageData, s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="trained networks of each kind")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--examples", type=int, default=200, help="test images")
-    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
-    how = parser.parse_args()
+    how = _run.parser(__doc__, seeds=3, epochs=20, examples=200).parse_args()
     whole, test = small(digits("train")), small(digits("test"))
     cut = lambda data, part: data._replace(images=data.images[part], labels=data.labels[part])
     data, held, test = cut(whole, slice(HELD, None)), cut(whole, slice(HELD)), cut(test, slice(how.examples))
-    net, plain = networks.create("sdn-resnet56-digits", **SIZES), digits_recipe(epochs=how.epochs)
-    facts = {"eps": EPS, "steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "efficacy held": SAVED}
-    facts |= {"data": "handwritten digits, 16 x 16", "attacked share of a batch": 0.5, "held back": HELD}
-    rows: list[dict[str, Any]] = []
-    for name, objective in DEFENCES.items():
-        recipe = plain if objective is None else training.adversarial(plain, pgd(STEPS, objective), share=0.5)
-        found = []
-        for seed in range(how.seeds):
-            found.append(measures(net, fit(net, data, recipe, seed=seed), held, test, seed))
-            print(name, seed, {key: round(value, 3) for key, value in found[-1].items()}, flush=True)
-        rows.append({"trained against": name} | {key: spread([one[key] for one in found]) for key in found[0]})
-        # after every row: a run that is stopped keeps what it has
-        save("deepsloth_adversarial", rows, arguments=how, seeds=list(range(how.seeds)), folder=how.results, **facts)
-    flat = [{k: v if isinstance(v, str) else f"{v['mean']:.3f}" for k, v in row.items()} for row in rows]
-    print(table(flat, list(flat[0])))
+    net = networks.create("sdn-resnet56-digits", **SIZES)
+    of = lambda recipe, seed: measures(net, fit(net, data, recipe, seed=seed), held, test, seed)
+    defences = {name: (pgd(STEPS, objective), None) for name, objective in DEFENCES.items()}
+    facts = {"steps in training": STEPS, "steps of the judge": JUDGE_STEPS, "efficacy held": SAVED, "held back": HELD}
+    study("deepsloth_adversarial", how, digits_recipe(epochs=how.epochs), defences, of, **facts)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,15 @@ images, as `experiments.deepsloth_efficacy`, which has more images in Linf.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 
-import weights_convert
-from dyn_jax import attacks, networks
+from dyn_jax import attacks
 from dyn_jax.attacks.deepsloth import EACH, UNIVERSAL
-from dyn_jax.datasets import cifar10_lossless, to_float
-from experiments._record import save, table
-from experiments.deepsloth_efficacy import measured
-from weights_convert.torch_io import read_state_dict
+from experiments import _run
+from experiments.deepsloth_efficacy import NETWORKS, images, measured, victims
 
 NORMS = {"linf": 8 / 256, "l2": 0.9**10, "l1": 8.0}
 """Norm -> the size that the released attack ends with, of one image and of all."""
@@ -29,10 +24,8 @@ NORMS = {"linf": 8 / 256, "l2": 0.9**10, "l1": 8.0}
 
 def noise(norm: str, like: jax.Array, key: jax.Array) -> jax.Array:
     """Random numbers of the size of an attack: signs, Gaussian, Laplace."""
-    draw = {"linf": jax.random.normal, "l2": jax.random.normal, "l1": jax.random.laplace}[norm](key, like.shape)
-    flat = draw.reshape(len(draw), -1)
-    order = {"linf": jnp.inf, "l2": 2, "l1": 1}[norm]
-    moved = jnp.sign(flat) if norm == "linf" else flat / jnp.linalg.norm(flat, order, axis=1, keepdims=True)
+    flat = (jax.random.laplace if norm == "l1" else jax.random.normal)(key, like.shape).reshape(len(like), -1)
+    moved = jnp.sign(flat) if norm == "linf" else flat / jnp.linalg.norm(flat, int(norm[1:]), axis=1, keepdims=True)
     return NORMS[norm] * moved.reshape(like.shape)
 
 
@@ -47,62 +40,41 @@ def settings(norm: str, most: int | None) -> tuple[dict[str, int], dict[str, int
     return one, {"steps": min(every.steps, max(most // parts, 1))}
 
 
-def rows_of(
-    name: str, forward: Callable, x: jax.Array, y: jax.Array, made_on: jax.Array, labels: jax.Array, how: Any
-) -> list[dict]:
+def moved_images(
+    forward: Callable, x: jax.Array, y: jax.Array, made_on: jax.Array, labels: jax.Array, how: argparse.Namespace
+) -> Iterator[tuple[str, str, jax.Array]]:
+    """(norm, kind, images)."""
     key = jax.random.key(0)
-    run = jax.jit(forward)
-    rows = []
-
-    def add(norm: str, kind: str, moved: jax.Array) -> None:
-        output = run(moved)
-        rows.append({"network": name, "norm": norm, "input": kind, **measured(output.trace, y, output.logits)})
-        print(rows[-1], flush=True)
-
-    add("", "clean", x)
+    yield "", "clean", x
     for norm in how.norms:
         one, every = settings(norm, how.steps)
-        add(norm, "noise", jnp.clip(x + noise(norm, x, key), 0, 1))
-        search = attacks.deepsloth_universal(norm, **every)
+        yield norm, "noise", jnp.clip(x + noise(norm, x, key), 0, 1)
+        search, attack = attacks.deepsloth_universal(norm, **every), attacks.deepsloth(norm, **one)
         # all images are of class 0 where one perturbation is for all: the same program
         made = jax.jit(lambda x, c, search=search: search(forward, x, key=key, classes=c))
-        add(norm, "DeepSloth, universal", made(made_on, jnp.zeros_like(labels)).apply(x, jnp.zeros_like(y)))
-        add(norm, "DeepSloth, one a class", made(made_on, labels).apply(x, y))
-        attack = attacks.deepsloth(norm, **one)
-        add(
-            norm,
-            "DeepSloth, per sample",
-            jax.jit(lambda x, attack=attack: attack(forward, x, key=key).adversarial)(x),
-        )
-    return rows
+        yield norm, "DeepSloth, universal", made(made_on, jnp.zeros_like(labels)).apply(x, jnp.zeros_like(y))
+        yield norm, "DeepSloth, one a class", made(made_on, labels).apply(x, y)
+        each = jax.jit(lambda x, attack=attack: attack(forward, x, key=key).adversarial)
+        yield norm, "DeepSloth, per sample", each(x)
+
+
+def rows_of(how: argparse.Namespace) -> Iterator[dict]:
+    x, y, made_on, labels = images(how.data, test=how.examples, train=how.crafted)
+    for name, forward in victims(how.networks, how.rdi).items():
+        run = jax.jit(forward)
+        for norm, kind, moved in moved_images(forward, x, y, made_on, labels, how):
+            output = run(moved)
+            yield {"network": name, "norm": norm, "input": kind, **measured(output.trace, y, output.logits)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="of cifar10_lossless_{train,test}.npz")
-    parser.add_argument("--rdi", metavar="FILE", help="RDI-Nets' published checkpoint")
-    parser.add_argument("--networks", nargs="+", default=["sdn-resnet56-cifar10", "rdi-resnet38-cifar10"])
+    parser = _run.parser(__doc__, "data", rdi=None, networks=list(NETWORKS), examples=100)
     parser.add_argument("--norms", nargs="+", choices=list(NORMS), default=list(NORMS))
-    parser.add_argument("--examples", type=int, default=100, help="test images")
     parser.add_argument("--crafted", type=int, default=250, help="training images of a universal perturbation")
     parser.add_argument("--steps", type=int, default=None, help="at most, of each attack; default: as released")
-    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
     how = parser.parse_args()
-    test, train = (cifar10_lossless(how.data, split) for split in ("test", "train"))
-    x, made_on = (to_float(part.images[:n]) for part, n in ((test, how.examples), (train, how.crafted)))
-    y, labels = (jnp.asarray(part.labels[:n], jnp.int32) for part, n in ((test, how.examples), (train, how.crafted)))
-    rows, names = [], [name for name in how.networks if how.rdi or not name.startswith("rdi")]
-    for name in names:
-        if name.startswith("rdi"):
-            net = networks.create(name)
-            variables = weights_convert.convert(net, read_state_dict(how.rdi))
-        else:
-            net, variables = networks.pretrained(name)
-        forward = partial(net.apply, variables)
-        rows += rows_of(name, forward, jnp.asarray(x), y, jnp.asarray(made_on), labels, how)
     facts = {"sizes": NORMS, "data": "CIFAR-10, original test images"}
-    save("deepsloth_norms", rows, arguments=how, seed=0, folder=how.results, **facts)
-    print(table(rows, list(rows[0])))
+    _run.finish("deepsloth_norms", _run.shown(rows_of(how)), how, arguments=how, seed=0, **facts)
 
 
 if __name__ == "__main__":

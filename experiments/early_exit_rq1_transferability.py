@@ -10,6 +10,8 @@ that both targets of a pair, the static and the early-exit one, answer rightly b
 from __future__ import annotations
 
 import argparse
+import collections
+import itertools
 import time
 from typing import Any
 
@@ -21,6 +23,7 @@ from dyn_jax.metrics import exits
 from experiments import _early_exit as common
 from experiments._record import table
 
+WORK = "work share of a surrogate pass"
 CLAIMS = {
     "finding 1": "D2S transferability is higher than S2D transferability (on average over all pairs)",
     "finding 2": "dynamic surrogates make adversarial examples faster than static ones",
@@ -31,58 +34,42 @@ CLAIMS = {
 def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of the table and the densities of the exits at which examples were made."""
     images, labels = common.attacked_data(how)
+    right = lambda net: np.asarray(jnp.argmax(common.answers(net, images).logits, 1) == labels)
     rows, panels = [], {}
-    for surrogate_variant, target_variant in common.PAIRS:
-        for direction, family, target_family in (("S2D", "cnn", "sdn"), ("D2S", "sdn", "cnn")):
-            rates: dict[str, list] = {name: [] for name in common.ATTACKS}
-            made: dict[str, list] = {name: [] for name in common.ATTACKS}
-            seconds: dict[str, list] = {name: [] for name in common.ATTACKS}
-            work: dict[str, list] = {name: [] for name in common.ATTACKS}
-            made_at: dict[str, list] = {name: [] for name in common.ATTACKS}
-            known: dict[str, list] = {name: [] for name in common.ATTACKS}
-            accuracy = []
-            for seed in how.seeds:
-                surrogate = common.surrogate(how, family, surrogate_variant, target_variant, seed)
-                target = common.network(how, target_family, target_variant, seed)
-                right = lambda net: np.asarray(jnp.argmax(common.answers(net, images).logits, 1) == labels)
-                twin = common.network(how, family, target_variant, seed)
-                accuracy.append(right(target).mean())
-                both = right(target) & right(twin)
-                for name, attack in how.attacks.items():
-                    arguments = (attack, surrogate, images, labels, common.key_of(seed))
-                    jax.block_until_ready(common.attack_on(*arguments))
-                    began = time.perf_counter()
-                    result = jax.block_until_ready(common.attack_on(*arguments))
-                    seconds[name].append(time.perf_counter() - began)
-                    chosen = common.generated(result)
-                    logits = common.answers(target, result.adversarial).logits
-                    rates[name].append(exits.transfer_rate(chosen, logits, labels))
-                    known[name].append(exits.transfer_rate(chosen & both, logits, labels))
-                    made[name].append(chosen.mean())
-                    if family == "sdn":
-                        trace = result.trace_adversarial
-                        made_at[name].append(np.asarray(exits.exit_index(trace))[chosen])
-                        work[name].append(1 - np.asarray(exits.saved_macs(trace)).mean())
-            for name in common.ATTACKS:
-                rows.append(
-                    {
-                        "direction": direction,
-                        "surrogate": f"{family}-{surrogate_variant}",
-                        "target": f"{target_family}-{target_variant}",
-                        "attack": name,
-                        "target's accuracy": common.spread(accuracy),
-                        "transfer rate": common.spread(rates[name]),
-                        "both targets right": common.spread(known[name]),
-                        "generated": common.spread(made[name]),
-                        "seconds": common.spread(seconds[name]),
-                        "work share of a surrogate pass": common.spread(work[name] or [1.0]),
-                    }
-                )
-            if family == "sdn":
-                panels[f"{surrogate_variant} surrogate"] = {
-                    name: common.density(values, range(7)) for name, values in made_at.items()
-                }
-            print(f"{direction} {surrogate_variant} -> {target_variant} done", flush=True)
+    directions = ("S2D", "cnn", "sdn"), ("D2S", "sdn", "cnn")
+    for (source, variant), (direction, family, target_family) in itertools.product(common.PAIRS, directions):
+        found = {name: collections.defaultdict(list) for name in common.ATTACKS}
+        made_at: dict[str, list] = {name: [] for name in common.ATTACKS}
+        accuracy = []
+        for seed in how.seeds:
+            surrogate = common.surrogate(how, family, source, variant, seed)
+            target, twin = (common.network(how, each, variant, seed) for each in (target_family, family))
+            accuracy.append(right(target).mean())
+            both = right(target) & right(twin)
+            for name, attack in how.attacks.items():
+                arguments = (attack, surrogate, images, labels, seed)
+                jax.block_until_ready(common.attack_on(*arguments))
+                began = time.perf_counter()
+                result = jax.block_until_ready(common.attack_on(*arguments))
+                seconds = time.perf_counter() - began
+                chosen, trace = common.generated(result), result.trace_adversarial
+                logits = common.answers(target, result.adversarial).logits
+                values = {"transfer rate": exits.transfer_rate(chosen, logits, labels)}
+                values["both targets right"] = exits.transfer_rate(chosen & both, logits, labels)
+                values |= {"generated": chosen.mean(), "seconds": seconds}
+                if family == "sdn":
+                    made_at[name].append(np.asarray(exits.exit_index(trace))[chosen])
+                    values[WORK] = 1 - np.asarray(exits.saved_macs(trace)).mean()
+                for column, value in values.items():
+                    found[name][column].append(value)
+        for name, columns in found.items():
+            head = {"direction": direction, "surrogate": f"{family}-{source}", "target": f"{target_family}-{variant}"}
+            columns = {"target's accuracy": accuracy, **columns, WORK: columns[WORK] or [1.0]}
+            rows.append(head | {"attack": name} | {key: common.spread(values) for key, values in columns.items()})
+        if family == "sdn":
+            densities = {name: common.density(values, range(7)) for name, values in made_at.items()}
+            panels[f"{source} surrogate"] = densities
+        print(f"{direction} {source} -> {variant} done", flush=True)
     return rows, panels
 
 
@@ -94,11 +81,9 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for direction in ("S2D", "D2S"):
             chosen = [row for row in rows if row["attack"] == name and row["direction"] == direction]
             for column, of in ((direction, "transfer rate"), (f"{direction} both right", "both targets right")):
-                by_seed = np.array([row[of]["seeds"] for row in chosen])
-                over_pairs = common.spread(np.nanmean(by_seed, axis=0))
-                line[f"{column} %"], line[f"{column} std"] = (
-                    None if over_pairs[part] is None else 100 * over_pairs[part] for part in ("mean", "std")
-                )
+                over_pairs = common.spread(np.nanmean([row[of]["seeds"] for row in chosen], axis=0))
+                for part, title in (("mean", "%"), ("std", "std")):
+                    line[f"{column} {title}"] = None if over_pairs[part] is None else 100 * over_pairs[part]
             line[f"{direction} seconds"] = float(np.mean([row["seconds"]["mean"] for row in chosen]))
         for title, of in (("D2S > S2D", "%"), ("D2S > S2D both right", "both right %")):
             d2s, s2d = line[f"D2S {of}"], line[f"S2D {of}"]
@@ -113,9 +98,7 @@ def main() -> None:
     lines = summary(rows)
     xlabel = "exit where the example was made"
     common.report("early_exit_rq1", how, rows, panels, xlabel, claimed=CLAIMS, summary=lines)
-    columns = ["attack", "S2D %", "S2D std", "D2S %", "D2S std", "S2D both right %", "D2S both right %"]
-    columns += ["S2D seconds", "D2S seconds"]
-    print(table(lines, columns))
+    print(table(lines, [key for key in lines[0] if ">" not in key]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ figures 3 and 4.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
@@ -22,37 +21,25 @@ CLAIMS = {
 }
 
 
-def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, and the densities of the change by architecture and attack."""
-    rows, panels = [], {}
-    white = lambda target, variant, seed: common.network(how, "cnn", variant, seed)
-    for box, variant, seen in common.on_dynamic_targets(how, white):
-        panel = panels[f"{variant}, {box} box"] = {}
-        for name, runs in seen.items():
-            chosen = [common.generated(run.result) for run in runs]
-            changes = [np.asarray(exits.exit_change(run.clean, run.adversarial))[c] for run, c in zip(runs, chosen)]
-            saved = [np.asarray(exits.saved_macs(run.adversarial))[c] for run, c in zip(runs, chosen)]
-            rows.append(
-                {
-                    "box": box,
-                    "network": f"sdn-{variant}",
-                    "attack": name,
-                    "exit change": common.spread(c.mean() for c in changes if len(c)),
-                    "raised by more than one": common.spread((c > 1).mean() for c in changes if len(c)),
-                    "leaves earlier": common.spread((c < 0).mean() for c in changes if len(c)),
-                    "saved work, clean": common.spread(exits.saved_macs(run.clean).mean() for run in runs),
-                    "saved work, adversarial": common.spread(s.mean() if len(s) else np.nan for s in saved),
-                }
-            )
-            panel[name] = common.density(changes, range(-6, 7))
-    return rows, panels
+def numbers(runs: list[common.Seen]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A row, and how much later the dynamic network left."""
+    chosen = [common.generated(run.result) for run in runs]
+    changes = [np.asarray(exits.exit_change(run.clean, run.adversarial))[c] for run, c in zip(runs, chosen)]
+    saved = [np.asarray(exits.saved_macs(run.adversarial))[c] for run, c in zip(runs, chosen)]
+    return {
+        "exit change": common.spread(c.mean() for c in changes if len(c)),
+        "raised by more than one": common.spread((c > 1).mean() for c in changes if len(c)),
+        "leaves earlier": common.spread((c < 0).mean() for c in changes if len(c)),
+        "saved work, clean": common.spread(exits.saved_macs(run.clean).mean() for run in runs),
+        "saved work, adversarial": common.spread(s.mean() if len(s) else np.nan for s in saved),
+    }, changes
 
 
 def main() -> None:
     how = common.setting(__doc__)
-    rows, panels = measure(how)
-    common.report("early_exit_rq2", how, rows, panels, "change of the exit", claimed=CLAIMS)
-    print(common.flat_table(rows))
+    white = lambda target, variant, seed: common.network(how, "cnn", variant, seed)
+    found = common.on_dynamic_targets(how, white, numbers, range(-6, 7))
+    common.report("early_exit_rq2", how, *found, "change of the exit", claimed=CLAIMS)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ attacked; black box: a static surrogate of another architecture. Source: 2308.08
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import jax
@@ -32,37 +31,25 @@ def _last(target: Partial, x: jax.Array) -> Output:
     return objectives.at_exit(target, -1)(x)
 
 
-def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, and the densities of the first changed exit by architecture and attack."""
-    rows, panels = [], {}
-    white = lambda target, variant, seed: Partial(_last, target)
-    for box, variant, seen in common.on_dynamic_targets(how, white):
-        panel = panels[f"{variant}, {box} box"] = {}
-        for name, runs in seen.items():
-            first = []
-            for run in runs:
-                before, after = (exits.predictions(trace)[:, -1] for trace in (run.clean, run.adversarial))
-                changed = np.asarray(exits.first_changed_exit(run.clean, run.adversarial))
-                first.append(changed[np.asarray(before != after)])
-            rows.append(
-                {
-                    "box": box,
-                    "network": f"sdn-{variant}",
-                    "attack": name,
-                    "examples": sum(len(f) for f in first),
-                    "first exit changed": common.spread((f == 0).mean() for f in first if len(f)),
-                    "mean first changed exit": common.spread(f.mean() for f in first if len(f)),
-                }
-            )
-            panel[name] = common.density(first, range(7))
-    return rows, panels
+def numbers(runs: list[common.Seen]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A row, and the first changed exit of the examples that change the last one."""
+    first = []
+    for run in runs:
+        before, after = (exits.predictions(trace)[:, -1] for trace in (run.clean, run.adversarial))
+        changed = np.asarray(exits.first_changed_exit(run.clean, run.adversarial))
+        first.append(changed[np.asarray(before != after)])
+    return {
+        "examples": sum(len(f) for f in first),
+        "first exit changed": common.spread((f == 0).mean() for f in first if len(f)),
+        "mean first changed exit": common.spread(f.mean() for f in first if len(f)),
+    }, first
 
 
 def main() -> None:
     how = common.setting(__doc__)
-    rows, panels = measure(how)
-    common.report("early_exit_rq3", how, rows, panels, "first exit whose label changes", claimed=CLAIMS)
-    print(common.flat_table(rows))
+    white = lambda target, variant, seed: Partial(_last, target)
+    found = common.on_dynamic_targets(how, white, numbers, range(7))
+    common.report("early_exit_rq3", how, *found, "first exit whose label changes", claimed=CLAIMS)
 
 
 if __name__ == "__main__":

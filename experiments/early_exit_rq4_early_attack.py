@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,8 @@ from dyn_jax import attacks, objectives
 from dyn_jax.metrics import exits
 from dyn_jax.types import Output
 from experiments import _early_exit as common
-from experiments._record import save
+from experiments import _run
+from experiments._record import table
 
 ALPHAS = (0.001, 0.01, 0.1, 1.0, 20.0, 40.0)
 STEPS, RATE = 200, 0.05
@@ -46,12 +48,10 @@ BASELINES: dict[str, Callable[[float], attacks.Attack]] = {
 
 
 @jax.jit
-def early_attack_on(
-    net: Callable, images: jax.Array, labels: jax.Array, key: jax.Array, alpha: jax.Array
-) -> attacks.AttackResult:
+def early_attack_on(net: Callable, images: jax.Array, labels: jax.Array, seed: int, alpha: jax.Array) -> Any:
     """Early Attack from the images themselves, for one alpha."""
     attack = attacks.early_attack(alpha=alpha, steps=STEPS, learning_rate=RATE)
-    return attack(net, images, labels, key=key, start=images)
+    return attack(net, images, labels, key=common.key_of(seed), start=images)
 
 
 def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -62,7 +62,7 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
     for seed in how.seeds:
         made: dict[str, jax.Array] = {}
         for variant in common.VARIANTS:
-            began, arguments = time.perf_counter(), (images, labels, common.key_of(seed))
+            began, arguments = time.perf_counter(), (images, labels, seed)
             net = common.network(how, "sdn", variant, seed)
             results = {f"Early Attack, alpha {a:g}": early_attack_on(net, *arguments, jnp.float32(a)) for a in ALPHAS}
             made[variant] = results["Early Attack, alpha 1"].adversarial
@@ -73,31 +73,18 @@ def measure(how: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
                 away = np.asarray(result.adversarial - images).reshape(len(images), -1)
                 distances[variant, name].append(np.linalg.norm(away, axis=1).mean())
             print(f"seed {seed}, {variant}: {time.perf_counter() - began:.0f} s", flush=True)
-        for source in common.VARIANTS:
-            for target in common.VARIANTS:
-                if source == target:
-                    continue
-                net = common.network(how, "sdn", target, seed)
-                parts = exits.early_parts(common.answers(net, images).trace, common.answers(net, made[source]).trace)
-                moved[source, target].append([p.mean() for p in parts])
-    rows = [
-        {
-            "network": f"sdn-{variant}",
-            "attack": name,
-            "success": common.spread(values),
-            "L2 distance": common.spread(distances[variant, name]),
-        }
-        for (variant, name), values in success.items()
-    ]
-    transfers = [
-        {
-            "from": f"sdn-{source}",
-            "to": f"sdn-{target}",
-            "T1, last exit kept": common.spread([v[0] for v in values]),
-            "T2, early exits changed": common.spread([v[1] for v in values]),
-        }
-        for (source, target), values in moved.items()
-    ]
+        for source, target in itertools.permutations(common.VARIANTS, 2):
+            net = common.network(how, "sdn", target, seed)
+            parts = exits.early_parts(common.answers(net, images).trace, common.answers(net, made[source]).trace)
+            moved[source, target].append([p.mean() for p in parts])
+    rows, transfers = [], []
+    for (variant, name), values in success.items():
+        numbers = {"success": common.spread(values), "L2 distance": common.spread(distances[variant, name])}
+        rows.append({"network": f"sdn-{variant}", "attack": name} | numbers)
+    for (source, target), values in moved.items():
+        kept, changed = map(common.spread, zip(*values))
+        numbers = {"T1, last exit kept": kept, "T2, early exits changed": changed}
+        transfers.append({"from": f"sdn-{source}", "to": f"sdn-{target}"} | numbers)
     return rows, transfers
 
 
@@ -105,12 +92,11 @@ def main() -> None:
     how = common.setting(__doc__)
     rows, transfers = measure(how)
     label = how.domain.label
-    facts = {"data": f"{EXAMPLES[label]} of {common.TITLES[label]}", "steps": STEPS, "learning_rate": RATE}
+    facts = {"data": f"{EXAMPLES[label]} of {how.domain.title}", "steps": STEPS, "learning_rate": RATE}
     facts |= {"start": "the image", "alphas": list(ALPHAS), "baselines' eps": how.domain.eps}
     facts |= {"baselines' steps": common.PGD_STEPS, "seeds": how.seeds, "epochs": how.epochs}
-    save(f"early_exit_rq4{how.domain.suffix}", rows, folder=how.results, **facts, claimed=CLAIMS, transfer=transfers)
-    print(common.flat_table(rows))
-    print(common.flat_table(transfers))
+    print(table(transfers, list(transfers[0])))
+    _run.finish(f"early_exit_rq4{how.domain.suffix}", rows, how, **facts, claimed=CLAIMS, transfer=transfers)
 
 
 if __name__ == "__main__":

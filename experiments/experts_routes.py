@@ -8,7 +8,7 @@ tokens to expert 0), and random signs of the same size, on the shipped networks 
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -18,9 +18,8 @@ import numpy as np
 from dyn_jax import attacks, metrics, networks, objectives, occupancy
 from dyn_jax.datasets import digits
 from dyn_jax.types import Output
-from experiments import _record
+from experiments import _run
 
-NETWORKS = ("moe-digits", "vmoe-digits")
 EPS = 8 / 255
 GRADIENTS = {
     "FGM": occupancy.hard(),
@@ -34,58 +33,36 @@ OBJECTIVES = {"routes": objectives.other_experts(), "load": objectives.expert_lo
 def row(before: Output, after: Output, labels: np.ndarray) -> dict[str, float]:
     """Numbers of one batch; of several units the mean."""
     mean = lambda values: float(np.mean(np.asarray(values)))
-    accuracy = [100 * float(metrics.accuracy(out.logits, jnp.asarray(labels))) for out in (before, after)]
-    imbalance = [mean(metrics.load_imbalance(out.trace)) for out in (before, after)]
-    first = [100 * mean([load[0] for load in metrics.expert_load(out.trace)]) for out in (before, after)]
-    work = [mean(metrics.executed_macs(out.trace)) / metrics.dense_macs(before.trace) for out in (before, after)]
-    return {
-        "accuracy before %": accuracy[0],
-        "accuracy after %": accuracy[1],
-        "intersection over union": mean(metrics.expert_iou(before.trace, after.trace)),
-        "imbalance before": imbalance[0],
-        "imbalance after": imbalance[1],
-        "share of expert 0 before %": first[0],
-        "share of expert 0 after %": first[1],
-        "work before %": 100 * work[0],
-        "work after %": 100 * work[1],
-    }
+    both, dense = partial(_run.both, before, after), metrics.dense_macs(before.trace)
+    return (
+        both("accuracy {} %", lambda out: 100 * float(metrics.accuracy(out.logits, jnp.asarray(labels))))
+        | {"intersection over union": mean(metrics.expert_iou(before.trace, after.trace))}
+        | both("imbalance {}", lambda out: mean(metrics.load_imbalance(out.trace)))
+        | both("share of expert 0 {} %", lambda out: 100 * mean([x[0] for x in metrics.expert_load(out.trace)]))
+        | both("work {} %", lambda out: 100 * (mean(metrics.executed_macs(out.trace)) / dense))
+    )
+
+
+def rows_of(name: str, images: np.ndarray, labels: np.ndarray, steps: int) -> Iterator[dict]:
+    net, variables = networks.pretrained(name)
+    victim, x, y = partial(net.apply, variables), jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    run = jax.jit(victim)
+    before, moved = run(x), {("noise", ""): _run.signs(x, EPS)}
+    chosen = {("answer", gradient): ("ce", gate) for gradient, gate in GRADIENTS.items()}
+    chosen |= {(kind, ""): (objective, occupancy.hard()) for kind, objective in OBJECTIVES.items()}
+    for key, (objective, gate) in chosen.items():
+        attack = attacks.bim(EPS, EPS / 4, steps, objective=objective, attack_all=True)
+        forward = partial(net.apply, variables, occupancy=gate)
+        moved[key] = jax.jit(lambda x, a=attack, f=forward: a(f, x, y, victim=victim).adversarial)(x)
+    for (kind, gradient), after in moved.items():
+        yield {"network": name, "attack": kind, "gradient": gradient, **row(before, run(after), labels)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--results", default=None, metavar="FOLDER", help="instead of experiments/results")
-    how = parser.parse_args()
-    data = digits("test")
-    x, y = jnp.asarray(data.images[: how.images]), jnp.asarray(data.labels[: how.images], jnp.int32)
-    noise = EPS * jnp.sign(jax.random.normal(jax.random.key(0), x.shape))
-    rows: list[dict] = []
-    for name in how.networks:
-        net, variables = networks.pretrained(name)
-        victim = partial(net.apply, variables)
-        run = jax.jit(victim)
-        before, moved = run(x), {("noise", ""): jnp.clip(x + noise, 0, 1)}
-        chosen = {("answer", gradient): ("ce", gate) for gradient, gate in GRADIENTS.items()}
-        chosen |= {(kind, ""): (objective, occupancy.hard()) for kind, objective in OBJECTIVES.items()}
-        for key, (objective, gate) in chosen.items():
-            attack = attacks.bim(EPS, EPS / 4, how.steps, objective=objective, attack_all=True)
-            forward = partial(net.apply, variables, occupancy=gate)
-            moved[key] = jax.jit(lambda x, a=attack, f=forward, v=victim: a(f, x, y, victim=v).adversarial)(x)
-        for (kind, gradient), images in moved.items():
-            rows.append(
-                {
-                    "network": name,
-                    "attack": kind,
-                    "gradient": gradient,
-                    **row(before, run(images), data.labels[: len(x)]),
-                }
-            )
-            print(rows[-1], flush=True)
-    facts = {"data": "test digits", "eps": EPS}
-    print(_record.save("experts_routes", rows, folder=how.results, arguments=how, seed=0, **facts))
-    print(_record.table(rows, list(rows[0])))
+    how = _run.parser(__doc__, networks=["moe-digits", "vmoe-digits"], images=200, steps=20).parse_args()
+    test = _run.first(digits("test"), how.images)
+    rows = _run.shown(row for name in how.networks for row in rows_of(name, *test, how.steps))
+    _run.finish("experts_routes", rows, how, arguments=how, seed=0, data="test digits", eps=EPS)
 
 
 if __name__ == "__main__":

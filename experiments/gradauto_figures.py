@@ -10,7 +10,6 @@ the finished gradient for every image. Figure 3: the images themselves, ILFO bes
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Any
 
@@ -23,24 +22,17 @@ from experiments import _energy, _record
 KS = (1e-4, 1e-3, 1e-2, 1.0, 1e2)
 
 
-def runs(arguments: argparse.Namespace) -> tuple[dict[str, attacks.AttackResult], np.ndarray]:
-    """Results by name, and the images."""
-    images, labels = _energy.data(arguments.images, arguments.data)
-    net, variables = _energy.load(arguments.network, arguments.weights)
-    budget, hard = _energy.budget(arguments), _energy.OCCUPANCIES[_energy.HARD]
+def runs(victim: _energy.Victim, budget: dict) -> dict[str, attacks.AttackResult]:
+    """Results by name."""
     plain, start, last = attacks.Rectify(False, False), attacks.Rectify(begin=0), attacks.Form(keep="last")
     methods = {
         "eq. 7": attacks.grad_auto(rectify=plain, **budget),
         "GradAuto": attacks.grad_auto(rectify=start, **budget),
         "ILFO": attacks.ilfo(form=ILFO.replace(keep="last"), **budget),
     }
-    results = {}
-    for name, attack in methods.items():
-        results[name], _ = _energy.timed(_energy.runner(net, attack, hard), variables, images, labels)
-    sweep = _energy.runner(net, lambda k: attacks.grad_auto(k, form=last, **budget), hard)
-    for k in KS:
-        results[f"K = {k:g}"], _ = _energy.timed(sweep, variables, images, labels, np.float32(k))
-    return results, images
+    results = {name: victim.timed(victim.runner(attack))[0] for name, attack in methods.items()}
+    sweep = victim.runner(lambda k: attacks.grad_auto(k, form=last, **budget))
+    return results | {f"K = {k:g}": victim.timed(sweep, np.float32(k))[0] for k in KS}
 
 
 def gates_axis(axis: Any, record: Any, n: int, title: str) -> None:
@@ -50,10 +42,14 @@ def gates_axis(axis: Any, record: Any, n: int, title: str) -> None:
     for unit in range(values.shape[1]):
         axis.plot(values[:, unit], linewidth=0.8, label=str(unit + 1), color=colours[unit])
     axis.axhline(0, color="black", linewidth=0.6)
+    _label(axis, title, "gating value - threshold", "gate")
+
+
+def _label(axis: Any, title: str, y: str, legend: str) -> None:
     axis.set_title(title, fontsize=8)
     axis.set_xlabel("step", fontsize=7)
-    axis.set_ylabel("gating value - threshold", fontsize=7)
-    axis.legend(title="gate", fontsize=5, title_fontsize=5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axis.set_ylabel(y, fontsize=7)
+    axis.legend(title=legend, fontsize=5, title_fontsize=5, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def figure_1(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> None:
@@ -78,10 +74,7 @@ def figure_2(result: attacks.AttackResult, chosen: np.ndarray, path: str) -> Non
     for n in range(len(angle)):
         axes[0][2].plot(angle[n], linewidth=0.6, label=str(n))
     axes[0][2].axhline(90, color="black", linewidth=0.6)
-    axes[0][2].set_title("C: angle between complexity and finished gradient", fontsize=8)
-    axes[0][2].set_ylabel("degrees", fontsize=7)
-    axes[0][2].set_xlabel("step", fontsize=7)
-    axes[0][2].legend(title="image", fontsize=5, title_fontsize=5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _label(axes[0][2], "C: angle between complexity and finished gradient", "degrees", "image")
     fig.suptitle("Figure 2: GradAuto", fontsize=9)
     fig.savefig(path, dpi=110)
 
@@ -93,37 +86,35 @@ def figure_3(results: dict[str, attacks.AttackResult], images: np.ndarray, path:
     fig, axes = plotting.figure(rows, 1 + len(names), figsize=(1.5 * (1 + len(names)), 1.8 * rows))
     on = lambda trace, n: sum(int(unit.on[n]) for unit in trace.units)
     for n in range(rows):
-        first = results[names[0]]
-        _show(axes[n][0], images[n], f"clean, {on(first.trace_clean, n)} of {len(first.trace_clean.units)} on")
-        for axis, name in zip(axes[n][1:], names):
-            result = results[name]
-            decibel = float(metrics.psnr(result.adversarial[n : n + 1], images[n : n + 1])[0])
-            _show(axis, result.adversarial[n], f"{name}: {decibel:.1f} dB, {on(result.trace_adversarial, n)} on")
+        clean = results[names[0]].trace_clean
+        shown = [(images[n], f"clean, {on(clean, n)} of {len(clean.units)} on")]
+        for name in names:
+            image, trace = results[name].adversarial[n], results[name].trace_adversarial
+            decibel = float(metrics.psnr(image[None], images[n : n + 1])[0])
+            shown.append((image, f"{name}: {decibel:.1f} dB, {on(trace, n)} on"))
+        for axis, (image, title) in zip(axes[n], shown):
+            axis.imshow(np.clip(image, 0, 1), interpolation="nearest")
+            axis.set_title(title, fontsize=6)
+            axis.set(xticks=[], yticks=[])
     fig.savefig(path, dpi=110)
 
 
-def _show(axis: Any, image: np.ndarray, title: str) -> None:
-    axis.imshow(np.clip(image, 0, 1), interpolation="nearest")
-    axis.set_title(title, fontsize=6)
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
 def main() -> None:
-    arguments = _energy.parser(__doc__, 8, "skipnet-rl-digits").parse_args()
-    folder = str(arguments.results or _record.RESULTS)
+    how = _energy.parser(__doc__, 8, network="skipnet-rl-digits").parse_args()
+    folder = str(how.results or _record.RESULTS)
     os.makedirs(folder, exist_ok=True)
-    results, images = runs(arguments)
+    ((_, victim),) = _energy.victims(how, how.network)
+    results = runs(victim, _energy.budget(how))
     chosen = np.argsort(-results["eq. 7"].record.switched_off.sum(1), kind="stable")[:2]
-    suffix = "" if arguments.data is None else "_cifar"
-    one, two, three = (os.path.join(folder, f"gradauto_fig{number}{suffix}.png") for number in (1, 2, 3))
-    figure_1(results["eq. 7"], chosen, one)
-    figure_2(results["GradAuto"], chosen, two)
-    figure_3(results, images, three)
-    record = results["GradAuto"].record
-    both = np.asarray(record.cosine) != 0
-    print(f"obtuse in {100 * np.mean(np.asarray(record.cosine)[both] < 0):.1f} % of the steps with both gradients")
-    print("\n".join((one, two, three)))
+    suffix = "" if how.data is None else "_cifar"
+    paths = [os.path.join(folder, f"gradauto_fig{number}{suffix}.png") for number in (1, 2, 3)]
+    figure_1(results["eq. 7"], chosen, paths[0])
+    figure_2(results["GradAuto"], chosen, paths[1])
+    figure_3(results, victim.images, paths[2])
+    cosine = np.asarray(results["GradAuto"].record.cosine)
+    print(
+        f"obtuse in {100 * np.mean(cosine[cosine != 0] < 0):.1f} % of the steps with both gradients", *paths, sep="\n"
+    )
 
 
 if __name__ == "__main__":

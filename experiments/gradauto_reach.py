@@ -14,6 +14,9 @@ halting sigmoid likewise (SACT: a unit is off because the h before reach 0.99, s
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +24,7 @@ import numpy as np
 from dyn_jax import attacks, metrics
 from dyn_jax.gates.halting import EPSILON
 from dyn_jax.types import Trace
-from experiments import _energy
+from experiments import _energy, _run
 
 FLAT = 0.01
 NETWORKS = ("skipnet-digits", "skipnet-rl-digits", "sact-digits", "manidp-digits", "dynconv-digits")
@@ -47,39 +50,34 @@ def flat_share(trace: Trace) -> float:
     return flat / max(off, 1)
 
 
-def main() -> None:
-    arguments = _energy.parser(__doc__, 8, NETWORKS).parse_args()
-    images, labels = _energy.data(arguments.images, arguments.data)
-    budget, rows = _energy.budget(arguments), []
-
+def rows_of(how: argparse.Namespace) -> Iterator[dict]:
     def attack(weights: jax.Array) -> attacks.Attack:
         rectify, form = attacks.Rectify(direction=False), attacks.Form(keep="least_loss")
-        return attacks.grad_auto(weights=weights, tau=None, rectify=rectify, form=form, **budget)
+        return attacks.grad_auto(weights=weights, tau=None, rectify=rectify, form=form, **_energy.budget(how))
 
-    for name in arguments.networks:
-        net, variables = _energy.load(name, arguments.weights)
-        trace = jax.jit(net.apply)(variables, images).trace
-        units = len(trace.units)
-        alone = jax.vmap(_energy.runner(net, attack, _energy.OCCUPANCIES[_energy.HARD]), (None, None, None, 0))
-        result, seconds = _energy.timed(alone, variables, images, labels, jnp.eye(units))
+    for name, victim in _energy.victims(how, *how.networks):
+        trace = jax.jit(victim.net.apply)(victim.variables, victim.images).trace
+        alone = jax.vmap(victim.runner(attack), (None, None, None, 0))
+        result, seconds = victim.timed(alone, jnp.eye(len(trace.units)))
         share = lambda units: [float(unit.on[number].mean()) for number, unit in enumerate(units)]
         costs = np.array([metrics.dense_unit_macs(unit) for unit in trace.units], np.float64)
         before = np.array(share(result.trace_clean.units))
         best = np.maximum(share(result.trace_adversarial.units), before)
-        rows.append(
-            {
-                "network": _energy.LABELS[name],
-                "units": units,
-                "ceiling %": 100 * float(costs @ (best - before) / (costs @ (1 - before))),
-                "flat %": 100 * flat_share(trace),
-                "on before": [round(b, 3) for b in before.tolist()],
-                "on when attacked alone": [round(b, 3) for b in best.tolist()],
-                "seconds": seconds,
-            }
-        )
-        print(rows[-1], flush=True)
-    facts = {"flat below": FLAT, **budget}
-    _energy.save("gradauto_reach", rows, list(rows[0])[:4], arguments, **facts)
+        yield {
+            "network": _energy.LABELS[name],
+            "units": len(trace.units),
+            "ceiling %": 100 * float(costs @ (best - before) / (costs @ (1 - before))),
+            "flat %": 100 * flat_share(trace),
+            "on before": [round(b, 3) for b in before.tolist()],
+            "on when attacked alone": [round(b, 3) for b in best.tolist()],
+            "seconds": seconds,
+        }
+
+
+def main() -> None:
+    how = _energy.parser(__doc__, 8, networks=NETWORKS).parse_args()
+    rows = _run.shown(rows_of(how))
+    _energy.finish("gradauto_reach", rows, list(rows[0])[:4], how, **{"flat below": FLAT}, **_energy.budget(how))
 
 
 if __name__ == "__main__":

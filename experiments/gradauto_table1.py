@@ -12,9 +12,11 @@ SkipNet SP). GradMDM here are its losses without its nodes.
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Iterator, Sequence
 
 from dyn_jax import attacks
-from experiments import _energy
+from experiments import _energy, _run
 
 CLAIMED = {  # (CIFAR-10, ImageNet)
     ("skipnet-digits", "ILFO"): "84.3 / 81.4",
@@ -39,44 +41,28 @@ COLUMNS = (
 )
 
 
-def rows_of(arguments: argparse.Namespace, claimed: dict) -> list[dict]:
+def rows_of(how: argparse.Namespace, gradients: Sequence[str], claimed: dict) -> Iterator[dict]:
     """One row for every network, occupancy of the gradient and attack."""
-    images, labels = _energy.data(arguments.images, arguments.data)
-    budget = _energy.budget(arguments)
+    budget = _energy.budget(how)
     methods = {
         "ILFO": attacks.ilfo(**budget),
         "GradAuto": attacks.grad_auto(**budget),
         "GradMDM": attacks.grad_mdm(even=False, **budget),
     }
-    rows = []
-    for name in arguments.networks:
-        net, variables = _energy.load(name, arguments.weights)
-        for gradient in getattr(arguments, "gradients", None) or _energy.OCCUPANCIES:
-            how = _energy.OCCUPANCIES[gradient]
-            for method, attack in methods.items():
-                result, seconds = _energy.timed(_energy.runner(net, attack, how), variables, images, labels)
-                rows.append(
-                    {
-                        "network": _energy.LABELS[name],
-                        "gradient": gradient,
-                        "attack": method,
-                        "claimed %": claimed.get((name, method), ""),
-                        **_energy.numbers(result, images, labels),
-                        "seconds": seconds,
-                    }
-                )
-                _energy.progress(rows, COLUMNS)
-    return rows
+    for name, victim in _energy.victims(how, *how.networks):
+        for gradient, (method, attack) in itertools.product(gradients, methods.items()):
+            head = {"network": _energy.LABELS[name], "gradient": gradient, "attack": method}
+            yield head | {"claimed %": claimed.get((name, method), ""), **victim.row(attack, gradient)}
 
 
 def main() -> None:
-    parser = _energy.parser(__doc__, 32, None)
-    parser.add_argument("--gradients", nargs="+", default=None, choices=tuple(_energy.OCCUPANCIES))
-    arguments = parser.parse_args()
-    small = arguments.data is None
-    arguments.networks = arguments.networks or (NETWORKS if small else CIFAR)
-    rows = rows_of(arguments, CLAIMED if small else ON_CIFAR)
-    _energy.save("gradauto_table1", rows, COLUMNS, arguments, **_energy.budget(arguments))
+    parser = _energy.parser(__doc__, 32, networks=None)
+    parser.add_argument("--gradients", nargs="+", choices=tuple(_energy.OCCUPANCIES))
+    how = parser.parse_args()
+    small = how.data is None
+    how.networks = how.networks or (NETWORKS if small else CIFAR)
+    rows = rows_of(how, how.gradients or tuple(_energy.OCCUPANCIES), CLAIMED if small else ON_CIFAR)
+    _energy.finish("gradauto_table1", _run.shown(rows), COLUMNS, how, **_energy.budget(how))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dyn_jax import attacks
 from dyn_jax.attacks import Rectify
-from experiments import _energy
+from experiments import _energy, _run
 
 CLAIMED = {"baseline": 46.9, "RD": 52.3, "RM": 86.9, "RM + RD": 88.9}
 COLUMNS = ("method", "claimed %", "recovery %", "standard error", "PSNR dB", "accuracy kept %",
@@ -32,17 +32,14 @@ def methods(budget: dict) -> dict[str, attacks.Attack]:
 
 
 def main() -> None:
-    arguments = _energy.parser(__doc__, 40, "skipnet-rl-digits").parse_args()
-    images, labels = _energy.data(arguments.images, arguments.data)
-    net, variables = _energy.load(arguments.network, arguments.weights)
-    budget, rows = _energy.budget(arguments), []
-    for method, attack in methods(budget).items():
-        run = _energy.runner(net, attack, _energy.OCCUPANCIES[_energy.HARD])
-        result, seconds = _energy.timed(run, variables, images, labels)
-        measured = _energy.numbers(result, images, labels)
-        rows.append({"method": method, "claimed %": CLAIMED.get(method), **measured, "seconds": seconds})
-        _energy.progress(rows, COLUMNS)
-    _energy.save("gradauto_table2", rows, COLUMNS, arguments, network=arguments.network, **budget)
+    how = _energy.parser(__doc__, 40, network="skipnet-rl-digits").parse_args()
+    ((_, victim),) = _energy.victims(how, how.network)
+    budget = _energy.budget(how)
+    rows = _run.shown(
+        {"method": method, "claimed %": CLAIMED.get(method), **victim.row(attack)}
+        for method, attack in methods(budget).items()
+    )
+    _energy.finish("gradauto_table2", rows, COLUMNS, how, network=how.network, **budget)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dyn_jax import attacks
 from dyn_jax.attacks.domains import l2, squares
@@ -25,23 +24,21 @@ COLUMNS = ("distance", "K", "claimed %", "claimed dB", "recovery %", "standard e
 
 
 def main() -> None:
-    arguments = _energy.parser(__doc__, 20, "skipnet-rl-digits").parse_args()
-    images, labels = _energy.data(arguments.images, arguments.data)
-    net, variables = _energy.load(arguments.network, arguments.weights)
-    budget, rows, seconds = _energy.budget(arguments), [], 0.0
+    how = _energy.parser(__doc__, 20, network="skipnet-rl-digits").parse_args()
+    ((_, victim),) = _energy.victims(how, how.network)
+    budget, rows, seconds = _energy.budget(how), [], 0.0
     for name, distance in (("norm", l2), ("squares", squares)):
         form = attacks.Form(distance=distance, keep="last")
-        attack = lambda k, form=form: attacks.grad_auto(k, form=form, **budget)
-        sweep = jax.vmap(_energy.runner(net, attack, _energy.OCCUPANCIES[_energy.HARD]), (None, None, None, 0))
-        results, took = _energy.timed(sweep, variables, images, labels, jnp.asarray(KS))
+        sweep = victim.runner(lambda k, form=form: attacks.grad_auto(k, form=form, **budget))
+        results, took = victim.timed(jax.vmap(sweep, (None, None, None, 0)), jnp.asarray(KS))
         seconds += took
         for number, constant in enumerate(KS):
-            result = jax.tree.map(lambda leaf, number=number: np.asarray(leaf)[number], results)
+            result = jax.tree.map(lambda leaf, number=number: leaf[number], results)
             recovery, decibel = CLAIMED.get(constant, (None, None))
-            claimed = {"claimed %": recovery, "claimed dB": decibel}
-            rows.append({"distance": name, "K": constant, **claimed, **_energy.numbers(result, images, labels)})
-    facts = {"network": arguments.network, "seconds": seconds, **budget}
-    _energy.save("gradauto_table3", rows, COLUMNS, arguments, **facts)
+            row = {"distance": name, "K": constant, "claimed %": recovery, "claimed dB": decibel}
+            rows.append(row | _energy.numbers(result, victim.images, victim.labels))
+    facts = {"network": how.network, "seconds": seconds, **budget}
+    _energy.finish("gradauto_table3", rows, COLUMNS, how, **facts)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ What the figure says in words is measured as well: the share of the gates' varia
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import pathlib
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,9 +22,9 @@ import numpy as np
 
 from dyn_jax import attacks, networks, occupancy, plotting
 from dyn_jax.attacks.batched import in_batches
-from dyn_jax.datasets import CIFAR10_CLASS_NAMES, cifar10_packed, to_float
+from dyn_jax.datasets import CIFAR10_CLASS_NAMES, cifar10_packed
 from dyn_jax.types import Variables
-from experiments import _record
+from experiments import _run
 from experiments._paired import Z
 from experiments.cifar_fgm_lgm import FGM, LGM, Leaded, stacked
 from experiments.lgm_figure9_steps import chosen
@@ -35,6 +32,7 @@ from experiments.lgm_figure9_steps import chosen
 NETWORK, KIND, CHOSEN_AT = "skipnet-32-cifar10", "LGM soft", 2
 CLASSES = len(CIFAR10_CLASS_NAMES)
 RESAMPLES = 1000
+HEAT = {"vmin": 0, "vmax": 1, "cmap": "viridis", "aspect": "auto", "interpolation": "nearest"}
 RECORD = pathlib.Path(__file__).parent / "results" / "cifar_fgm_lgm.json"
 
 
@@ -49,7 +47,7 @@ def answered_rightly(net: nn.Module, variables: Variables, images: np.ndarray, l
     """The first `count` images and labels that the network answers rightly; only they are attacked."""
     answer = jax.jit(lambda x: jnp.argmax(net.apply(variables, x).logits, axis=1))
     some = min(len(labels), 2 * count)
-    right = in_batches(lambda rows: answer(images[rows]), some, min(some, 500)) == labels[:some]
+    right = in_batches(lambda rows: answer(images[rows]), some, 500) == labels[:some]
     rows = np.flatnonzero(right)[:count]
     return images[rows], labels[rows]
 
@@ -75,7 +73,7 @@ def attacked(
     seen = {}
     for eps in options.eps:
         call = lambda rows, eps=eps: run(images[rows], labels[rows], jnp.float32(eps / 255))
-        before, after, said, says = in_batches(call, len(labels), min(options.batch, len(labels)))
+        before, after, said, says = in_batches(call, len(labels), options.batch)
         each = (Seen(after[:, number], says[:, number]) for number in range(after.shape[1]))
         seen[eps] = [Seen(before[:, 0], said[:, 0]), *each]
         print(f"eps {eps}: fooled {[float(np.mean(s.answers != labels)) for s in seen[eps]]}", flush=True)
@@ -93,12 +91,7 @@ def between(gates: np.ndarray, classes: np.ndarray, counts: np.ndarray | None = 
 
     ``1 - (n - 1) / (n - k) (1 - eta^2)``, ``eta^2`` the sum of squares between the k classes over the whole one, both
     summed over the layers (Kelley's epsilon^2): about 0 where gates do not know the class. NaN where no gate varies, or
-    no class has two images.
-
-    Args:
-      gates: [image, layer].
-      classes: [image].
-      counts: [image], how often each image occurs (a resample); default once.
+    no class has two images. Gates are [image, layer], `counts` [image] how often each image occurs (a resample).
     """
     counts = np.ones(len(gates)) if counts is None else counts
     member = (classes[:, None] == np.arange(CLASSES)) * counts[:, None]
@@ -116,10 +109,6 @@ def numbers(seen: list[Seen], labels: np.ndarray) -> list[dict[str, Any]]:
     draws = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=RESAMPLES).astype(float)
     by_label = [between(s.gates, labels) for s in seen]
     again = np.array([[between(s.gates, labels, counts) for s in seen] for counts in draws])
-    interval = lambda value, sample: {
-        "low": value - Z * float(np.std(sample)),
-        "high": value + Z * float(np.std(sample)),
-    }
     percents = lambda values: {key: round(100 * float(value), 2) for key, value in values.items()}
     rows = []
     for i, s in enumerate(seen):
@@ -137,7 +126,8 @@ def numbers(seen: list[Seen], labels: np.ndarray) -> list[dict[str, Any]]:
         if i == 2:
             named["minus FGM"] = by_label[2] - by_label[1], again[:, 2] - again[:, 1]
         for name, (value, sample) in named.items():
-            row |= percents({name: value} | {f"{name}, {end}": v for end, v in interval(value, sample).items()})
+            half = Z * float(np.std(sample))
+            row |= percents({name: value, f"{name}, low": value - half, f"{name}, high": value + half})
         rows.append(row)
     return rows
 
@@ -158,69 +148,48 @@ def draw(seen: list[Seen], labels: np.ndarray, eps: float, path: pathlib.Path) -
         for how, classes in (("true class", labels), ("mistaken for", s.answers))
     )]  # fmt: skip
     points, share = plane(seen)
+    low, high = np.min(np.concatenate(points), axis=0) - 0.2, np.max(np.concatenate(points), axis=0) + 0.2
     fig, axes = plotting.figure(2, len(states), figsize=(13, 5.6), height_ratios=(1, 1.15))
     colours, rng = plotting.colours(2 * CLASSES)[::2], np.random.default_rng(0)
     for column, (title, s, classes) in enumerate(states):
         shown = s.answers != labels if "mistaken" in title else np.ones(len(labels), bool)
-        image = axes[0][column].imshow(
-            rates(s.gates[shown], classes[shown]),
-            vmin=0,
-            vmax=1,
-            cmap="viridis",
-            aspect="auto",
-            interpolation="nearest",
-        )
-        axes[0][column].set_title(title, fontsize=10)
-        axes[0][column].set_xticks(range(0, s.gates.shape[1], 3), range(1, s.gates.shape[1] + 1, 3), fontsize=8)
-        axes[0][column].set_yticks(range(CLASSES), CIFAR10_CLASS_NAMES if not column else [""] * CLASSES, fontsize=8)
-        axes[0][column].set_xlabel("changeable layer", fontsize=8)
+        upper, lower = axes[:, column]
+        image = upper.imshow(rates(s.gates[shown], classes[shown]), **HEAT)
+        upper.set_title(title, fontsize=10)
+        upper.set_xticks(range(0, s.gates.shape[1], 3), range(1, s.gates.shape[1] + 1, 3), fontsize=8)
+        upper.set_yticks(range(CLASSES), CIFAR10_CLASS_NAMES if not column else [""] * CLASSES, fontsize=8)
+        upper.set_xlabel("changeable layer", fontsize=8)
         at = points[(column + 1) // 2][shown]
         at = at + rng.normal(0, 0.04, at.shape)  # gates are 0 or 1: many images share a place
-        axes[1][column].scatter(*at.T, c=colours[classes[shown]], s=9, linewidths=0, alpha=0.8)
-        axes[1][column].set(xlim=_range(points, 0), ylim=_range(points, 1))
-        axes[1][column].tick_params(labelsize=7)
-        axes[1][column].set_xlabel("first component", fontsize=8)
+        lower.scatter(*at.T, c=colours[classes[shown]], s=9, linewidths=0, alpha=0.8)
+        lower.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        lower.tick_params(labelsize=7)
+        lower.set_xlabel("first component", fontsize=8)
     axes[1][0].set_ylabel("second component", fontsize=8)
     fig.colorbar(image, ax=axes[0], pad=0.01).set_label("share that runs the layer", fontsize=8)
-    dots = [
-        axes[1][0].scatter([], [], color=colour, s=20, label=name) for colour, name in zip(colours, CIFAR10_CLASS_NAMES)
-    ]
+    dots = [axes[1][0].scatter([], [], color=c, s=20, label=name) for c, name in zip(colours, CIFAR10_CLASS_NAMES)]
     fig.legend(handles=dots, loc="outside lower center", ncols=CLASSES, fontsize=8, frameon=False)
     fig.suptitle(f"BIM, eps {eps:g}/255; below: each image's gates, {share:.0%} of their variance", fontsize=10)
     fig.savefig(path, dpi=90)
 
 
-def _range(points: list[np.ndarray], axis: int) -> tuple[float, float]:
-    values = np.concatenate([p[:, axis] for p in points])
-    return float(values.min()) - 0.2, float(values.max()) + 0.2
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=None, help="folder with cifar10_jpeg_test.npz")
-    parser.add_argument("--images", type=int, default=300, help="test images attacked, all answered rightly before")
+    parser = _run.parser(__doc__, data=None, images=300, steps=100, batch=100)
     parser.add_argument("--eps", nargs="+", type=float, default=[16.0, 2.0], help="of 255; the first one is drawn")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=100, help="images in one call, times two gradients")
     parser.add_argument("--lambdas", default=str(RECORD), help="the record of cifar_fgm_lgm")
-    parser.add_argument("--results", default=None, help="folder for record and figure (default: experiments/results)")
     arguments = parser.parse_args()
     net, variables = networks.pretrained(NETWORK)
-    data = cifar10_packed(arguments.data, "test")
-    images, labels = answered_rightly(net, variables, to_float(data.images), data.labels, arguments.images)
-    kept = json.loads(pathlib.Path(arguments.lambdas).read_text())["rows"]
-    lam = chosen(kept, NETWORK, "BIM-10", CHOSEN_AT)[KIND]
+    data = _run.first(cifar10_packed(arguments.data, "test"))
+    images, labels = answered_rightly(net, variables, *data, arguments.images)
+    lam = chosen(arguments.lambdas, NETWORK, "BIM-10", CHOSEN_AT)[KIND]
     seen = attacked(net, variables, images, labels, stacked([FGM, LGM[KIND](lam)]), arguments)
     rows = [{"eps": eps} | row for eps, states in seen.items() for row in numbers(states, labels)]
-    print(_record.table(rows, list(rows[-1])))
-    folder = pathlib.Path(arguments.results or _record.RESULTS)
-    os.makedirs(folder, exist_ok=True)
     first = arguments.eps[0]
-    draw(seen[first], labels, first, folder / "lgm_figure7_layers.png")
-    options = argparse.Namespace(**{k: v for k, v in vars(arguments).items() if k not in ("batch", "lambdas")})
     settings = {"network": NETWORK, "data": "CIFAR-10 test images as JPEG (lossy)", "lambda": lam, "kind": KIND}
     settings |= {"layers": seen[first][0].gates.shape[1], "step": "eps/4", "resamples": RESAMPLES}
-    print(_record.save("lgm_figure7_layers", rows, folder=arguments.results, arguments=options, seed=0, **settings))
+    settings |= {"seed": 0, "without": ("batch", "lambdas")}
+    file = _run.finish("lgm_figure7_layers", rows, arguments, list(rows[-1]), arguments=arguments, **settings)
+    draw(seen[first], labels, first, file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ each step: soft LGM differentiates another network, so both are evaluated in the
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -24,9 +22,9 @@ import numpy as np
 
 from dyn_jax import attacks, networks, occupancy, plotting
 from dyn_jax.attacks.batched import in_batches
-from dyn_jax.datasets import cifar10_packed, to_float
+from dyn_jax.datasets import cifar10_packed
 from dyn_jax.types import Output, Trace, Variables
-from experiments import _record
+from experiments import _record, _run
 from experiments._paired import Z, paired, percent
 from experiments.cifar_fgm_lgm import FGM, LGM, MASK, ON_FEW, STEPS, Leaded, stacked
 
@@ -36,9 +34,10 @@ AT = (1, 5, 10, 20)
 RECORD = pathlib.Path(__file__).parent / "results" / "cifar_fgm_lgm_iterated.json"
 
 
-def chosen(rows: list[dict[str, Any]], network: str, attack: str, eps: float) -> dict[str, float]:
+def chosen(record: str, network: str, attack: str, eps: float) -> dict[str, float]:
     """Kind of LGM -> the lambda that was chosen on held-back images; nothing where the record lacks the attack."""
     wanted = {"network": network, "attack": attack, "eps": eps, "seed": 0}
+    rows = json.loads(pathlib.Path(record).read_text())["rows"]
     found = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return {row["gradient"]: row["lambda"] for row in found if row["lambda"] is not None}
 
@@ -68,9 +67,8 @@ def at_the_exit(attack: attacks.Attack) -> attacks.Attack:
 def along(result: attacks.AttackResult, of_largest_loss: bool) -> jax.Array:
     """[image, steps + 1] bool: fooled by what the attack would return after 0, 1, ... steps.
 
-    Args:
-      result: of an attack that records the value before every step, or (`of_largest_loss`) every iterate.
-      of_largest_loss: the attack returns the iterate of the largest loss so far (APGD), not the last one.
+    The attack records the value before every step and returns the last iterate; or (`of_largest_loss`, APGD) records
+    every iterate and returns that of the largest loss so far.
     """
     error = result.steps.error
     if of_largest_loss:
@@ -98,7 +96,7 @@ def curves(
         return jnp.moveaxis(jax.vmap(under)(gates), 0, 1)
 
     call = lambda rows: run(rows, images[rows], labels[rows])
-    return np.moveaxis(in_batches(call, len(labels), min(batch, len(labels))), 0, 1)
+    return np.moveaxis(in_batches(call, len(labels), batch), 0, 1)
 
 
 def row_of(fooled: np.ndarray, under_fgm: np.ndarray) -> dict[str, Any]:
@@ -145,23 +143,17 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=None, help="folder with cifar10_jpeg_test.npz")
+    parser = _run.parser(__doc__, data=None, images=500, batch=100)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--attacks", nargs="+", default=list(ON_FEW), choices=list(ON_FEW))
-    parser.add_argument("--images", type=int, default=500, help="test images attacked")
-    parser.add_argument("--batch", type=int, default=100, help="images in one call, times three gradients")
     parser.add_argument("--lambdas", default=str(RECORD), help="the record of cifar_fgm_lgm")
-    parser.add_argument("--results", default=None, help="folder for record and figure (default: experiments/results)")
     arguments = parser.parse_args()
-    data = cifar10_packed(arguments.data, "test")
-    images, labels = to_float(data.images[: arguments.images]), data.labels[: arguments.images]
-    kept = json.loads(pathlib.Path(arguments.lambdas).read_text())["rows"]
+    images, labels = _run.first(cifar10_packed(arguments.data, "test"), arguments.images)
     rows: list[dict[str, Any]] = []
     for name in arguments.networks:
         net, variables = networks.pretrained(name)
         for attack in arguments.attacks:
-            lambdas = chosen(kept, name, f"{attack}-{STEPS}, 5 % of the pixels", EPS)
+            lambdas = chosen(arguments.lambdas, name, f"{attack}-{STEPS}, 5 % of the pixels", EPS)
             if not lambdas:
                 print(f"{name}, {attack}: no lambda in the record, left out", flush=True)
                 continue
@@ -171,13 +163,12 @@ def main() -> None:
                 head = {"network": name, "attack": attack, "gradient": kind, "lambda": lam}
                 rows.append(head | row_of(fooled, found[0]))
                 print(rows[-1], flush=True)
-    folder = pathlib.Path(arguments.results or _record.RESULTS)
-    os.makedirs(folder, exist_ok=True)
-    draw(rows, folder / "lgm_figure9_steps.png")
     arguments.attacks = list(dict.fromkeys(row["attack"] for row in rows))  # those that had a lambda
-    options = argparse.Namespace(**{k: v for k, v in vars(arguments).items() if k not in ("batch", "lambdas")})
     settings = {"data": "CIFAR-10 test images as JPEG (lossy)", "eps (of 255)": EPS, "steps": STEPS, "pixels %": 5}
-    print(_record.save("lgm_figure9_steps", rows, folder=arguments.results, arguments=options, seed=0, **settings))
+    settings |= {"seed": 0, "without": ("batch", "lambdas")}
+    file = _record.save("lgm_figure9_steps", rows, folder=arguments.results, arguments=arguments, **settings)
+    draw(rows, file.with_suffix(".png"))
+    print(file)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -25,13 +24,12 @@ from dyn_jax import attacks, metrics, plotting
 from dyn_jax.cli import demo_points
 from dyn_jax.datasets import OBJECT_CLASSES, ROOM_CLASSES, objects
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d import Capacity, bucket, capacity_for
-from dyn_jax.training.points import OBJECT_POINTS
-from dyn_jax.types import PointCloud
-from experiments import _record, _rooms
-from experiments._weights import load
+from dyn_jax.training.points import OBJECT_POINTS, ROOM_POINTS
+from experiments import _record, _rooms, _run
+from experiments.lgm_table11_objects import ATTACKS, attacked
 
 OBJECTS, EPS, LAMBDA = "minkfcnn-objects", (0.02, 0.05, 0.1, 0.2), 10.0
+OCCUPANCY = voxel.lgm(voxel.sigmoid(LAMBDA))
 DRAWN = 4
 FLAT = {"marker": "s", "linewidths": 0, "depthshade": False, "antialiased": False}  # few colours: a small file
 RIGHT, WRONG = "#1e8449", "#c0392b"
@@ -45,26 +43,24 @@ def visible(clean: np.ndarray, moved: np.ndarray) -> float:
 
 def rooms(arguments: argparse.Namespace, path: pathlib.Path) -> tuple[list[dict[str, Any]], Any]:
     """Rows of every room, form and eps, and the network; figure 8 is written to `path`."""
-    made = _rooms.setup(arguments.rooms, arguments.points)
-    occupancy, rows, first = voxel.lgm(voxel.sigmoid(LAMBDA)), [], {}
+    made = _rooms.setup(arguments)
+    rows, first = [], {}
     for form, how in _rooms.PROTOCOLS.items():
-        run = demo_points.attack_function(made.net, made.small, made.large, steps=arguments.steps, **how)
-        for eps, step in demo_points.STEP.items():
-            given = run, made.variables, made.clouds, made.labels, "LGM", occupancy, eps, step
-            row, results = demo_points.attack_rooms(*given)
-            _rooms.trusted(row.overflow, f"{form}, eps {eps}")
-            first[form, eps] = results[0]
+        run = made.attack(arguments.steps, **how)
+        for row, results in made.compared(run, demo_points.STEP, {"LGM": OCCUPANCY}):
+            _rooms.trusted(row.overflow, f"{form}, eps {row.eps}")
+            first[form, row.eps] = results[0]
             for number, (result, labels) in enumerate(zip(results, made.labels)):
                 before, after = (np.argmax(z, 1) == labels for z in (result.logits_clean, result.logits_adversarial))
                 clean = np.asarray(made.clouds[number].xyz)
-                rows.append({"room": number, "form": form, "eps (m)": eps, "step (m)": step})
-                rows[-1] |= {
+                head = {"room": number, "form": form, "eps (m)": row.eps, "step (m)": demo_points.STEP[row.eps]}
+                numbers = {
                     "before %": round(100 * float(row.clean_rooms[number]), 2),
                     "after %": round(100 * float(row.after_rooms[number]), 2),
                     "became wrong %": round(100 * float(np.mean(before & ~after)), 2),
                     "move in spacings": round(visible(clean, result.adversarial), 3),
                 }
-                print(rows[-1], flush=True)
+                rows += _run.shown([head | numbers])
         jax.clear_caches()
     draw_room(first, np.asarray(made.clouds[0].xyz), made.labels[0], path)
     return rows, made.net
@@ -72,65 +68,40 @@ def rooms(arguments: argparse.Namespace, path: pathlib.Path) -> tuple[list[dict[
 
 def draw_room(found: dict[Any, attacks.AttackResult], xyz: np.ndarray, labels: np.ndarray, path: pathlib.Path) -> None:
     """Labels over the prediction before; then the predictions after, one row a form; from above, without a ceiling."""
-    forms, sizes = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    from matplotlib.lines import Line2D
+
     shown = xyz[:, 2] < np.quantile(xyz[:, 2], 0.9)
     colours = plotting.colours(2 * len(ROOM_CLASSES))[::2]
     iou = lambda said: 100 * float(metrics.mean_iou(metrics.confusion(said, labels, len(ROOM_CLASSES))))
-    any_result = next(iter(found.values()))
-    said = np.argmax(any_result.logits_clean, 1)
-    panels = [[("labels", xyz, labels)], [(f"before: mIoU {iou(said):.0f} %", xyz, said)]]
-    for row, form in zip(panels, forms):
-        for eps in sizes:
-            result = found[form, eps]
-            says = np.argmax(result.logits_adversarial, 1)
-            title = f"{form}'s form, {100 * eps:g} cm: {iou(says):.0f} %"
-            row.append((title, np.asarray(result.adversarial), says))
-    width = 1 + len(sizes)
+    said = np.argmax(next(iter(found.values())).logits_clean, 1)
+    panels = {"paper": [("labels", xyz, labels)], "release": [(f"before: mIoU {iou(said):.0f} %", xyz, said)]}
+    for (form, eps), result in found.items():
+        says = np.argmax(result.logits_adversarial, 1)
+        title = f"{form}'s form, {100 * eps:g} cm: {iou(says):.0f} %"
+        panels[form].append((title, np.asarray(result.adversarial), says))
+    width = len(panels["paper"])
     fig, axes = plotting.figure(2, width, figsize=(3 * width, 6), subplot_kw={"projection": "3d"})
-    for axis, (title, points, classes) in zip(axes.ravel(), panels[0] + panels[1]):
+    for axis, (title, points, classes) in zip(axes.ravel(), panels["paper"] + panels["release"]):
         axis.scatter(*points[shown].T, c=colours[classes[shown]], s=2.5, **FLAT)
         axis.set_title(title, fontsize=11)
         axis.view_init(elev=50, azim=-60)
         axis.set_box_aspect(np.ptp(xyz[shown], axis=0), zoom=1.25)
         axis.set_axis_off()
-    legend(fig, ROOM_CLASSES, colours)
+    dots = [Line2D([], [], marker="o", linestyle="", color=c, label=name) for c, name in zip(colours, ROOM_CLASSES)]
+    fig.legend(handles=dots, loc="outside lower center", ncols=len(dots), fontsize=9, frameon=False)
     fig.savefig(path, dpi=72)
 
 
-def legend(fig: Any, names: tuple[str, ...], colours: np.ndarray) -> None:
-    """Below the panels."""
-    from matplotlib.lines import Line2D
-
-    dots = [Line2D([], [], marker="o", linestyle="", color=c, label=name) for c, name in zip(colours, names)]
-    fig.legend(handles=dots, loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
-
-
-def attacked_objects(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, dict[float, Any]]:
+def attacked_objects(how: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, dict[float, Any]]:
     """Clean points [object, point, 3], labels, eps -> (moved points, logits before, logits after)."""
-    net, variables = load(OBJECTS)
-    data = objects("test", arguments.objects, points=OBJECT_POINTS)
-    xyz, labels = jnp.asarray(data.xyz), jnp.asarray(data.labels)
-    clouds = jax.vmap(lambda p: PointCloud(p, jnp.zeros((OBJECT_POINTS, 0)), jnp.ones(OBJECT_POINTS, bool)))(xyz)
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i], clouds) for i in range(len(labels))]
-    near = [capacity_for(each, net.voxel_size, net.levels, slack=1.8, reach=step) for step in (None, max(EPS) / 5)]
-    small, large = Capacity((bucket(OBJECT_POINTS), *near[0].levels[1:])), near[1]
-    forward = partial(net.apply, variables, occupancy=voxel.lgm(voxel.sigmoid(LAMBDA)), capacity=large)
-
-    @jax.jit
-    def run(clouds: PointCloud, labels: jax.Array, eps: jax.Array) -> tuple:
-        def one(cloud: PointCloud, label: jax.Array) -> tuple:
-            attack = attacks.point_bim(eps, eps / 5, arguments.object_steps)
-            r = attack(forward, cloud, label[None], victim=partial(net.apply, variables, capacity=small))
-            return r.adversarial, r.logits_clean[0], r.logits_adversarial[0], r.overflow[0]
-
-        return jax.vmap(one)(clouds, labels)
-
+    data = objects("test", how.objects, points=OBJECT_POINTS)
+    made, make = _rooms.of_objects(OBJECTS, data, max(EPS) / 5), partial(ATTACKS["Point-BIM"], how.object_steps)
+    seen = lambda r: (r.overflow[0], r.adversarial, r.logits_clean[0], r.logits_adversarial[0])
     found = {}
-    for eps in EPS:
-        moved, before, after, overflow = jax.tree.map(np.asarray, run(clouds, labels, jnp.float32(eps)))
+    for eps, (overflow, *parts) in zip(EPS, attacked(made, make, OCCUPANCY, seen, EPS, how.objects)):
         _rooms.trusted(overflow, f"objects, eps {eps}")
-        found[eps] = moved, before, after
-    return np.asarray(xyz), np.asarray(labels), found
+        found[eps] = parts
+    return data.xyz, data.labels, found
 
 
 def object_rows(xyz: np.ndarray, labels: np.ndarray, found: dict[float, Any]) -> tuple[list[dict], list[dict]]:
@@ -141,16 +112,15 @@ def object_rows(xyz: np.ndarray, labels: np.ndarray, found: dict[float, Any]) ->
         says, sure = after.argmax(1), np.asarray(jax.nn.softmax(after, axis=1)).max(1)
         wrong = (says != labels) & (before.argmax(1) == labels)
         moves = [visible(clean, object_) for clean, object_ in zip(xyz, moved)]
-        rows.append({"eps (m)": eps, "became wrong": int(wrong.sum())})
-        rows[-1] |= {"of which the second answer before": int((wrong & (says == second)).sum())}
-        rows[-1] |= {"mean confidence when wrong %": round(100 * float(sure[wrong].mean()), 1)}
-        rows[-1] |= {"move in spacings": round(float(np.mean(moves)), 2)}
+        row = {"eps (m)": eps, "became wrong": int(wrong.sum())}
+        row |= {"of which the second answer before": int((wrong & (says == second)).sum())}
+        row |= {"mean confidence when wrong %": round(100 * float(sure[wrong].mean()), 1)}
+        rows += _run.shown([row | {"move in spacings": round(float(np.mean(moves)), 2)}])
         answers += [
             {"object": OBJECT_CLASSES[labels[n]], "eps (m)": eps, "answer": OBJECT_CLASSES[says[n]]}
             | {"confidence %": round(100 * float(sure[n]), 1), "second before": OBJECT_CLASSES[second[n]]}
             for n in range(min(DRAWN, len(labels)))
         ]
-        print(rows[-1], flush=True)
     return rows, answers
 
 
@@ -177,13 +147,9 @@ def draw_objects(xyz: np.ndarray, labels: np.ndarray, found: dict[float, Any], p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rooms", type=int, default=2, help="test rooms; the first one is drawn")
-    _rooms.add_points(parser)
-    parser.add_argument("--steps", type=int, default=20, help="of Point-BIM on rooms (the paper: 50)")
+    parser = _run.parser(__doc__, rooms=2, points=ROOM_POINTS, steps=20)
     parser.add_argument("--objects", type=int, default=40, help="test objects, at most 200; the first ones are drawn")
     parser.add_argument("--object-steps", type=int, default=15, help="of Point-BIM on objects")
-    parser.add_argument("--results", default=None, help="folder for record and figures (default: experiments/results)")
     arguments = parser.parse_args()
     folder = pathlib.Path(arguments.results or _record.RESULTS)
     os.makedirs(folder, exist_ok=True)

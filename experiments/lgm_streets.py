@@ -9,19 +9,18 @@ attack with Point-BIM; nothing is chosen on the scans: lambda 10 is the default 
 
 from __future__ import annotations
 
-import pathlib
-from functools import partial
+from collections.abc import Iterator
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn_jax import attacks, metrics, plotting
-from dyn_jax.cli import demo_lidar, demo_points
+from dyn_jax import plotting
+from dyn_jax.cli import demo_lidar
 from dyn_jax.datasets import scan_iou
 from dyn_jax.occupancy import voxel
-from experiments import _record, _scans
+from experiments import _run, _scans
 
 STEP = demo_lidar.STEP
 LAMBDAS = (5.0, 10.0, 20.0, 40.0)
@@ -49,63 +48,36 @@ CLAIMED_CLASSES = {  # table X, eps 0.02, as far as it can be read
 }  # fmt: skip
 
 
-def noise(made: _scans.Setup, eps: float) -> np.ndarray:
-    """Confusion after random moves in the cube."""
-
-    @jax.jit
-    def run(cloud: object, labels: jax.Array, key: jax.Array) -> jax.Array:
-        forward = partial(made.net.apply, made.variables, capacity=made.small)
-        result = attacks.point_noise(eps)(forward, cloud, labels, key=key, ignore=_scans.IGNORE)
-        logits = result.logits_adversarial
-        return metrics.confusion(jnp.argmax(logits, axis=1), labels, logits.shape[1])
-
-    pairs = zip(made.clouds, made.labels)
-    return np.sum([run(*pair, jax.random.key(number)) for number, pair in enumerate(pairs)], axis=0)
-
-
 def main() -> None:
-    arguments = _scans.parser(__doc__).parse_args()
-    made = _scans.setup(arguments, max(STEP.values()))
-    run = demo_points.attack_function(made.net, made.small, made.large, steps=arguments.steps, ignore=_scans.IGNORE)
+    how = _scans.parser(__doc__).parse_args()
+    made = _scans.setup(how, max(STEP.values()))
+    run = made.test.attack(how.steps, ignore=_scans.IGNORE)
     occupancies = {"FGM": voxel.fgm()} | {f"lambda {lam:g}": voxel.lgm(Chosen(0, lam)) for lam in LAMBDAS}
     occupancies |= {"BI": voxel.lgm(Chosen(1)), "RBF": voxel.lgm(Chosen(2))}
-    rows, classes = [], []
-    folder = pathlib.Path(arguments.results or _record.RESULTS)
-    for name, occupancy in occupancies.items():
-        for eps, step in STEP.items():
-            given = run, made.variables, made.clouds, made.labels, name, occupancy, eps, step
-            row, results = demo_points.attack_rooms(*given)
-            rows.append(
-                {
-                    "occupancy": name,
-                    "eps (m)": eps,
-                    "step (m)": step,
-                    "before %": _scans.percent(row.clean),
-                    "after %": _scans.percent(row.after),
-                    "voxels": round(row.voxels),
-                    "GFLOPs": round(row.gflops, 3),
-                    "overflow": row.overflow,
-                }
-            )
-            print(rows[-1], flush=True)
+    classes, drawn = [], []
+
+    def rows_of(name: str, occupancy: voxel.VoxelOccupancy) -> Iterator[dict]:
+        for row, results in made.test.compared(run, STEP, {name: occupancy}):
+            iou = {"before %": _scans.percent(row.clean), "after %": _scans.percent(row.after)}
+            work = {"voxels": round(row.voxels), "GFLOPs": round(row.gflops, 3), "overflow": row.overflow}
+            yield {"occupancy": name, "eps (m)": row.eps, "step (m)": STEP[row.eps]} | iou | work
             if name in ("FGM", "lambda 10"):
-                classes.append({"gradient": "FGM" if name == "FGM" else "LGM", "eps (m)": eps})
-                classes[-1] |= {"before %": _scans.by_class(row.clean), "after %": _scans.by_class(row.after)}
-            if name == "lambda 10" and eps == max(STEP):
-                first = results[0], np.asarray(made.clouds[0].xyz), made.labels[0], made.classes
-                plotting.scan_figure(*first, str(folder / "lgm_streets.png"), iou=scan_iou)
+                by_class = {"before %": _scans.by_class(row.clean), "after %": _scans.by_class(row.after)}
+                classes.append({"gradient": "FGM" if name == "FGM" else "LGM", "eps (m)": row.eps} | by_class)
+            if name == "lambda 10" and row.eps == max(STEP):
+                drawn.append(results[0])
+
+    rows = _run.shown(row for each in occupancies.items() for row in rows_of(*each))
     for eps in STEP:
         rows.append({**rows[0], "occupancy": "random moves", "eps (m)": eps, "step (m)": None, "voxels": None})
-        rows[-1] |= {"GFLOPs": None, "after %": _scans.percent(noise(made, eps)), "overflow": False}
-    print(_record.table(rows, list(rows[0])))
+        after = _scans.percent(made.test.scattered(eps, _scans.IGNORE).sum(0))
+        rows[-1] |= {"GFLOPs": None, "after %": after, "overflow": False}
     claimed = {name: [values.get(one) for one in made.classes[1:]] for name, values in CLAIMED_CLASSES.items()}
     facts = made.facts | {"classes": list(made.classes[1:]), "claimed by class % (SemanticKITTI, eps 0.02)": claimed}
-    seeds = list(range(arguments.streets))
-    print(
-        _record.save(
-            "lgm_streets", rows, folder=arguments.results, arguments=arguments, seeds=seeds, by_class=classes, **facts
-        )
-    )
+    facts |= {"seeds": list(range(how.streets)), "by_class": classes}
+    file = _run.finish("lgm_streets", rows, how, arguments=how, **facts)
+    first = np.asarray(made.test.clouds[0].xyz), made.test.labels[0], made.classes
+    plotting.scan_figure(drawn[0], *first, str(file.with_suffix(".png")), iou=scan_iou)
 
 
 if __name__ == "__main__":

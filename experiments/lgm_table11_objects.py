@@ -9,24 +9,22 @@ table: PointPert and KNNPert follow their own papers, with the iterates clipped 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import attacks
+from dyn_jax.attacks.batched import in_batches
 from dyn_jax.datasets import objects
 from dyn_jax.occupancy import voxel
-from dyn_jax.sparse3d import Capacity, bucket, capacity_for
 from dyn_jax.training.points import OBJECT_POINTS
 from dyn_jax.types import PointCloud
-from experiments import _record
+from experiments import _rooms, _run
 from experiments._rooms import trusted
-from experiments._weights import load
 
 NETWORK = "minkfcnn-objects"
 EPS, CONSTANT, FGM_SLOPE = (0.02, 0.05, 0.1, 0.2), 10.0, 20.0
@@ -41,89 +39,74 @@ CLAIMED = {  # on ModelNet40; before the attack 92.38
 }
 
 
-def attack_named(name: str, steps: int) -> Callable[[jax.Array], attacks.Attack]:
-    """eps -> attack. A step is a fifth of eps, the reach a step."""
-    if name == "random moves":
-        return attacks.point_noise
-    if name == "Point-BIM":
-        return lambda eps: attacks.point_bim(eps, eps / 5, steps)
-    make = {"PointPert": attacks.point_pert, "KNNPert": attacks.knn_pert}[name]
-    return lambda eps: make(eps, steps, learning_rate=eps / 5, constant=CONSTANT)
+ATTACKS: dict[str, Callable[[int, jax.Array], attacks.Attack]] = {
+    "random moves": lambda steps, eps: attacks.point_noise(eps),
+    "Point-BIM": lambda steps, eps: attacks.point_bim(eps, eps / 5, steps),
+    "PointPert": lambda steps, eps: attacks.point_pert(eps, steps, learning_rate=eps / 5, constant=CONSTANT),
+    "KNNPert": lambda steps, eps: attacks.knn_pert(eps, steps, learning_rate=eps / 5, constant=CONSTANT),
+}
+"""Name -> (steps, eps) -> attack. A step is a fifth of eps, the reach a step."""
 
 
-def batch_function(
-    net: nn.Module,
+def attacked(
+    found: tuple[_rooms.Setup, PointCloud],
     make: Callable[[jax.Array], attacks.Attack],
     occupancy: voxel.VoxelOccupancy,
-    capacity: Capacity,
-    small: Capacity,
-) -> Callable:
-    """Jitted ``(variables, clouds, labels, eps, rows) -> (erred before, errs after, overflow)`` of a batch."""
+    seen: Callable[[attacks.AttackResult], Any],
+    eps: Sequence[float],
+    batch: int,
+) -> Iterator[Any]:
+    """What is `seen` of the attack on each object, [object, ...], for every eps; one compiled program."""
+    (made, clouds), capacity = found, found[0].large if occupancy.extends else found[0].small
 
     @jax.jit
-    def run(variables: dict, clouds: PointCloud, labels: jax.Array, eps: jax.Array, rows: jax.Array) -> tuple:
-        forward = partial(net.apply, variables, occupancy=occupancy, capacity=capacity)
-        victim = partial(net.apply, variables, capacity=small)
+    def run(variables: dict, clouds: PointCloud, labels: jax.Array, eps: jax.Array, rows: jax.Array) -> Any:
+        forward = partial(made.net.apply, variables, occupancy=occupancy, capacity=capacity)
+        victim = partial(made.net.apply, variables, capacity=made.small)
 
-        def one(cloud: PointCloud, label: jax.Array, row: jax.Array) -> tuple:
+        def one(cloud: PointCloud, label: jax.Array, row: jax.Array) -> Any:
             key = jax.random.fold_in(jax.random.key(0), row)
-            result = make(eps)(forward, cloud, label[None], key=key, victim=victim)
-            return result.clean_success[0], (result.success | result.invalid)[0], result.overflow[0]
+            return seen(make(eps)(forward, cloud, label[None], key=key, victim=victim))
 
         return jax.vmap(one)(clouds, labels, rows)
 
-    return run
+    labels = np.asarray(made.labels)
+    part = lambda rows: (jax.tree.map(lambda leaf: leaf[rows], clouds), labels[rows])
+    for each in map(jnp.float32, eps):
+        yield in_batches(lambda rows, each=each: run(made.variables, *part(rows), each, rows), len(labels), batch)
+
+
+def judged(result: attacks.AttackResult) -> tuple[jax.Array, ...]:
+    """Whether an object was answered wrongly before, and is after the attack; whether it did not fit."""
+    return result.clean_success[0], (result.success | result.invalid)[0], result.overflow[0]
+
+
+def rows_of(found: tuple[_rooms.Setup, PointCloud], how: Any) -> Iterator[dict]:
+    lgm, fgm = voxel.lgm(voxel.sigmoid(how.lam)), voxel.fgm(voxel.sigmoid(FGM_SLOPE))
+    for (name, gradient), claimed in CLAIMED.items():
+        make, occupancy = partial(ATTACKS[name], how.steps), lgm if gradient == "LGM" else fgm
+        each = attacked(found, make, occupancy, judged, EPS, how.batch)
+        for eps, claim, (before, after, overflow) in zip(EPS, claimed, each):
+            trusted(overflow, f"{name} {gradient}, eps {eps}")
+            accuracy = 1 - float(after.mean())
+            error = 100 * float(np.sqrt(accuracy * (1 - accuracy) / len(after)))
+            row = {"attack": name, "gradient": gradient, "eps (m)": eps, "before %": 100 * (1 - float(before.mean()))}
+            yield row | {"after %": 100 * accuracy, "standard error": error, "claimed % (ModelNet40)": claim}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = _run.parser(__doc__, steps=15)
     parser.add_argument("--objects", type=int, default=100, help="test objects, at most 200")
     parser.add_argument("--batch", type=int, default=20, help="objects in one vmap")
-    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--lam", type=float, default=10.0, help="slope of LGM's sigmoid (FGM's: 20)")
-    parser.add_argument("--weights", default=None, help="msgpack file; default: those of the package")
-    parser.add_argument("--results", default=None)
-    arguments = parser.parse_args()
-    net, variables = load(NETWORK, arguments.weights)
-    data = objects("test", points=OBJECT_POINTS)
-    xyz, labels = jnp.asarray(data.xyz[: arguments.objects]), jnp.asarray(data.labels[: arguments.objects])
-    clouds = jax.vmap(lambda p: PointCloud(p, jnp.zeros((OBJECT_POINTS, 0)), jnp.ones(OBJECT_POINTS, bool)))(xyz)
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i], clouds) for i in range(len(labels))]
-    near = [capacity_for(each, net.voxel_size, net.levels, slack=1.8, reach=step) for step in (None, max(EPS) / 5)]
-    capacity = {"FGM": Capacity((bucket(OBJECT_POINTS), *near[0].levels[1:])), "LGM": near[1]}
-    occupancies = {"FGM": voxel.fgm(voxel.sigmoid(FGM_SLOPE)), "LGM": voxel.lgm(voxel.sigmoid(arguments.lam))}
-    rows = []
-    for (name, gradient), claimed in CLAIMED.items():
-        how = gradient or "FGM"
-        make = attack_named(name, arguments.steps)
-        run = batch_function(net, make, occupancies[how], capacity[how], capacity["FGM"])
-        for eps, claim in zip(EPS, claimed):
-            parts = []
-            for start in range(0, len(labels), arguments.batch):
-                index = np.minimum(np.arange(start, start + arguments.batch), len(labels) - 1)
-                batch = jax.tree.map(lambda leaf, index=index: leaf[index], clouds)
-                part = run(variables, batch, labels[index], jnp.float32(eps), jnp.asarray(index))
-                parts.append([np.asarray(p)[: len(labels) - start] for p in part])
-            before, after, overflow = (np.concatenate(column) for column in zip(*parts))
-            trusted(overflow, f"{name} {gradient}, eps {eps}")
-            accuracy = 1 - float(after.mean())
-            rows.append(
-                {
-                    "attack": name,
-                    "gradient": gradient,
-                    "eps (m)": eps,
-                    "before %": 100 * (1 - float(before.mean())),
-                    "after %": 100 * accuracy,
-                    "standard error": 100 * float(np.sqrt(accuracy * (1 - accuracy) / len(labels))),
-                    "claimed % (ModelNet40)": claim,
-                }
-            )
-            print(rows[-1], flush=True)
-    print(_record.table(rows, list(rows[0])))
-    facts = {"data": f"{len(labels)} procedural test objects", "network": NETWORK, "steps": arguments.steps}
-    facts |= {"lambda": arguments.lam, "slope of FGM's sigmoid": FGM_SLOPE, "constant": CONSTANT}
-    facts |= {"objects": len(labels), "batch": arguments.batch, "eps (m)": list(EPS), "seed": 0}
-    print(_record.save("lgm_table11_objects", rows, folder=arguments.results, **facts))
+    parser.add_argument("--weights", metavar="FILE", help="msgpack; default: those of the package")
+    how = parser.parse_args()
+    data = objects("test", how.objects, points=OBJECT_POINTS)
+    rows = _run.shown(rows_of(_rooms.of_objects(NETWORK, data, max(EPS) / 5, how.weights), how))
+    facts = {"data": f"{len(data.labels)} procedural test objects", "network": NETWORK, "steps": how.steps}
+    facts |= {"lambda": how.lam, "slope of FGM's sigmoid": FGM_SLOPE, "constant": CONSTANT}
+    facts |= {"objects": len(data.labels), "batch": how.batch, "eps (m)": list(EPS), "seed": 0}
+    _run.finish("lgm_table11_objects", rows, how, **facts)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ original CIFAR-10 in any of the forms that `dyn_jax.datasets.cifar10` reads. A f
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import os
+from collections.abc import Iterator
 from functools import partial
 
 import weights_convert
 from dyn_jax import attacks, metrics, networks
-from dyn_jax.datasets import ImageData, cifar10, cifar10_lossless, to_float
+from dyn_jax.datasets import ImageData, cifar10, cifar10_lossless
 from dyn_jax.nn import CIFAR10_MEAN_STD, IMAGENET_MEAN_STD
-from experiments import _record
+from experiments import _run
 from weights_convert.torch_io import read_state_dict
 
 NETWORK, BATCH_SIZE = "resnet-32-cifar10", 125
@@ -30,43 +31,28 @@ UNITS = {
 }
 
 
-def measure(state_dict: dict, data: ImageData) -> list[dict]:
+def measure(state_dict: dict, data: ImageData) -> Iterator[dict]:
     """One row per eps, normalisation and unit; accuracies in percent with their binomial standard error."""
-    rows = []
-    images, labels = to_float(data.images), data.labels
     variables = weights_convert.convert(NETWORK, state_dict)
-    for name, mean_std in NORMALISATIONS.items():
+    for (name, mean_std), (unit, attack) in itertools.product(NORMALISATIONS.items(), UNITS.items()):
         forward = partial(networks.create(NETWORK, normalize=mean_std).apply, variables)
-        for unit, attack in UNITS.items():
-            for eps, claimed in CLAIMED.items():
-                result = attacks.Batched(attack(eps), forward, batch_size=BATCH_SIZE)(images, labels)
-                accuracy = float(metrics.robust_accuracy(result))
-                rows.append(
-                    {
-                        "eps": eps,
-                        "unit": unit,
-                        "normalisation": name,
-                        "claimed %": claimed,
-                        "measured %": round(100 * accuracy, 2),
-                        "standard error": round(100 * (accuracy * (1 - accuracy) / len(labels)) ** 0.5, 2),
-                    }
-                )
-    return rows
+        for eps, claimed in CLAIMED.items():
+            result = attacks.Batched(attack(eps), forward, batch_size=BATCH_SIZE)(*_run.first(data))
+            accuracy = float(metrics.robust_accuracy(result))
+            error = (accuracy * (1 - accuracy) / len(data.labels)) ** 0.5
+            row = {"eps": eps, "unit": unit, "normalisation": name, "claimed %": claimed}
+            yield row | {"measured %": round(100 * accuracy, 2), "standard error": round(100 * error, 2)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = _run.parser(__doc__, "data")
     parser.add_argument("--checkpoint", required=True, help="published resnet32-*.th")
-    parser.add_argument("--data", required=True, help="folder with the images")
-    parser.add_argument("--results", default=None, help="folder for the JSON record (default: experiments/results)")
-    arguments = parser.parse_args()
-    lossless = os.path.exists(os.path.join(arguments.data, "cifar10_lossless_test.npz"))
-    data = cifar10_lossless(arguments.data, "test") if lossless else cifar10(arguments.data, "test")
-    rows = measure(read_state_dict(arguments.checkpoint), data)
+    how = parser.parse_args()
+    lossless = os.path.exists(os.path.join(how.data, "cifar10_lossless_test.npz"))
+    data = cifar10_lossless(how.data, "test") if lossless else cifar10(how.data, "test")
     print(f"{data.name}, {len(data.labels)} images")
-    print(_record.table(rows, list(rows[0])))
     facts = {"data": data.name, "images": len(data.labels), "attack": "fgsm", "batch_size": BATCH_SIZE}
-    print(_record.save("lgm_table1_static", rows, folder=arguments.results, **facts))
+    _run.finish("lgm_table1_static", list(measure(read_state_dict(how.checkpoint), data)), how, **facts)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ for both gradients; LGM's slope is the best of `LAMBDAS` on streets that are hel
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
-from dyn_jax.cli import demo_lidar, demo_points
+from dyn_jax.cli import demo_lidar
 from dyn_jax.occupancy import voxel
-from experiments import _record, _scans
+from experiments import _run, _scans
 
 STEP = {0.005: 0.0025, 0.01: 0.005, **demo_lidar.STEP}
 LAMBDAS = (5.0, 10.0, 20.0, 40.0)
@@ -28,33 +29,30 @@ CLAIMED = {0.005: (34.43, 33.63), 0.01: (29.77, 29.13), 0.02: (16.01, 15.17), 0.
 """eps -> mean IoU under FGM and under LGM on SemanticKITTI; before the attack `BEFORE`."""
 
 
-def main() -> None:
-    arguments = _scans.parser(__doc__, 4, 30).parse_args()
-    made = _scans.setup(arguments, max(STEP.values()))
-    run = demo_points.attack_function(made.net, made.small, made.large, steps=arguments.steps, ignore=_scans.IGNORE)
-    rows = []
+def rows_of(made: _scans.Setup, steps: int) -> Iterator[dict]:
+    run = made.test.attack(steps, ignore=_scans.IGNORE)
     for (eps, step), (name, slopes) in itertools.product(STEP.items(), OCCUPANCIES.items()):
-        after = {}
-        for slope, occupancy in slopes.items() if len(slopes) > 1 else ():
-            held = run, made.variables, made.held_clouds, made.held_labels, name, occupancy, eps, step
-            after[slope] = _scans.percent(demo_points.attack_rooms(*held)[0].after)
+        held = made.held.compared(run, {eps: step}, slopes) if len(slopes) > 1 else ()
+        after = {row.gradient: _scans.percent(row.after) for row, _ in held}
         slope = min(after, key=lambda slope: after[slope]) if after else None
-        given = run, made.variables, made.clouds, made.labels, name, slopes[slope], eps, step
-        row, results = demo_points.attack_rooms(*given)
+        ((row, results),) = made.test.compared(run, {eps: step}, {name: slopes[slope]})
         each = [np.argmax(result.logits_adversarial, axis=1) for result in results]
-        right = [float(np.mean((said == y)[y != _scans.IGNORE])) for said, y in zip(each, made.labels)]
+        right = [float(np.mean((said == y)[y != _scans.IGNORE])) for said, y in zip(each, made.test.labels)]
         claimed = CLAIMED.get(eps, (None, None))[list(OCCUPANCIES).index(name)]
-        rows.append(
+        yield (
             {"gradient": name, "eps (m)": eps, "step (m)": step, "lambda": slope}
             | {"before %": _scans.percent(row.clean), "after %": _scans.percent(row.after)}
             | {"claimed % (SemanticKITTI)": claimed, "points right %": round(100 * float(np.mean(right)), 2)}
             | {"sd over streets": round(100 * float(np.std(right)), 2), "held out by lambda %": list(after.values())}
             | {"GFLOPs": round(row.gflops, 3), "overflow": row.overflow}
         )
-        print(rows[-1], flush=True)
-    facts = made.facts | {"claimed before %": BEFORE, "lambdas": list(LAMBDAS)}
-    seeds = [0, _scans.HELD_SEED]
-    print(_record.save("lgm_table4_streets", rows, folder=arguments.results, arguments=arguments, seeds=seeds, **facts))
+
+
+def main() -> None:
+    how = _scans.parser(__doc__, 4, 30).parse_args()
+    made = _scans.setup(how, max(STEP.values()))
+    facts = made.facts | {"claimed before %": BEFORE, "lambdas": list(LAMBDAS), "seeds": [0, _scans.HELD_SEED]}
+    _run.finish("lgm_table4_streets", _run.shown(rows_of(made, how.steps)), how, arguments=how, **facts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ columns are means over the validation set and over the steps of an attack.
 
 from __future__ import annotations
 
-import argparse
+import itertools
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -18,12 +19,11 @@ import numpy as np
 
 from dyn_jax import metrics, networks, sparse3d
 from dyn_jax.sparse3d.allocate import near_coordinates
-from dyn_jax.types import Reach
-from experiments import _record
+from dyn_jax.types import PointCloud, Reach
+from experiments import _run
 
 NETWORK = "minkunet-34c-scannet"
-STEPS = {0.005: 0.0025, 0.01: 0.01, 0.02: 0.01, 0.05: 0.01}
-"""eps -> the release's step sizes under LGM, metres."""
+STEPS = {0.005: 0.0025, 0.01: 0.01, 0.02: 0.01, 0.05: 0.01}  # eps -> the release's step sizes under LGM, metres
 CLAIMED = {  # eps: (thousand voxels, GFLOPs) under FGM and LGM
     0.005: ((109.7643, 206.0266), (117.0876, 343.9244)),
     0.01: ((110.0546, 217.1055), (354.8085, 782.1737)),
@@ -46,37 +46,27 @@ def gflops(coordinates: np.ndarray, net: nn.Module) -> float:
     return 2e-9 * float(work(tensor)[0])
 
 
+def rows_of(net: nn.Module, cloud: PointCloud) -> Iterator[dict]:
+    known: dict[int, float] = {}
+    for (eps, step), (number, name) in itertools.product(STEPS.items(), enumerate(("FGM", "LGM"))):
+        reach = Reach(step) if name == "LGM" else None
+        coordinates = np.unique(near_coordinates(cloud, net.voxel_size, reach), axis=0)
+        if len(coordinates) not in known:
+            known[len(coordinates)] = gflops(coordinates, net)
+        row = {"eps (m)": eps, "gradient": name, "step (m)": step if reach else None}
+        row |= {"thousand voxels": len(coordinates) / 1000, "GFLOPs": known[len(coordinates)]}
+        yield row | dict(zip(("claimed thousand voxels", "claimed GFLOPs"), CLAIMED[eps][number]))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = _run.parser(__doc__)
     parser.add_argument("--scene", required=True)
-    parser.add_argument("--results", default=None)
-    arguments = parser.parse_args()
-    scene = np.fromfile(arguments.scene, np.float32).reshape(-1, 6)
-    net = networks.create(NETWORK)
+    how = parser.parse_args()
+    scene, net = np.fromfile(how.scene, np.float32).reshape(-1, 6), networks.create(NETWORK)
     cloud = sparse3d.point_cloud(scene[:, :3], scene[:, 3:] / np.float32(255) - np.float32(0.5))
-    rows, known = [], {}
-    for eps, step in STEPS.items():
-        for number, (name, reach) in enumerate((("FGM", None), ("LGM", Reach(step)))):
-            coordinates = np.unique(near_coordinates(cloud, net.voxel_size, reach), axis=0)
-            if len(coordinates) not in known:
-                known[len(coordinates)] = gflops(coordinates, net)
-            claimed = CLAIMED[eps][number]
-            rows.append(
-                {
-                    "eps (m)": eps,
-                    "gradient": name,
-                    "step (m)": step if reach else None,
-                    "thousand voxels": len(coordinates) / 1000,
-                    "GFLOPs": known[len(coordinates)],
-                    "claimed thousand voxels": claimed[0],
-                    "claimed GFLOPs": claimed[1],
-                }
-            )
-            print(rows[-1], flush=True)
-    print(_record.table(rows, list(rows[0])))
     facts = {"data": f"one real ScanNet scene, {len(scene)} points, clean", "network": NETWORK}
     facts |= {"voxel size (m)": net.voxel_size, "step (m)": list(STEPS.values())}
-    print(_record.save("lgm_table6_scannet", rows, folder=arguments.results, **facts))
+    _run.finish("lgm_table6_scannet", _run.shown(rows_of(net, cloud)), how, **facts)
 
 
 if __name__ == "__main__":

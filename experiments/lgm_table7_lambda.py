@@ -5,6 +5,9 @@ python -m experiments.lgm_table7_lambda
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,7 @@ import numpy as np
 from dyn_jax import metrics
 from dyn_jax.cli import demo_points
 from dyn_jax.occupancy import voxel
-from experiments import _record, _rooms
+from experiments import _rooms, _run
 
 LAMBDAS = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0)
 CLAIMED = {  # on ScanNet; before the attack 72.22
@@ -23,13 +26,8 @@ CLAIMED = {  # on ScanNet; before the attack 72.22
 }
 
 
-def main() -> None:
-    options = _rooms.parser(__doc__, rooms=3)
-    options.add_argument("--protocol", choices=_rooms.PROTOCOLS, default="release")
-    arguments = options.parse_args()
-    made = _rooms.setup(arguments.rooms, arguments.points, arguments.weights)
-    how = _rooms.PROTOCOLS[arguments.protocol]
-    function = demo_points.attack_function(made.net, made.small, made.large, steps=arguments.steps, **how)
+def rows_of(made: _rooms.Setup, how: argparse.Namespace) -> Iterator[dict]:
+    function = made.attack(how.steps, **_rooms.PROTOCOLS[how.protocol])
 
     @jax.jit
     def sweep(variables: dict, cloud: object, labels: jax.Array, eps: jax.Array, step: jax.Array, lam: jax.Array):
@@ -40,26 +38,25 @@ def main() -> None:
 
         return jax.vmap(one)(lam)
 
-    rows = []
     for eps, step in demo_points.STEP.items():
         sizes = (jnp.float32(eps), jnp.float32(step), jnp.asarray(LAMBDAS))
         results = [sweep(made.variables, cloud, labels, *sizes) for cloud, labels in zip(made.clouds, made.labels)]
         overflow, before, after = (np.stack(column) for column in zip(*results))  # [room, lambda, ...]
         _rooms.trusted(overflow, f"eps {eps}")
         for number, lam in enumerate(LAMBDAS):
-            rows.append(
-                {
-                    "eps (m)": eps,
-                    "lambda": lam,
-                    "before %": 100 * float(metrics.mean_iou(before[:, number].sum(0))),
-                    **_rooms.after(after[:, number]),
-                    "claimed % (ScanNet)": CLAIMED[eps][number],
-                }
-            )
-            print(rows[-1], flush=True)
-    print(_record.table(rows, ["eps (m)", "lambda", "after %", "sd over rooms", "claimed % (ScanNet)"]))
-    facts = _rooms.facts(arguments, made.net) | {"protocol": arguments.protocol}
-    print(_record.save("lgm_table7_lambda", rows, folder=arguments.results, **facts))
+            clean = 100 * float(metrics.mean_iou(before[:, number].sum(0)))
+            row = {"eps (m)": eps, "lambda": lam, "before %": clean, **_rooms.after(after[:, number])}
+            yield row | {"claimed % (ScanNet)": CLAIMED[eps][number]}
+
+
+def main() -> None:
+    options = _rooms.parser(__doc__, rooms=3)
+    options.add_argument("--protocol", choices=_rooms.PROTOCOLS, default="release")
+    how = options.parse_args()
+    made = _rooms.setup(how, how.weights)
+    columns = ["eps (m)", "lambda", "after %", "sd over rooms", "claimed % (ScanNet)"]
+    facts = _rooms.facts(how, made.net) | {"protocol": how.protocol}
+    _run.finish("lgm_table7_lambda", _run.shown(rows_of(made, how)), how, columns, **facts)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ random ranges, random points and spoofed points that stay where they were put.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -17,18 +18,17 @@ import numpy as np
 from dyn_jax import attacks, metrics
 from dyn_jax.attacks.base import Attack
 from dyn_jax.occupancy import voxel
-from experiments import _record, _scans
+from experiments import _rooms, _run, _scans
 
 GRADIENTS = {"FGM": voxel.fgm(), "LGM": voxel.lgm()}
-LATE = {0.5: 0.1}
-"""Metres along the beam -> step size."""
+LATE = {0.5: 0.1}  # metres along the beam -> step size
 DROPPED = (200, 800)
 SPOOFED = (200,)
 SPOOF_RANGE, SPOOF_STEP = 5.0, 0.25
 ROUNDS = 10
 
 
-def measured(made: _scans.Setup, attack: Attack, occupancy: voxel.VoxelOccupancy | None, spoofs: int = 0) -> dict:
+def measured(made: _rooms.Setup, attack: Attack, occupancy: voxel.VoxelOccupancy | None, spoofs: int = 0) -> dict:
     """Mean IoU before and after on all scans; with `spoofs`, of the scan without them before."""
     large = made.large if occupancy is not None and occupancy.extends else made.small
 
@@ -56,37 +56,36 @@ def measured(made: _scans.Setup, attack: Attack, occupancy: voxel.VoxelOccupancy
     return row | {"overflow": bool(overflow)}
 
 
-def main() -> None:
-    arguments = _scans.parser(__doc__, steps=10).parse_args()
-    made = _scans.setup(arguments, max(SPOOF_STEP, *LATE.values()))
-    options, steps = {"objective": "ce", "attack_all": True}, arguments.steps
-    rows = []
-
-    def add(kind: str, budget: float, how: str, attack: Attack, occupancy: object = None, spoofs: int = 0) -> None:
-        numbers = measured(made, attack, occupancy, spoofs)
-        rows.append({"attack": kind, "budget": budget, "how": how, **numbers})
-        print(rows[-1], flush=True)
-
+def searches(steps: int) -> Iterator[tuple]:
+    """(kind, budget, how, attack, occupancy[, spoofed points]) of every row."""
+    options = {"objective": "ce", "attack_all": True}
     for eps, step in LATE.items():
         random = attacks.pgd(eps, 0.0, 1, norm="ray", **options)
-        add("late returns", eps, "random", random)
+        yield "late returns", eps, "random", random, None
         for name, occupancy in GRADIENTS.items():
-            add("late returns", eps, name, attacks.bim(eps, step, steps, norm="ray", **options), occupancy)
+            yield "late returns", eps, name, attacks.bim(eps, step, steps, norm="ray", **options), occupancy
     for points in DROPPED:
         drop = partial(attacks.point_drop, points, min(ROUNDS, points))
-        add("absorbed", points, "random", drop(saliency="random"))
+        yield "absorbed", points, "random", drop(saliency="random"), None
         for saliency in ("shift", "gradient"):
             for name, occupancy in GRADIENTS.items():
-                add("absorbed", points, f"{saliency}, {name}", drop(saliency=saliency), occupancy)
+                yield "absorbed", points, f"{saliency}, {name}", drop(saliency=saliency), occupancy
     for points in SPOOFED:
         move = partial(attacks.bim, SPOOF_RANGE, steps=steps, norm="ray", **options)
-        add("spoofed", points, "as placed", move(step_size=0.0), None, points)
+        yield "spoofed", points, "as placed", move(step_size=0.0), None, points
         for name, occupancy in GRADIENTS.items():
-            add("spoofed", points, name, move(step_size=SPOOF_STEP), occupancy, points)
-    print(_record.table(rows, list(rows[0])))
+            yield "spoofed", points, name, move(step_size=SPOOF_STEP), occupancy, points
+
+
+def main() -> None:
+    how = _scans.parser(__doc__, steps=10).parse_args()
+    made = _scans.setup(how, max(SPOOF_STEP, *LATE.values()))
+    rows = _run.shown(
+        {"attack": kind, "budget": budget, "how": name, **measured(made.test, *searched)}
+        for kind, budget, name, *searched in searches(how.steps)
+    )
     facts = made.facts | {"rounds": ROUNDS, "metres of a spoofed point": SPOOF_RANGE, "step of one": SPOOF_STEP}
-    seeds = list(range(arguments.streets))
-    print(_record.save("lidar_returns", rows, folder=arguments.results, arguments=arguments, seeds=seeds, **facts))
+    _run.finish("lidar_returns", rows, how, arguments=how, seeds=list(range(how.streets)), **facts)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ images for everything else, which also choose lambda. About 40 minutes on two co
 
 from __future__ import annotations
 
-import argparse
+import itertools
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import weights_convert
-from dyn_jax import attacks, metrics, networks, occupancy
+from dyn_jax import attacks, metrics, occupancy
 from dyn_jax.attacks.released import rdi as released
-from dyn_jax.datasets import cifar10_lossless, cifar10_packed, to_float
+from dyn_jax.datasets import cifar10_lossless, cifar10_packed
 from dyn_jax.networks import rdi
-from experiments import _record
-from weights_convert.torch_io import read_state_dict
+from experiments import _record, _run, _weights
+from experiments._paired import percent
 
 NETWORK, BATCH_SIZE, EPS, STEPS = "rdi-resnet38-cifar10", 100, "8/255", 20
 ATTACKS = {
@@ -71,23 +71,16 @@ def run(forward, images, labels, attack: Any, victim=None) -> dict[str, np.ndarr
     return batched(images, labels, key=jax.random.key(0))
 
 
-def percent(hits: np.ndarray) -> tuple[float, float]:
-    """Share of hits in percent, and its standard error."""
-    share = float(np.mean(hits))
-    return round(100 * share, 2), round(100 * (share * (1 - share) / len(hits)) ** 0.5, 2)
-
-
 def limits_of(exits: np.ndarray) -> tuple[float, ...]:
     """The authors' thresholds by their rule, from the logits of these images."""
     return tuple(map(float, rdi.quantile_thresholds(exits, rdi.OFFSETS[: exits.shape[1] - 1])))
 
 
-def reference(apply, images, labels) -> list[dict[str, Any]]:
+def reference(apply, images, labels) -> Iterator[dict[str, Any]]:
     """The authors' table, claimed beside measured."""
     parts = range(0, len(images), BATCH_SIZE)
     exits = np.concatenate([apply(images[i : i + BATCH_SIZE]).trace.exits for i in parts])
     limits = limits_of(exits)
-    rows = []
     for name, attack in ATTACKS.items():
         got = run(partial(apply, threshold=limits), images, labels, attack)
         answer, error = percent(got["answer"] == labels)
@@ -95,13 +88,10 @@ def reference(apply, images, labels) -> list[dict[str, Any]]:
         row["claimed answer %"], row["claimed exits %"] = CLAIMED[name][1], list(CLAIMED[name][0])
         row["exits %"] = [percent(column == labels)[0] for column in got["exits"].T]
         row["cost"] = round(float(np.asarray(rdi.RELEASED_COSTS)[got["index"]].mean()), 2)
-        row["claimed cost"] = CLAIMED[name][2]
-        print(row, flush=True)
-        rows.append(row)
-    return rows
+        yield row | {"claimed cost": CLAIMED[name][2]}
 
 
-def leaded(apply, limits, chosen_on, images, labels) -> list[dict[str, Any]]:
+def leaded(apply, limits, chosen_on, images, labels) -> Iterator[dict[str, Any]]:
     """PGD-20 on the network's answer: FGM, and LGM with the lambda that is best on held-back images."""
     attack = attacks.pgd(EPS, "2/255", STEPS)
     victim = partial(apply, threshold=limits)
@@ -109,22 +99,19 @@ def leaded(apply, limits, chosen_on, images, labels) -> list[dict[str, Any]]:
     def accuracy(gate, x, y) -> np.ndarray:
         return run(partial(apply, threshold=limits, occupancy=gate), x, y, attack, victim)["answer"] == y
 
-    rows, fgm = [], accuracy(occupancy.hard(), images, labels)
-    rows.append({"part": "lgm", "gradient": "FGM", "lambda": None, "after %": percent(fgm)[0], "se": percent(fgm)[1]})
+    fgm = accuracy(occupancy.hard(), images, labels)
+    yield {"part": "lgm", "gradient": "FGM", "lambda": None, "after %": percent(fgm)[0], "se": percent(fgm)[1]}
     for name, make in SOFT.items():
         lam = min(LAMBDAS, key=lambda lam, make=make: float(accuracy(make(lam), *chosen_on).mean()))
         right = accuracy(make(lam), images, labels)
         only_fgm, only_lgm = int(np.sum(right & ~fgm)), int(np.sum(fgm & ~right))
         row = {"part": "lgm", "gradient": f"LGM {name}", "lambda": lam}
         row |= {"after %": percent(right)[0], "se": percent(right)[1]}
-        rows.append(row | {"broken by FGM only": only_fgm, "broken by LGM only": only_lgm})
-        print(rows[-1], flush=True)
-    return rows
+        yield row | {"broken by FGM only": only_fgm, "broken by LGM only": only_lgm}
 
 
-def energy(apply, limits, images, labels) -> list[dict[str, Any]]:
+def energy(apply, limits, images, labels) -> Iterator[dict[str, Any]]:
     """Attacks on the energy, through hard exits."""
-    rows = []
     for name, attack in ENERGY.items():
         got = run(partial(apply, threshold=limits), images, labels, attack)
         dense = metrics.dense_macs(jax.eval_shape(partial(apply, threshold=limits), images[:1]).trace)
@@ -133,35 +120,26 @@ def energy(apply, limits, images, labels) -> list[dict[str, Any]]:
         row = {"part": "energy", "attack": name, "images": len(labels)}
         row["recovered %"] = round(100 * float(np.mean((got["executed"] - got["before"])[some] / saved[some])), 1)
         row["exits later"] = round(float(np.mean(got["moved"])), 2)
-        row["answer %"] = percent(got["answer"] == labels)[0]
-        print(row, flush=True)
-        rows.append(row)
-    return rows
+        yield row | {"answer %": percent(got["answer"] == labels)[0]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = _run.parser(__doc__, "data", images=500)
     parser.add_argument("--checkpoint", required=True, help="the published weights")
-    parser.add_argument("--data", required=True, help="folder with cifar10_{lossless,jpeg}_{train,test}.npz")
-    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--held-back", type=int, default=200, help="training images that choose thresholds and lambda")
     parser.add_argument("--energy-images", type=int, default=100)
-    parser.add_argument("--results", default=None, help="folder for the JSON record (default: experiments/results)")
-    arguments = parser.parse_args()
-    test, train = cifar10_lossless(arguments.data, "test"), cifar10_packed(arguments.data, "held_back")
-    images, labels = to_float(test.images[: arguments.images]), test.labels[: arguments.images]
-    held = to_float(train.images[: arguments.held_back]), train.labels[: arguments.held_back]
-    net = networks.create(NETWORK)
-    variables = weights_convert.convert(net, read_state_dict(arguments.checkpoint))
+    how = parser.parse_args()
+    test = cifar10_lossless(how.data, "test")
+    images, labels = _run.first(test, how.images)
+    held = _run.first(cifar10_packed(how.data, "held_back"), how.held_back)
+    net, variables = _weights.published(NETWORK, how.checkpoint)
     apply = partial(net.apply, variables)
-    forward = jax.jit(apply)
-    limits = limits_of(np.asarray(forward(held[0]).trace.exits))
-    rows = reference(apply, images, labels)
-    rows += leaded(apply, limits, held, images, labels)
-    few = arguments.energy_images
-    rows += energy(apply, limits, images[:few], labels[:few])
+    limits = limits_of(np.asarray(jax.jit(apply)(held[0]).trace.exits))
+    few = images[: how.energy_images], labels[: how.energy_images]
+    parts = reference(apply, images, labels), leaded(apply, limits, held, images, labels), energy(apply, limits, *few)
+    rows = _run.shown(itertools.chain(*parts))
     facts = {"data": test.name, "eps": EPS, "lambdas": list(LAMBDAS), "thresholds": [round(t, 4) for t in limits]}
-    print(_record.save("rdi_defended", rows, folder=arguments.results, arguments=arguments, seed=0, **facts))
+    print(_record.save("rdi_defended", rows, folder=how.results, arguments=how, seed=0, **facts))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ Patches are made on training digits and judged on test digits. Beside them: a ra
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,7 +23,7 @@ from dyn_jax import attacks, metrics, networks, objectives
 from dyn_jax.datasets import digits
 from dyn_jax.nn import IMAGENET_MEAN_STD
 from dyn_jax.types import Output
-from experiments import _record
+from experiments import _energy, _run
 
 SIZES = (4, 8)
 NOISE = 8 / 255
@@ -52,60 +53,38 @@ def patch_of(
 
 def row(before: Output, after: Output, labels: np.ndarray) -> dict:
     """Numbers of one batch, clean and attacked."""
-    dense = metrics.dense_macs(before.trace)
-    first, last = (np.asarray(metrics.executed_macs(out.trace)) for out in (before, after))
-    rows = dense - first > 1e-6 * dense
-    shares = (last - first)[rows] / (dense - first)[rows]
-    return {
-        "saved before %": 100 * float(1 - first.mean() / dense),
-        "saved after %": 100 * float(1 - last.mean() / dense),
-        "recovery %": 100 * float(metrics.recovery(before.trace, after.trace)),
-        "standard error": 100 * float(shares.std(ddof=1) / np.sqrt(len(shares))),
-        "accuracy before %": 100 * float(metrics.accuracy(before.logits, labels)),
-        "accuracy after %": 100 * float(metrics.accuracy(after.logits, labels)),
-    }
+    both, dense = partial(_run.both, before, after), metrics.dense_macs(before.trace)
+    return (
+        both("saved {} %", lambda out: 100 * float(1 - np.asarray(metrics.executed_macs(out.trace)).mean() / dense))
+        | {"recovery %": 100 * float(metrics.recovery(before.trace, after.trace))}
+        | {"standard error": _energy.shares(before.trace, after.trace)[1]}
+        | both("accuracy {} %", lambda out: 100 * float(metrics.accuracy(out.logits, labels)))
+    )
+
+
+def rows_of(name: str, made_on: np.ndarray, images: jax.Array, labels: np.ndarray, how: Any) -> Iterator[dict]:
+    net, variables = networks.pretrained(name)
+    forward = jax.jit(partial(net.apply, variables))
+    before = forward(images)
+    noise = jax.random.uniform(jax.random.key(how.seed), images.shape, minval=-NOISE, maxval=NOISE)
+    shown: dict[tuple[str, int | None], jax.Array] = {("noise 8/255", None): jnp.clip(images + noise, 0, 1)}
+    for size, method in itertools.product(SIZES, METHODS):
+        if not method.endswith("ponder") or hasattr(net, "gate_scale"):  # the paper's objective is A-ViT's own
+            patch = patch_of(net, forward, made_on, size, method, how.steps, how.seed)
+            shown[method, size] = attacks.paste_at(images, patch)
+    for (method, size), attacked in shown.items():
+        yield {"network": name, "attack": method, "patch": size, **row(before, forward(attacked), labels)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=["avit-digits"])
-    parser.add_argument("--images", type=int, default=200, help="to make a patch on, and as many to judge it on")
-    parser.add_argument("--steps", type=int, default=300)
+    parser = _run.parser(__doc__, networks=["avit-digits"], images=200, steps=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", default=None, help="folder for the JSON; default: experiments/results")
-    arguments = parser.parse_args()
-    train, test = (digits(split) for split in ("train", "test"))
-    made_on, images, labels = (v[: arguments.images] for v in (train.images, test.images, test.labels))
-    images = jnp.asarray(images)
-    rows: list[dict] = []
-    began = time.perf_counter()
-    for name in arguments.networks:
-        net, variables = networks.pretrained(name)
-        forward = jax.jit(partial(net.apply, variables))
-        before = forward(images)
-        noise = jax.random.uniform(jax.random.key(arguments.seed), images.shape, minval=-NOISE, maxval=NOISE)
-        shown: dict[tuple[str, int | None], jax.Array] = {("noise 8/255", None): jnp.clip(images + noise, 0, 1)}
-        for size in SIZES:
-            for method in METHODS:
-                if method.endswith("ponder") and not hasattr(net, "gate_scale"):
-                    continue  # the paper's objective is A-ViT's own
-                patch = patch_of(net, forward, made_on, size, method, arguments.steps, arguments.seed)
-                shown[method, size] = attacks.paste_at(images, patch)
-        for (method, size), attacked in shown.items():
-            numbers = row(before, forward(attacked), labels)
-            rows.append({"network": name, "attack": method, "patch": size, **numbers})
-            print(rows[-1], flush=True)
-    print(_record.table(rows, list(rows[0])))
-    facts = {
-        "data": "handwritten digits; patches made on train, judged on test",
-        "sizes": list(SIZES),
-        "noise": "8/255",
-    }
-    facts |= {"batch": BATCH, "learning_rate": 0.2, "seconds": time.perf_counter() - began}
-    saved = _record.save(
-        "slowformer_avit", rows, folder=arguments.results, arguments=arguments, seed=arguments.seed, **facts
-    )
-    print(saved)
+    how, began = parser.parse_args(), time.perf_counter()
+    (made_on, _), (images, labels) = (_run.first(digits(split), how.images) for split in ("train", "test"))
+    rows = _run.shown(row for name in how.networks for row in rows_of(name, made_on, jnp.asarray(images), labels, how))
+    facts = {"data": "handwritten digits; patches made on train, judged on test", "sizes": list(SIZES)}
+    facts |= {"noise": "8/255", "batch": BATCH, "learning_rate": 0.2, "seconds": time.perf_counter() - began}
+    _run.finish("slowformer_avit", rows, how, arguments=how, seed=how.seed, **facts)
 
 
 if __name__ == "__main__":

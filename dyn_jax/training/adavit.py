@@ -30,20 +30,13 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What the gates are drawn to, and the signs and weights of the terms; the released classes' defaults.
+    """What the gates are drawn to, and the signs and weights of the terms; the released classes' defaults."""
 
-    Attributes:
-      target: share that is to be on, of heads, sub-layers and tokens.
-      minimal: share of the tokens below which a block is punished.
-      diverse, entropy: weights of every gate's own distance to the target, and of its entropy.
-      weight: of all three parts in the loss.
-    """
-
-    target: float = 0.5
-    minimal: float = 0.1
-    diverse: float = 0.1
-    entropy: float = -0.1
-    weight: float = 2.0
+    target: float = 0.5  # share that is to be on, of heads, sub-layers and tokens
+    minimal: float = 0.1  # share of the tokens below which a block is punished
+    diverse: float = 0.1  # weight of every gate's own distance to the target
+    entropy: float = -0.1  # weight of its entropy
+    weight: float = 2.0  # of all three parts in the loss
 
 
 USE = Usage(0.0, 0.0, 0.1, 0.1, -2.0)
@@ -51,11 +44,7 @@ USE = Usage(0.0, 0.0, 0.1, 0.1, -2.0)
 
 
 def usage_parts(trace: Trace, token_threshold: float = 0.6) -> Parts:
-    """The choices of an `AdaViT`; `token_threshold` is the network's.
-
-    Raises:
-      ValueError: a trace of another network.
-    """
+    """The choices of an `AdaViT`; `token_threshold` is the network's. ValueError: a trace of another network."""
     kinds: dict[str, list[UnitTrace]] = {}
     for unit in trace.units:
         kinds.setdefault(unit.name.rpartition("_")[2], []).append(unit)
@@ -101,13 +90,7 @@ def usage_loss(output: Output, labels: jax.Array, usage: Usage = Usage(), token_
     With m the mean of the gates, t the target: ``head = |m - t| + diverse mean_{block, head} |m_bh - t| + entropy
     mean H(sigmoid(logit))``, blocks whose sub-layers are both off left out of m; ``layer`` alike, all blocks, m_b over
     both sub-layers; ``token = (m - t)^2 + sum_{image, block} max(0, minimal - share of its tokens)``. Means are over
-    the batch; the entropy looks at gates without noise.
-
-    Args:
-      output: of an `AdaViT`.
-      labels: [batch].
-      usage: see `Usage`.
-      token_threshold: the network's.
+    the batch; the entropy looks at gates without noise. `output` is of an `AdaViT`, so is the `token_threshold`.
 
     Source: AdaViT section 3.3; the diverse, entropy and minimal terms are the released code's.
     """

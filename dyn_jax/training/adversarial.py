@@ -18,13 +18,7 @@ from dyn_jax.types import Occupancy, Output
 
 @dataclasses.dataclass(frozen=True)
 class Perturb:
-    """What `Recipe.perturb` calls: the first images of a batch under attack, by the network as it is now.
-
-    Attributes:
-      attack: any of `dyn_jax.attacks` on images.
-      occupancy: of the network that is attacked, in evaluation mode: ``hard()``, None, is FGM, a soft one LGM.
-      share: of the batch.
-    """
+    """What `Recipe.perturb` calls: the first images of a batch under attack; its fields are `adversarial`'s."""
 
     attack: Attack
     occupancy: Occupancy | None = None

@@ -14,9 +14,10 @@ from dyn_jax.networks.blocks import block_plan
 from dyn_jax.networks.manidp import ManiDP
 from dyn_jax.networks.skipnet import SkipNet
 from dyn_jax.occupancy import gumbel_sigmoid
+from dyn_jax.training import sparsity
 from dyn_jax.training.manidp import manidp_loss, threshold_hook
 from dyn_jax.training.ponder import ponder_loss
-from dyn_jax.training.recipe import SGD, Images, Progress, Recipe, two_stages
+from dyn_jax.training.recipe import SGD, Images, Progress, Recipe, edited, two_stages
 from dyn_jax.training.sdn import sdn_recipe
 from dyn_jax.training.sparsity import with_budget
 from dyn_jax.types import Output, Trace, Variables
@@ -29,9 +30,8 @@ IMAGES = Images(flip=True, most=EPOCH)
 
 def dynconv_recipe(epochs: int = 40, target: float = 0.6) -> Recipe:
     """DynConv as published, shorter: Gumbel noise (off in the last fifth), budget loss of weight 10."""
-    noise = lambda epoch: gumbel_sigmoid(1.0, noise=epoch <= 0.8 * epochs)
-    loss = with_budget(target, epochs)
-    return Recipe(epochs, 128, SGD(0.03), loss, noise, IMAGES)
+    small = sparsity.dynconv_recipe(epochs, target)
+    return dataclasses.replace(small, batch_size=128, optimizer=SGD(0.03), source=IMAGES)
 
 
 def skipnet_recipe(epochs: int = 40, target: float = 0.7, information: float = 0.5) -> Recipe:
@@ -56,13 +56,11 @@ def spread_gates(net: SkipNet, variables: Variables, images: jax.Array | np.ndar
     all images get one score, and a constant gate is a stationary point of `information_loss`.
 
     Args:
-      net: with recurrent gates.
-      variables: of `net`; all units count as on.
+      net, variables: with recurrent gates; all units count as on.
       images: [batch, height, width, 3] in [0, 1]: the layers before the LSTM are rescaled by their statistics.
       spread: standard deviation of the scores, between images, that the median gate gets.
 
-    Returns:
-      The variables, with other ``group*_gate*`` and ``control/proj``.
+    The variables that are returned have other ``group*_gate*`` and ``control/proj``.
     """
     of_gate = lambda name: fnmatch.fnmatchcase(name or "", "group*_gate*")
     wanted = lambda module, method: method == "__call__" and of_gate(module.name)
@@ -83,19 +81,15 @@ def spread_gates(net: SkipNet, variables: Variables, images: jax.Array | np.ndar
     output, _ = run(result, images)
     scores = np.stack([np.asarray(unit.score) for unit in output.trace.units])
     factor = spread / np.median(scores.std(1))
-    control = jax.device_get(params["control"])
-    proj = {"kernel": control["proj"]["kernel"] * factor, "bias": (control["proj"]["bias"] - scores.mean()) * factor}
-    return {**result, "params": {**params, "control": {**control, "proj": proj}}}
+    result = edited(result, "params/control/proj/bias", lambda bias: jax.device_get(bias) - scores.mean())
+    return edited(result, "params/control/proj/*", lambda leaf: jax.device_get(leaf) * factor)
 
 
 def information_loss(trace: Trace) -> jax.Array:
     """Minus the mutual information, in nats, of a unit's decision and the input: ``mean_i H(p_i) - H(mean_i p_i)``.
 
-    p is the sigmoid of the scores, H the entropy of a coin; the mean is over units and elements. Small where each input
-    decides, and not all alike.
-
-    Args:
-      trace: scores [batch, *elements].
+    p is the sigmoid of the scores [batch, *elements], H the entropy of a coin; the mean is over units and elements.
+    Small where each input decides, and not all alike.
 
     Source: Bridle, Heading and MacKay 1991 (unsupervised classifiers, "firm but fair").
     """
@@ -122,32 +116,18 @@ def sact_recipe(*epochs: int, tau: float = 0.1, readiness: float = 2.0) -> Recip
     Args:
       epochs: of the two stages instead of 22 and 12; one number is for both.
       tau: price of a unit in the second stage.
-      readiness: what is added between the stages to the logit of every halting score.
+      readiness: of `readier`, between the stages.
     """
     first, second = two_stages(epochs, 22, 12)
     priced = lambda tau: lambda output, labels, progress: ponder_loss(output, labels, tau)
     before = Recipe(first, 128, SGD(0.03, 2e-4), priced(0.01), source=IMAGES)
-    return Recipe(
-        second,
-        128,
-        SGD(0.03, 2e-4),
-        priced(tau),
-        source=IMAGES,
-        before=before,
-        between=lambda variables: readier(variables, readiness),
-    )
+    ready = lambda variables: readier(variables, readiness)
+    return dataclasses.replace(before, epochs=second, loss=priced(tau), before=before, between=ready)
 
 
 def readier(variables: Variables, by: float) -> Any:
     """The variables of a `SACT` network with `by` added to the logit of every position's halting score."""
-
-    def change(layer: Any) -> Any:
-        local = layer["local_conv"]
-        return {**layer, "local_conv": {**local, "bias": local["bias"] + np.float32(by)}}
-
-    layers: Any = variables["params"]
-    params = {name: change(layer) if name.endswith("_halting") else layer for name, layer in layers.items()}
-    return {**variables, "params": params}
+    return edited(variables, "params/*_halting/local_conv/bias", lambda bias: bias + np.float32(by))
 
 
 def manidp_recipe(*epochs: int, target: float = 0.7, lasso: float = 5e-3, graph: float = 3.0) -> Recipe:
@@ -178,14 +158,12 @@ def spread_saliencies(
     covariance: directions in which images differ little would need weights so large that training diverges.
 
     Args:
-      net: its gates see a batch of `images`, one after the other, each what the gates before it leave.
-      variables: of `net`.
+      net, variables: its gates see a batch of `images`, one after the other, each what the gates before it leave.
       images: [batch, height, width, 3] in [0, 1].
       spread: standard deviation of a saliency before it is cut at 0.
       seed: of the directions.
 
-    Returns:
-      The variables, with other ``mb*/fc1`` and ``mb*/fc2``.
+    The variables that are returned have other ``mb*/fc1`` and ``mb*/fc2``.
     """
     wanted = lambda module, method: method == "__call__" and module.name == "fc1"
 

@@ -50,14 +50,12 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 """Network -> its recipe, called with the number of epochs of each stage, or without for the recipe's own."""
 
-TRUNKS: dict[str, str] = {
+TRUNKS: dict[str, str] = {  # network -> the trained static network that it starts from; the others start from scratch
     **{f"{family}-32-cifar10": "resnet-32-cifar10" for family in ("skipnet", "dynconv", "sact", "manidp")},
     "sdn-resnet56-cifar10": "resnet-56-cifar10",
 }
-"""Network -> the trained static network that it starts from; the others start from scratch."""
 
-CALIBRATION = 256
-"""Images, the first of the training data, whose statistics the embedded network starts with."""
+CALIBRATION = 256  # images, the first of the training data, whose statistics the embedded network starts with
 
 DATA: dict[str, Callable[[str, str | os.PathLike | None], Any]] = {
     "cifar10": lambda split, folder: _cifar10(folder, split),
@@ -81,14 +79,9 @@ def _cifar10(folder: str | os.PathLike | None, split: str) -> ImageData:
 
 
 def recipe_of(name: str, epochs: int | None = None) -> Recipe:
-    """The recipe of an embedded network.
+    """The recipe of a network of `RECIPES`, with other `epochs` in each of its stages where they are given.
 
-    Args:
-      name: a key of `RECIPES`.
-      epochs: instead of the recipe's own number, in each of its stages.
-
-    Raises:
-      ValueError, TypeError: unknown name; epochs that are no positive integer.
+    ValueError, TypeError: unknown name; epochs that are no positive integer.
     """
     recipe = RECIPES[_validate.choice("network", name, RECIPES)]
     return recipe() if epochs is None else recipe(_validate.positive_int("epochs", epochs))
@@ -107,8 +100,7 @@ def data_of(name: str, split: str, folder: str | os.PathLike | None = None) -> A
 def start_of(name: str, trunk: str | os.PathLike, data: ImageData, seed: int = 0) -> Variables:
     """The variables that a network of `TRUNKS` starts from: the static one inside it, gates that see their input.
 
-    Raises:
-      OSError, ValueError: no file of variables of the static network.
+    OSError, ValueError: no file of variables of the static network.
     """
     net, images = network_of(name), to_float(data.images[:CALIBRATION])
     variables = networks.embed(net, load_variables(trunk, TRUNKS[name]), images=images, seed=seed)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, objectives
 from dyn_jax.occupancy import bernoulli
-from dyn_jax.training.recipe import SGD, Progress, Recipe
+from dyn_jax.training.recipe import SGD, Recipe, edited
 from dyn_jax.training.sparsity import skipnet_recipe
 from dyn_jax.types import Output, Variables
 
@@ -32,14 +32,10 @@ def hrl_loss(
     `dyn_jax.occupancy.bernoulli`; their probabilities are the sigmoid of the scores.
 
     Args:
-      output: of a network with one element per unit, [batch] scores (SkipNet).
-      labels: [batch].
+      output, labels: of a network with one element per unit, [batch] scores (SkipNet).
       alpha: reward of skipping everything.
       rl_weight: weight of the surrogate; summed, not averaged, over examples, as released.
       gamma: discount.
-
-    Returns:
-      (loss, `HRLParts`).
 
     Source: SkipNet section 3.3, eq. 3 to 5; the CIFAR training of the released code.
     """
@@ -86,21 +82,11 @@ def hrl_recipe(
 
     Source: SkipNet section 3.3 (hybrid reinforcement learning with supervised pre-training).
     """
-
-    def loss(output: Output, labels: jax.Array, progress: Progress) -> jax.Array:
-        del progress
-        return hrl_loss(output, labels, alpha=alpha, rl_weight=rl_weight, gamma=gamma)[0]
-
     _validate.positive("temperature", temperature)
-    return Recipe(
-        epochs,
-        optimizer=SGD(learning_rate, weight_decay=1e-4),
-        loss=loss,
-        occupancy=lambda epoch: bernoulli(),
-        decay_gates=False,
-        before=before,
-        between=lambda variables: hotter(variables, temperature),
-    )
+    loss = lambda output, labels, progress: hrl_loss(output, labels, alpha=alpha, rl_weight=rl_weight, gamma=gamma)[0]
+    sgd, sampled = SGD(learning_rate, weight_decay=1e-4), lambda epoch: bernoulli()
+    between = lambda variables: hotter(variables, temperature)
+    return Recipe(epochs, 64, sgd, loss, sampled, decay_gates=False, before=before, between=between)
 
 
 def skipnet_rl_recipe(*epochs: int) -> Recipe:
@@ -119,18 +105,12 @@ def hotter(variables: Variables, temperature: float) -> Variables:
 
     Hard gates stay what they are; sampled ones come closer to them the smaller the temperature.
 
-    Args:
-      variables: of a `SkipNet` with recurrent gates.
-      temperature: positive.
-
     Raises:
-      ValueError: no recurrent gates, or a temperature that is not positive.
+      ValueError: variables of no `SkipNet` with recurrent gates, or a temperature that is not positive.
 
     Source: the released ImageNet training, between its two stages, with 0.05.
     """
     _validate.positive("temperature", temperature)
     if "control" not in variables["params"]:
         raise ValueError("variables: got none of recurrent gates (params/control), expected those of SkipNet rnn")
-    control = variables["params"]["control"]
-    projection = {name: value / temperature for name, value in control["proj"].items()}
-    return {**variables, "params": {**variables["params"], "control": {**control, "proj": projection}}}
+    return edited(variables, "params/control/proj/*", lambda leaf: leaf / temperature)

@@ -28,8 +28,7 @@ from dyn_jax.training.runs import Position, State
 from dyn_jax.types import PointCloud, Variables
 
 Report = Callable[[int, float], None]
-TOGETHER = 8
-"""Steps of one call, at most: its memory is asked for, and cleared by the system, once for all of them."""
+TOGETHER = 8  # steps of one call, at most: its memory is asked for, and cleared by the system, once for all of them
 
 
 def fit(
@@ -49,14 +48,11 @@ def fit(
     was left alone.
 
     Args:
-      net: a network of `dyn_jax.networks`.
-      data: what `recipe.source` takes: an `ImageData`, rooms, objects.
-      recipe: see `Recipe`.
+      net, data, recipe: see `Recipe`; data are what its source takes: an `ImageData`, rooms, objects.
       seed: of everything random: initialisation, order, augmentation, gate noise, dropout.
       initial: variables to start from; what is in half precision is trained in single precision.
       checkpoint: a file written every `every` steps and after every epoch; where it exists, training goes on from it.
         It stays when training ends: remove it once the variables are kept.
-      every: steps.
       report: called with (epoch, mean loss), epochs counted from 1 over all stages; a progress bar with the loss and
         the time left then shows on standard error where that is a terminal.
 
@@ -65,9 +61,8 @@ def fit(
 
     Raises:
       ValueError, TypeError: fewer examples than a batch; labels that are no classes of the network, clouds without; a
-        recipe that
-        trains some layers only, without `initial`; an `initial` of another network, or not finite; a checkpoint of
-        another network, recipe, seed or data.
+        recipe that trains some layers only, without `initial`; an `initial` of another network, or not finite; a
+        checkpoint of another network, recipe, seed or data.
       FloatingPointError: the loss of an epoch is not finite.
     """
     run = _Run(net, data, seed, _validate.positive_int("every", every), report)
@@ -106,11 +101,8 @@ def fit(
 
 
 def _check_data(net: nn.Module, data: Any) -> None:
-    classes = getattr(net, "num_classes", None)
-    if isinstance(data, ImageData):
-        checked_images(data, classes=classes)
-    else:
-        check_clouds(data, classes)
+    check = checked_images if isinstance(data, ImageData) else check_clouds
+    check(data, classes=getattr(net, "num_classes", None))
 
 
 class _Run(NamedTuple):

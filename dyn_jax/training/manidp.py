@@ -30,15 +30,8 @@ def thresholds(mask_sum: jax.typing.ArrayLike, count: int, rate: float) -> np.nd
     Single images decide against it, so the share of channels that they keep is near `rate`, not equal to it.
 
     Args:
-      mask_sum: [C], sum of the saliency over `count` images.
-      count: images.
-      rate: in (0, 1]. Products ``rate C`` within 1e-9 above an integer count as that integer.
-
-    Returns:
-      [1], of the dtype of `mask_sum`.
-
-    Raises:
-      ValueError: rate outside (0, 1].
+      mask_sum: [C], sum of the saliency over `count` images; what is returned is [1], of its dtype.
+      rate: in (0, 1], else a ValueError. Products ``rate C`` within 1e-9 above an integer count as that integer.
 
     Source: released code.
     """
@@ -52,11 +45,8 @@ def thresholds(mask_sum: jax.typing.ArrayLike, count: int, rate: float) -> np.nd
 def threshold_hook(epochs: int, target: float, first: int = 1) -> Callable[[Any, int, int], Any]:
     """`Recipe.after_epoch` that sets every gate's threshold, from the epoch `first` on, and empties its sum.
 
-    Args:
-      epochs, target: see `remain_rate`.
-      first: the epoch, counted from 0, after which thresholds are set for the first time.
-
-    Source: released code (its first update comes after the second epoch).
+    Epochs count from 0; `epochs` and `target` are `remain_rate`'s. Source: released code (its first update comes after
+    the second epoch).
     """
 
     def after_epoch(batch_stats: Any, epoch: int, count: int) -> Any:
@@ -88,8 +78,7 @@ def lasso_loss(
     Args:
       trace: of a `ManiDP` network; ``extras['value']`` of its units is the saliency s, before the threshold.
       cross_entropies: [batch], CE_i.
-      previous: L, the mean cross-entropy of the epoch before.
-      ratio, gamma: r and gamma.
+      previous: L, the mean cross-entropy of the epoch before; `ratio` is r.
 
     Source: Tang et al. 2021 (the complexity of an instance); ratio, gamma and the floor from the released code.
     """
@@ -144,11 +133,5 @@ def manidp_recipe(epochs: int = 40, target: float = 0.65, lasso: float = 0.1, gr
 
     Departure: the authors start from a trained static network; here ``gate_init`` of the network takes its place.
     """
-    return Recipe(
-        epochs,
-        optimizer=SGD(0.05),
-        loss=manidp_loss(lasso, graph),
-        decay_gates=False,
-        after_epoch=threshold_hook(epochs, target),
-        measured=True,
-    )
+    loss, hook = manidp_loss(lasso, graph), threshold_hook(epochs, target)
+    return Recipe(epochs, 64, SGD(0.05), loss, decay_gates=False, after_epoch=hook, measured=True)

@@ -22,8 +22,7 @@ from dyn_jax.types import Output, PointCloud
 
 ROOM_POINTS = 12288
 OBJECT_POINTS = 1024
-SCAN_POINTS = 5120
-"""Of a scan in training, drawn anew every time."""
+SCAN_POINTS = 5120  # of a scan in training, drawn anew every time
 SLACK = 1.1
 
 Chosen = Callable[[Any, np.ndarray, np.random.Generator | None], tuple[PointCloud, np.ndarray]]
@@ -32,21 +31,15 @@ Chosen = Callable[[Any, np.ndarray, np.random.Generator | None], tuple[PointClou
 
 @dataclasses.dataclass(frozen=True)
 class Clouds:
-    """`dyn_jax.training.recipe.Source` of clouds, `size` of them side by side in one.
+    """`dyn_jax.training.recipe.Source` of clouds, `size` of them side by side in one."""
 
-    Attributes:
-      chosen: picks and moves them.
-      test_size: clouds side by side when a network is evaluated.
-    """
-
-    chosen: Chosen
-    test_size: int = 1
+    chosen: Chosen  # picks and moves them
+    test_size: int = 1  # clouds side by side when a network is evaluated
 
     def count(self, data: Any) -> int:
         return len(data.labels) if hasattr(data, "labels") else len(data)
 
     def example(self, net: nn.Module, data: Any) -> Any:
-        del data
         return net.example_input()
 
     def keys(self, seed: int) -> tuple[jax.Array, jax.Array]:
@@ -55,11 +48,8 @@ class Clouds:
 
     def options(self, net: nn.Module, like: Batches) -> dict[str, Any]:
         """The capacity that they need, and a tenth more."""
-
-        def need(cloud: PointCloud) -> tuple[int, ...]:
-            return capacity_for(cloud, net.voxel_size, net.levels).levels
-
-        needs = [need(cloud) for cloud, _ in like]
+        clouds: list[PointCloud] = [cloud for cloud, _ in like]
+        needs = [capacity_for(cloud, net.voxel_size, net.levels).levels for cloud in clouds]
         return {"capacity": Capacity(tuple(bucket(int(SLACK * max(column))) for column in zip(*needs)))}
 
     def batches(self, data: Any, size: int, seed: int, epoch: int) -> Batches:
@@ -69,9 +59,9 @@ class Clouds:
             yield self.chosen(data, order[start : start + size], rng)
 
     def in_order(self, data: Any) -> Batches:
-        order = np.arange(self.count(data))
-        for start in range(0, len(order), self.test_size):
-            yield self.chosen(data, order[start : start + self.test_size], None)
+        count = self.count(data)
+        for start in range(0, count, self.test_size):
+            yield self.chosen(data, np.arange(start, min(start + self.test_size, count)), None)
 
 
 def room_batch(data: list[Scene], rows: np.ndarray, rng: np.random.Generator | None) -> tuple[PointCloud, np.ndarray]:
@@ -119,14 +109,10 @@ def segmentation_loss(output: Output, labels: jax.Array, progress: Progress | No
 
 
 def check_clouds(data: Any, classes: int | None) -> None:
-    """Checks objects, scenes or scans that a network shall be trained on; other data pass.
+    """Checks `Objects`, or a list of `Scene` or `Scan`, that a network shall be trained on; other data pass.
 
-    Args:
-      data: `Objects`, or a list of `Scene` or `Scan`.
-      classes: labels lie in [0, classes), or are `IGNORE` (no loss looks at such points); None: not compared.
-
-    Raises:
-      ValueError: a cloud without labels, a scene without colours; see `check_scene`, `check_scan`, `check_objects`.
+    Labels lie in [0, classes), or are `IGNORE` (no loss looks at such points); None: not compared. ValueError: a cloud
+    without labels, a scene without colours; see `check_scene`, `check_scan`, `check_objects`.
     """
     if isinstance(data, Objects):
         check_objects(data, "data", classes)
@@ -139,8 +125,7 @@ def check_clouds(data: Any, classes: int | None) -> None:
                 raise ValueError(f"{where}: got no {missing[0]}, expected some to train on")
             if isinstance(cloud, Scan):
                 check_scan(cloud, where)
-            colours = getattr(cloud, "colours", None)
-            check_scene(Scene(cloud.xyz, colours, cloud.labels, cloud.name), where, classes)
+            check_scene(Scene(cloud.xyz, getattr(cloud, "colours", None), cloud.labels, cloud.name), where, classes)
 
 
 def _turn(xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -11,20 +11,15 @@ from dyn_jax.gates.halting import halting_prior, mean_halting, ponder_of_trace, 
 from dyn_jax.training.recipe import SGD, AdamW, Images, Progress, Recipe, mean_cross_entropy, two_stages
 from dyn_jax.types import Output
 
-DEPTH = 6
-"""Layers of `networks.avit.digits`."""
+DEPTH = 6  # layers of `networks.avit.digits`
 
 
 def ponder_loss(output: Output, labels: jax.Array, tau: float) -> jax.Array:
     """``cross-entropy + tau * sum over blocks of mean over batch and positions of (N + R)``.
 
     Args:
-      output: of a network whose units halt, see `dyn_jax.gates.halting`.
-      labels: [batch].
+      output: of a network whose units halt, see `dyn_jax.gates.halting`; a ValueError where the trace has no units.
       tau: the price of a unit; the released models have 0.01 (CIFAR) and 0.005 (ImageNet).
-
-    Raises:
-      ValueError: the trace has no units.
 
     Source: Figurnov et al. 2017, and released code.
     """
@@ -46,10 +41,8 @@ def sact_recipe(epochs: int = 15, tau: float = 0.05) -> Recipe:
 def avit_loss(tau: float, alpha: float, target: jax.Array) -> Callable[[Output, jax.Array, Progress], jax.Array]:
     """``ponder_loss + alpha * max(halting_prior, 0)``: what an A-ViT is trained with.
 
-    Args:
-      tau: price of a layer for a token; 5e-4 in the released models, whose training starts from a trained DeiT.
-      alpha: weight of the prior; 1e-3 there.
-      target: where tokens should halt, `gates.prior_target`.
+    `tau` is the price of a layer for a token, 5e-4 in the released models, whose training starts from a trained DeiT;
+    `alpha` is 1e-3 there; `target` says where tokens should halt, `gates.prior_target`.
 
     Source: A-ViT eq. 11. The released prior looks at all tokens of all images but the first of the batch; here at the
     patches of all images, as in the paper.

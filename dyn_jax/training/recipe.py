@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -36,36 +37,27 @@ cross_entropies = optax.softmax_cross_entropy_with_integer_labels
 
 def mean_cross_entropy(output: Output, labels: jax.Array, progress: Progress | None = None) -> jax.Array:
     """Mean over the rows of the logits, points labelled `IGNORE` aside; the progress has no part in it."""
-    del progress
     counted = (labels != IGNORE) | (output.logits.shape[-1] > IGNORE)  # where it is a class
     each = cross_entropies(output.logits, jnp.where(counted, labels, 0))
     return jnp.sum(jnp.where(counted, each, 0)) / jnp.maximum(jnp.sum(counted), 1)
 
 
-Decayed = Callable[[Any], Any]
-"""Parameters -> a tree of bools like them: where weight decay acts."""
+Decayed = Callable[[Any], Any]  # parameters -> a tree of bools like them: where weight decay acts
 
-Optimizer = Callable[[int, int, Decayed], optax.GradientTransformation]
-"""(epochs, steps of an epoch, decayed) -> optax."""
+Optimizer = Callable[[int, int, Decayed], optax.GradientTransformation]  # (epochs, steps of an epoch, decayed) -> optax
 
 
 @dataclasses.dataclass(frozen=True)
 class SGD:
     """L2 in the gradient, then SGD with momentum, or Adam.
 
-    Attributes:
-      learning_rate: at the start.
-      weight_decay: factor of the parameters in the gradient.
-      momentum: None is Adam.
-      nesterov: how the momentum looks ahead.
-      milestones: epochs, counted from 1, from each of which on the rate is `gamma` times what it was; None: the rate
-        falls to 0 as a cosine.
-      gamma: see `milestones`.
+    From each of the `milestones`, epochs counted from 1, on the rate is `gamma` times what it was; None: it falls to 0
+    as a cosine.
     """
 
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    momentum: float | None = 0.9
+    learning_rate: float = 0.1  # at the start
+    weight_decay: float = 5e-4  # factor of the parameters in the gradient
+    momentum: float | None = 0.9  # None is Adam
     nesterov: bool = True
     milestones: tuple[int, ...] | None = None
     gamma: float = 0.1
@@ -123,32 +115,23 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """`Source` of an `ImageData`.
+    """`Source` of an `ImageData`."""
 
-    Attributes:
-      shift: pixels of random translation.
-      flip: whether half of the images are mirrored.
-      first: number of the first epoch in the seeds of order and augmentation.
-      most: images of an epoch, drawn anew for each; None: all of them.
-    """
-
-    shift: int = 4
-    flip: bool = False
-    first: int = 0
-    most: int | None = None
+    shift: int = 4  # pixels of random translation
+    flip: bool = False  # whether half of the images are mirrored
+    first: int = 0  # number of the first epoch in the seeds of order and augmentation
+    most: int | None = None  # images of an epoch, drawn anew for each; None: all of them
 
     def count(self, data: ImageData) -> int:
         return len(data.images) if self.most is None else min(len(data.images), self.most)
 
     def example(self, net: nn.Module, data: ImageData) -> np.ndarray:
-        del net
         return to_float(data.images[:1])
 
     def keys(self, seed: int) -> jax.Array:
         return jax.random.split(jax.random.key(seed))
 
     def options(self, net: nn.Module, like: Batches) -> dict[str, Any]:
-        del net, like
         return {}
 
     def batches(self, data: ImageData, size: int, seed: int, epoch: int) -> Batches:
@@ -162,12 +145,14 @@ class Images:
             yield to_float(batch.images), np.where(batch.valid, batch.labels, -1)
 
 
-def two_stages(given: tuple[int, ...], first: int, second: int) -> tuple[int, ...]:
-    """Epochs of two stages: none given: the recipe's own; one: for both; two.
+def edited(variables: Variables, pattern: str, change: Callable[[Any], Any]) -> Any:
+    """The variables with `change` made to every leaf whose names, joined by slashes, match a shell pattern."""
+    matches = lambda path: fnmatch.fnmatchcase("/".join(part.key for part in path), pattern)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: change(leaf) if matches(path) else leaf, variables)
 
-    Raises:
-      ValueError: more than two.
-    """
+
+def two_stages(given: tuple[int, ...], first: int, second: int) -> tuple[int, ...]:
+    """Epochs of two stages: none given: the recipe's own; one: for both; two. ValueError: more than two."""
     if len(given) > 2:
         raise ValueError(f"epochs: got {given}, expected at most two numbers, one for each stage")
     return (first, second) if not given else (given[0], given[-1])
@@ -178,18 +163,11 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-      epochs, batch_size: of the whole run.
-      optimizer: `SGD`, `AdamW`, or any `Optimizer`.
-      loss: ``loss(output, labels, progress) -> scalar``.
       occupancy: epoch (from 0) -> the occupancy of that epoch's training steps, None for the network's own. Return
         equal objects for epochs that shall share a compiled step.
-      source: of the batches.
-      decay_gates: whether weight decay acts on the parameters of the network's ``gate_layers`` too.
       trains: whether the layer of a name, directly below the network, is trained; None: every one is.
       after_epoch: ``(batch statistics, epoch, examples of the epoch) -> batch statistics``, after every epoch (ManiDP
         sets its thresholds there).
-      measured: whether the cross-entropy before the first epoch is measured, see `Progress`.
-      before: the recipe of the stage before this one, of the same network.
       between: variables that `before` trained -> those that this stage starts from.
       perturb: ``(apply, inputs, labels, key) -> inputs`` before every step, with ``apply(inputs, occupancy=...)`` the
         network as it is now, in evaluation mode; None: the inputs as they are. See `adversarial`.
@@ -201,11 +179,11 @@ class Recipe:
     loss: Loss = mean_cross_entropy
     occupancy: Callable[[int], Occupancy | None] = lambda epoch: None
     source: Source = Images()
-    decay_gates: bool = True
+    decay_gates: bool = True  # whether weight decay acts on the parameters of the network's ``gate_layers`` too
     trains: Callable[[str], bool] | None = None
     after_epoch: Callable[[Any, int, int], Any] = lambda batch_stats, epoch, count: batch_stats
-    measured: bool = False
-    before: Recipe | None = None
+    measured: bool = False  # whether the cross-entropy before the first epoch is, see `Progress`
+    before: Recipe | None = None  # the stage before this one, of the same network
     between: Callable[[Variables], Variables] = lambda variables: variables
     perturb: Callable[[Callable, Any, jax.Array, jax.Array], Any] | None = None
 

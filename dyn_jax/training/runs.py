@@ -32,18 +32,13 @@ class State(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a run is: stage, epoch and steps done in it (all from 0), and the means that are under way.
-
-    Attributes:
-      cross_entropy: mean of the epoch before, see `Progress`.
-      losses, cross_entropies: of the steps done in this epoch.
-    """
+    """Where a run is: stage, epoch and steps done in it (all from 0), and the means that are under way."""
 
     stage: int = 0
     epoch: int = 0
     step: int = 0
-    cross_entropy: Any = np.inf
-    losses: tuple = ()
+    cross_entropy: Any = np.inf  # mean of the epoch before, see `Progress`
+    losses: tuple = ()  # of the steps done in this epoch, as the cross-entropies
     cross_entropies: tuple = ()
 
 
@@ -61,12 +56,8 @@ def save(path: str | os.PathLike, identity: dict[str, str], state: State, positi
 def load(path: str | os.PathLike | None, identity: dict[str, str]) -> tuple[dict[str, Any], Position] | None:
     """(what `restore` takes, position) of a checkpoint; None where there is no file.
 
-    Args:
-      path: of the checkpoint, or None.
-      identity: what the run is of, or the part of it that is known.
-
-    Raises:
-      ValueError: a damaged file, one that is no checkpoint of a run, or of another run: says what differs.
+    `identity` is what the run is of, or the part of it that is known. ValueError: a damaged file, one that is no
+    checkpoint of a run, or of another run: says what differs.
     """
     if path is None or not os.path.exists(path):
         return None

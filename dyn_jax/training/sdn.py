@@ -21,13 +21,9 @@ CAPS = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
 
 
 def exit_weights(epoch: int, epochs: int, classifiers: int) -> np.ndarray:
-    """``min(T_i, 0.01 + T_i epoch / epochs)`` with T = .15, .30, ..., .90, for epochs counted from 1.
+    """[classifiers], the weights of the internal classifiers' losses in full training, for epochs counted from 1.
 
-    Returns:
-      [classifiers], the weights of the internal classifiers' losses in full training.
-
-    Raises:
-      ValueError: more than six classifiers.
+    ``min(T_i, 0.01 + T_i epoch / epochs)`` with T = .15, .30, ..., .90. ValueError: more than six classifiers.
     """
     if classifiers > len(CAPS):
         raise ValueError(f"classifiers: got {classifiers}, expected at most {len(CAPS)}")
@@ -63,21 +59,13 @@ def sdn_recipe(
       stage: ``static``: cross-entropy of the final exit. ``classifiers``: the sum of the internal classifiers'
         cross-entropies, the trunk frozen (its batch norm still sees batch statistics and moves its running ones, and
         dropout is on, as released). ``full``: final exit plus `exit_weights` times the internal ones.
-      epochs, optimizer, batch_size: see `Recipe`.
-      shift, flip: see `Images`.
+      epochs, optimizer, batch_size, shift, flip: see `Recipe` and `Images`.
 
-    Raises:
-      ValueError: unknown stage.
+    ValueError: unknown stage.
     """
     _validate.choice("stage", stage, STAGES)
-    return Recipe(
-        epochs,
-        batch_size,
-        optimizer,
-        loss=exit_loss(stage, epochs),
-        source=Images(shift, flip, first=1),
-        trains=is_classifier if stage == "classifiers" else None,
-    )
+    source, trains = Images(shift, flip, first=1), is_classifier if stage == "classifiers" else None
+    return Recipe(epochs, batch_size, optimizer, exit_loss(stage, epochs), source=source, trains=trains)
 
 
 def published(stage: str, variant: str, *, shift: int = 4) -> Recipe:
@@ -117,23 +105,21 @@ def is_classifier(layer: str) -> bool:
 def with_classifiers(net: nn.Module, static: Variables, seed: int = 0) -> dict[str, Any]:
     """Variables of the early-exit network `net` with the trunk of its trained static twin and new classifiers.
 
-    Raises:
-      ValueError: `static` lacks a leaf of the trunk, has another shape, or is not finite.
+    ValueError: `static` lacks a leaf of the trunk, has another shape, or is not finite.
     """
     _validate.positive_int("seed", seed, 0)
     check_finite("static", static)
     images = jnp.zeros((1, net.image_size, net.image_size, 3))
     fresh = jax.jit(net.init)(jax.random.key(seed), images)
+    trained = dict(jax.tree_util.tree_leaves_with_path(static))
 
     def pick(path: tuple, leaf: jax.Array) -> np.ndarray:
         if is_classifier(path[1].key):
             return np.asarray(leaf)
-        node: Any = static
-        for part in path:
-            node = node.get(part.key) if hasattr(node, "get") else None
-        shape = () if node is None else np.shape(node)
-        if node is None or shape != leaf.shape:
+        own = trained.get(path)
+        shape = () if own is None else np.shape(own)
+        if own is None or shape != leaf.shape:
             raise ValueError(f"static: got {shape} at {jax.tree_util.keystr(path)}, expected {leaf.shape}")
-        return np.asarray(node)
+        return np.asarray(own)
 
     return jax.tree_util.tree_map_with_path(pick, fresh)

@@ -39,11 +39,7 @@ def sparsity_loss(
     Args:
       trace: of any network with units; DynConv's and SkipNet's are trained with it here.
       target: t in [0, 1], share of the gated multiply-adds.
-      epoch: current epoch, from 0; may be traced.
-      epochs: length of training.
-
-    Returns:
-      (loss, `SparsityParts`).
+      epoch: current epoch, from 0 to `epochs`; may be traced.
 
     Source: Verelst and Tuytelaars 2020, section 3.4 (eq. 6 to 9), and their released code.
     """

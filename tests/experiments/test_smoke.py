@@ -75,7 +75,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("experiments._early_exit.fit", fit)
     made = lambda name, state: variables_of(tiny(name) if isinstance(name, str) else name)
     monkeypatch.setattr(weights_convert, "convert", made)
-    for name in ("autoattack_reference", "cross_table", "lgm_table1_static", "rdi_defended", "sponge_activations"):
+    for name in ("_weights", "lgm_table1_static"):
         monkeypatch.setattr(f"experiments.{name}.read_state_dict", lambda path: {})
     monkeypatch.setattr(_turns, "PEAK_SIZE", 8)
     monkeypatch.setattr(_turns, "thread_counts", lambda torch: (1,))  # PyTorch's threads wait for others in a loop
