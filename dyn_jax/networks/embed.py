@@ -98,8 +98,7 @@ def embed(
         )
     plan = list(block_plan(source.depths, source.widths, "basic", source.widths[0]))
     say = lambda text, n: text.format(s=plan[n].stage + 1, i=plan[n].index, u=plan[n].index + 1, n=n)
-    renamed = {f"layer{spec.stage + 1}_{spec.index}": say(layout.block, n) for n, spec in enumerate(plan)}
-    renamed["fc"] = layout.head
+    renamed = {"fc": layout.head, **{spec.name: say(layout.block, n) for n, spec in enumerate(plan)}}
     leaves = traverse_util.flatten_dict(dict(static), sep="/")
     taken = {_rename(path, renamed, layout.parts): np.asarray(leaf) for path, leaf in leaves.items()}
 
@@ -109,9 +108,7 @@ def embed(
     for path, leaf in fresh.items():
         if path.endswith(("mb1/fc2/kernel", "mb2/fc2/kernel")):
             taken[path] = np.zeros_like(leaf)
-    shortcuts = (
-        [say(layout.shortcut, n) for n, spec in enumerate(plan) if spec.changes_shape] if layout.shortcut else []
-    )
+    shortcuts = [say(layout.shortcut, n) for n, spec in enumerate(plan) if layout.shortcut and spec.changes_shape]
     for name in shortcuts:
         path = next(p for p in (f"params/{name}/conv/kernel", f"params/{name}/kernel") if p in fresh)
         taken[path] = _padded_identity(fresh[path].shape)

@@ -16,6 +16,7 @@ from dyn_jax.nn.norm import BatchNorm as BatchNorm
 from dyn_jax.nn.normalization import CIFAR10_MEAN_STD as CIFAR10_MEAN_STD
 from dyn_jax.nn.normalization import DIGITS_MEAN_STD as DIGITS_MEAN_STD
 from dyn_jax.nn.normalization import IMAGENET_MEAN_STD as IMAGENET_MEAN_STD
+from dyn_jax.nn.normalization import inputs as inputs
 from dyn_jax.nn.normalization import normalize as normalize
 from dyn_jax.nn.pooling import flatten as flatten
 from dyn_jax.nn.pooling import max_pool as max_pool

@@ -39,7 +39,3 @@ class LSTM(nn.Module):
         bias = self.param("bias_ih", init, (4 * self.hidden,)) + self.param("bias_hh", init, (4 * self.hidden,))
         pre_activation = x @ weight_ih + carry[0] @ weight_hh + bias.reshape(1, -1)
         return lstm_step(carry, pre_activation)
-
-    def zero_carry(self, batch: int, dtype: jnp.dtype) -> Carry:
-        """(h, c) at the start of every forward pass."""
-        return jnp.zeros((batch, self.hidden), dtype), jnp.zeros((batch, self.hidden), dtype)
