@@ -5,6 +5,7 @@ Layers carry the released names. Pixels come in [0, 1]; the network scales them 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +14,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import experts as router
-from dyn_jax.nn import DIGITS_MEAN_STD, normalize
-from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn.normalization import DIGITS_MEAN_STD, MeanStd, inputs
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
@@ -28,8 +28,7 @@ FORMS: dict[str, dict[str, Any]] = {
 """Sizes of V-MoE's table; experts stand in the last two odd blocks ("last two")."""
 
 
-def _norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-6, name=name)
+_norm = partial(nn.LayerNorm, epsilon=1e-6)
 
 
 class Attention(nn.Module):
@@ -156,8 +155,8 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, occupancy: Any, name: str) -> tuple[jax.Array, UnitTrace | None]:
-        x = x + Attention(self.heads, name="SelfAttention")(_norm("LayerNorm_0")(x))
-        y, unit = _norm("LayerNorm_1")(x), None
+        x = x + Attention(self.heads, name="SelfAttention")(_norm(name="LayerNorm_0")(x))
+        y, unit = _norm(name="LayerNorm_1")(x), None
         if self.moe is None:
             return x + Mlp(self.mlp_width, name="Mlp")(y), None
         y, unit = Moe(self.mlp_width, **self.moe, name="Moe")(y, occupancy, name)
@@ -185,7 +184,7 @@ class _Encoder(nn.Module):
             moe = self.moe if i in self.moe_layers else None
             x, unit = _Block(self.heads, self.mlp_width, moe, name=name)(x, occupancy, name)
             units += [] if unit is None else [unit]
-        return _norm("encoder_norm")(x), units
+        return _norm(name="encoder_norm")(x), units
 
 
 class VMoE(nn.Module):
@@ -228,21 +227,16 @@ class VMoE(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, size, size, 3] in [0, 1] -> `Output`: a unit for each mixture, score [batch, token, expert].
+        """Images as in `VisionTransformer` -> `Output`: a unit for each mixture, scores [batch, token, expert].
 
-        Args:
-          images: float NHWC.
-          occupancy: score -> value; default ``hard()``: the router learns through the weights p, as released.
-          train: has no effect, there are no batch statistics.
+        Default occupancy is ``hard()``: the router learns through the weights p, as released.
 
         Raises:
-          ValueError, TypeError: images of another rank, size, dtype or number of channels; an image size that is no
-            multiple of the patch; heads that do not divide the width; a router of one expert, k not below the experts;
-            an unknown routing; a mixture in a block that does not exist; groups that do not divide the tokens.
+          ValueError, TypeError: see `VisionTransformer`; a router of one expert, k not below the experts; an unknown
+            routing; a mixture in a block that does not exist; groups that do not divide the tokens.
         """
-        images = _validate.images("images", images, 3)
-        self._check(images)
-        x = normalize(images, self.normalization)
+        x = inputs(images, self.normalization, self.image_size)
+        self._check()
         size = (self.patch, self.patch)
         x = nn.Conv(self.width, size, strides=size, padding="VALID", name="embedding")(x)
         x = x.reshape(len(x), -1, self.width)
@@ -255,10 +249,7 @@ class VMoE(nn.Module):
         logits = nn.Dense(self.num_classes, name="head")(x[:, 0])
         return Output(logits, Trace(tuple(units), self._static(x.shape[1])))
 
-    def _check(self, images: jax.Array) -> None:
-        if images.shape[1:3] != (self.image_size, self.image_size):
-            size = self.image_size
-            raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {size}x{size}")
+    def _check(self) -> None:
         if self.image_size % self.patch:
             raise ValueError(f"image_size: got {self.image_size}, expected a multiple of the patch, {self.patch}")
         if self.width % self.heads:
@@ -284,21 +275,12 @@ class VMoE(nn.Module):
 
 
 def imagenet(form: str, **fields: Any) -> VMoE:
-    """V-MoE-S/32, B/32 or B/16 for 224x224 images: 32 experts, two for a token, in the last two odd blocks.
-
-    Args:
-      form: ``s32``, ``b32`` or ``b16``.
-      **fields: any field of `VMoE`.
-
-    Raises:
-      ValueError: unknown form.
-    """
+    """V-MoE-``s32``, ``b32`` or ``b16`` (else ValueError) for 224x224 images: two of 32 experts for a token."""
     sizes = FORMS[_validate.choice("form", form, FORMS)]
     return VMoE(**{**sizes, "experts": 32, "num_classes": 1000, "image_size": 224, **fields})
 
 
 def digits(**fields: Any) -> VMoE:
     """The small network of the embedded data: patches of 8 pixels, four experts in two of four blocks, one a token."""
-    defaults: dict[str, Any] = {"patch": 8, "width": 40, "heads": 4, "mlp_width": 64, "k": 1}
-    defaults["normalization"] = DIGITS_MEAN_STD
-    return VMoE(**{**defaults, **fields})
+    sizes = {"patch": 8, "width": 40, "heads": 4, "mlp_width": 64, "k": 1}
+    return VMoE(**{**sizes, "normalization": DIGITS_MEAN_STD, **fields})
