@@ -39,7 +39,23 @@ def transpose_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that `transpose_to` expects for a leaf of `shape`."""
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+    if len(shape) == 4:
+        return shape[3], shape[2], shape[0], shape[1]
+    return shape if len(shape) == 3 else shape[::-1]
+
+
+def fitted(form: str, key: str, array: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray | None, tuple]:
+    """The tensor called `key` as a leaf of `shape`, None where it does not fit, and the shape that it should have.
+
+    `form` is one of `weights_convert.tables.format_of`.
+    """
+    if form == "minkowski":
+        return from_minkowski(key, array, shape), minkowski_shape(key, shape)
+    if form == "torch":
+        return transpose_to(array, shape), torch_shape(shape)
+    if form == "tensorflow":
+        return from_tensorflow(array, shape), shape
+    return (array if array.shape == shape else None), shape
 
 
 def is_minkowski(key: str) -> bool:
