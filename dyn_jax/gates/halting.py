@@ -212,9 +212,9 @@ class GlobalHalting(_Halting):
         mean = jnp.mean(x, axis=(1, 2), keepdims=True)
         return jax.nn.sigmoid(self._logit(mean, "global", 1, self.bias, train))[:, 0, 0, 0]
 
-    def macs(self, features: int) -> int:
-        """Multiply-adds of an image's h."""
-        return macs.conv2d(1, features, 1)
+    def macs(self, features: int) -> tuple[int, int]:
+        """Multiply-adds of a position's h alone, and of what the positions of an image share."""
+        return 0, macs.conv2d(1, features, 1)
 
 
 class SpatialHalting(_Halting):
@@ -230,10 +230,6 @@ class SpatialHalting(_Halting):
         mean = jnp.mean(x, axis=(1, 2), keepdims=True)
         return jax.nn.sigmoid(local + self._logit(mean, "global", 1, None, train))[..., 0]
 
-    def local_macs(self, features: int) -> int:
-        """Multiply-adds of one position's h."""
-        return macs.conv2d(3, features, 1)
-
-    def global_macs(self, features: int) -> int:
-        """Multiply-adds of what the positions of an image share."""
-        return macs.conv2d(1, features, 1)
+    def macs(self, features: int) -> tuple[int, int]:
+        """As in `GlobalHalting`."""
+        return macs.conv2d(3, features, 1), macs.conv2d(1, features, 1)

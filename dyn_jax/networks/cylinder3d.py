@@ -27,7 +27,6 @@ from dyn_jax.sparse3d.voxelize import Voxels, point_scores, soft_features
 from dyn_jax.types import Output, PointCloud, Reach, Trace, UnitTrace
 
 Shape = tuple[int, int, int]
-NEIGHBOURHOODS = ("shared", "own")
 LEAK = 0.01
 """Slope of the leaky ReLUs below 0."""
 _RHO_Z, _PHI_Z, _CUBE = (3, 1, 3), (1, 3, 3), (3, 3, 3)
@@ -55,11 +54,6 @@ class _Cells(NamedTuple):
     pairs: Voxels | None
     output: jax.Array | None
     overflow: jax.Array
-
-
-def _hard_cells(points: Partition, capacity: int | None) -> _Cells:
-    sites, own = filled_cells(points, capacity)
-    return _Cells(sites, sites.valid, None, points.features, own, own, None, None, sites.overflow)
 
 
 def _soft_cells(
@@ -261,7 +255,7 @@ class Cylinder3D(nn.Module):
             unknown neighbourhood.
         """
         check_form(form)
-        _validate.choice("neighbourhoods", self.neighbourhoods, NEIGHBOURHOODS)
+        _validate.choice("neighbourhoods", self.neighbourhoods, ("shared", "own"))
         soft = voxel.resolve(occupancy)
         soft = soft if soft is not None and soft.extends else None
         if isinstance(inputs, Partition):
@@ -275,7 +269,8 @@ class Cylinder3D(nn.Module):
         given = points if cloud is None else cloud
         capacity = default_capacity(given, soft, capacity, reach, self.cylinder, self.levels, form)
         if soft is None or cloud is None:
-            cells = _hard_cells(points, capacity.levels[0])
+            sites, own = filled_cells(points, capacity.levels[0])
+            cells = _Cells(sites, sites.valid, None, points.features, own, own, None, None, sites.overflow)
         else:
             cells = _soft_cells(cloud, points, soft, reach, capacity, self.cylinder, form)
         factors, grid = self.cylinder.factors, self.cylinder.grid

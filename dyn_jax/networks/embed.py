@@ -21,7 +21,7 @@ from dyn_jax.networks.resnet import ResNet
 from dyn_jax.networks.sact import SACT
 from dyn_jax.networks.sdn import SDN
 from dyn_jax.networks.skipnet import SkipNet
-from dyn_jax.nn.norm import BatchNorm
+from dyn_jax.nn import BatchNorm, pad_shortcut
 from dyn_jax.types import Variables
 
 
@@ -111,7 +111,8 @@ def embed(
     shortcuts = [say(layout.shortcut, n) for n, spec in enumerate(plan) if layout.shortcut and spec.changes_shape]
     for name in shortcuts:
         path = next(p for p in (f"params/{name}/conv/kernel", f"params/{name}/kernel") if p in fresh)
-        taken[path] = _padded_identity(fresh[path].shape)
+        *_, before, after = fresh[path].shape
+        taken[path] = np.asarray(pad_shortcut(jnp.eye(before)[None, None], after, 1))
         if f"params/{name}/bn/scale" in fresh:
             taken |= _idle_norm(name, 0.0 * fresh[f"params/{name}/bn/bias"], fresh[f"params/{name}/bn/scale"])
     result = {**fresh, **taken}
@@ -143,14 +144,6 @@ def _rename(path: str, renamed: Mapping[str, str], parts: Mapping[str, str]) -> 
     if layer.startswith("layer"):
         rest[0] = parts.get(rest[0], rest[0])
     return "/".join([collection, renamed.get(layer, layer), *rest])
-
-
-def _padded_identity(shape: tuple[int, ...]) -> np.ndarray:
-    """[1, 1, in, out]: each channel onto itself, new channels zero on both sides."""
-    kernel = np.zeros(shape, np.float32)
-    first = (shape[3] - shape[2]) // 2
-    kernel[0, 0, range(shape[2]), range(first, first + shape[2])] = 1
-    return kernel
 
 
 def _idle_norm(name: str, mean: np.ndarray, var: np.ndarray) -> dict[str, np.ndarray]:

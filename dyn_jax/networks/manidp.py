@@ -40,6 +40,15 @@ class ManiDPBlock(nn.Module):
         self, x: jax.Array, occupancy: Occupancy, train: bool
     ) -> tuple[jax.Array, tuple[UnitTrace, UnitTrace], int]:
         """Returns the block's output, the traces of its two gates, and the multiply-adds that always run."""
+
+        def masked(y: jax.Array, gate: ChannelGate, x: jax.Array, cost: Any, dense: int | None = None) -> tuple:
+            """`y` times the mask that `gate` makes of `x`, and the trace, `cost` for each channel."""
+            saliency, score = gate(x, train)
+            o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
+            extras = {"value": saliency, "pooled": global_mean(y)}
+            unit = UnitTrace(score, o, cost, dense, f"{self.name}_{gate.name}", extras)
+            return y * (o * saliency).reshape(saliency.shape[0], 1, 1, -1), unit
+
         spec, width = self.spec, self.spec.out_features
         conv_a = Conv(width, 3, spec.stride, 1, winograd=self.winograd, name="conv_a")
         conv_b = Conv(width, 3, 1, 1, winograd=self.winograd, name="conv_b")
@@ -48,10 +57,10 @@ class ManiDPBlock(nn.Module):
 
         a = relu(BatchNorm(name="bn_a")(conv_a(x), train))
         positions = a.shape[1] * a.shape[2]
-        a, first = self._masked(a, gates[0], x, occupancy, train, 9 * spec.in_features * positions)
+        a, first = masked(a, gates[0], x, 9 * spec.in_features * positions)
         b = BatchNorm(name="bn_b")(conv_b(a), train)
         inputs_on = jnp.sum(first.occupancy, axis=1, keepdims=True)
-        b, second = self._masked(b, gates[1], a, occupancy, train, 9.0 * positions * inputs_on, 9 * positions * width)
+        b, second = masked(b, gates[1], a, 9.0 * positions * inputs_on, 9 * positions * width)
 
         static_macs = gates[0].macs(spec.in_features) + gates[1].macs(width)
         shortcut = x
@@ -62,23 +71,6 @@ class ManiDPBlock(nn.Module):
             else:
                 shortcut = Conv(width, 1, spec.stride, name="downsample")(x)
         return add_relu(shortcut, b), (first, second), static_macs
-
-    def _masked(
-        self,
-        y: jax.Array,
-        gate: ChannelGate,
-        x: jax.Array,
-        occupancy: Occupancy,
-        train: bool,
-        macs: int | jax.Array,
-        dense_macs: int | None = None,
-    ) -> tuple[jax.Array, UnitTrace]:
-        """Returns `y` times the mask that `gate` makes of `x`, and the trace, `macs` for each channel."""
-        saliency, score = gate(x, train)
-        o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
-        name = f"{self.name}_{gate.name}"
-        unit = UnitTrace(score, o, macs, dense_macs, name, {"value": saliency, "pooled": global_mean(y)})
-        return y * (o * saliency).reshape(saliency.shape[0], 1, 1, -1), unit
 
 
 class ManiDP(nn.Module):

@@ -74,7 +74,7 @@ class MoEResNet(nn.Module):
       experts: E, how many there are; batch normalisation and shortcuts are shared.
       k: how many of them run; their outputs are added.
       router: (blocks, channels) of the router's stages.
-      bar: what the gradient makes of the runner-up in a score, see `dyn_jax.gates.experts.expert_scores`.
+      bar: see `dyn_jax.gates.experts.expert_scores`.
       normalization: (mean, std) per channel, or None where the images come as they are (as released).
     """
 

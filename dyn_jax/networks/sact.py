@@ -21,7 +21,6 @@ from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
-MODES = ("sact", "act", "none")
 PER_IMAGE = "per_image"
 MINUS_ONE_TO_ONE: MeanStd = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -67,7 +66,7 @@ class SACT(nn.Module):
         too.
         """
         images = _validate.images("images", images, 3)
-        _validate.choice("mode", self.mode, MODES)
+        _validate.choice("mode", self.mode, ("sact", "act", "none"))
         form = FORMS[_validate.choice("stem", self.stem, FORMS)]
         occupancy = hard() if occupancy is None else occupancy
         x, static_macs = _stem(_normalized(images, self.normalization), self.widths[0], self.stem, train)
@@ -102,7 +101,8 @@ class SACT(nn.Module):
                 shortcut, branch = execute.unit(skip, self, o > 0, run, off, state)
             before, positions = (x.shape[1] * x.shape[2] for x in (state, branch))
             last = spec is specs[-1] or self.mode == "none"
-            gate, local, shared = (None, 0, 0) if last else self._halting(form, spec.out_features, f"{name}_halting")
+            gate = None if last else form.halting(self.mode, name=f"{name}_halting")
+            local, shared = (0, 0) if gate is None else gate.macs(spec.out_features)
             first, rest, _ = spec.branch(parent=None).macs(spec.in_features)  # the same convolutions
             rest += local
             if score is None or o is None:
@@ -128,15 +128,6 @@ class SACT(nn.Module):
         weights = halting_weights(halting, [unit.occupancy for unit in units])
         x = sum((_over(w, s) * s for w, s in zip(weights, states)), start=jnp.int32(0))
         return x, units, static_macs
-
-    def _halting(self, form: Form, features: int, name: str) -> tuple[nn.Module, int, int]:
-        """The gate of a unit, its multiply-adds at a position, and those of the whole image."""
-        fields: dict[str, Any] = {"slope": form.halting_slope, "momentum": form.momentum, "stabiliser": form.stabiliser}
-        if self.mode == "act":
-            gate = GlobalHalting(**fields, name=name)
-            return gate, 0, gate.macs(features)
-        gate = SpatialHalting(**fields, name=name)
-        return gate, gate.local_macs(features), gate.global_macs(features)
 
 
 def _over(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -231,6 +222,11 @@ class Form(NamedTuple):
     momentum: float
     stabiliser: float
     pool: Callable[[jax.Array, Form, bool], jax.Array]
+
+    def halting(self, mode: str, name: str) -> GlobalHalting | SpatialHalting:
+        """The gate of a unit."""
+        gate = GlobalHalting if mode == "act" else SpatialHalting
+        return gate(self.halting_slope, self.momentum, self.stabiliser, name=name)
 
 
 FORMS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -36,14 +36,12 @@ class ResNetTrunk(Trunk):
     stem_stride: int = 1
     winograd: bool = False
 
-    def name(self, stage: int, index: int, number: int) -> str:
-        """Of a block: the `number`-th of the network, the `index`-th of its stage."""
-        return f"layers_{number}"
+    block_name: ClassVar[str] = "layers_{number}"
 
     def layers(self, x: jax.Array, train: bool) -> Iterator[Layer]:
         x, before = stem(x, self.widths[0], "cifar", train, self.stem_stride)
         for i, spec in enumerate(block_plan(self.depths, self.widths, "basic", self.widths[0])):
-            name = self.name(spec.stage, spec.index, i)
+            name = self.block_name.format(stage=spec.stage, index=spec.index, number=i)
             identity, out, work = static_block(x, spec, name, train, winograd=self.winograd)
             x = add_relu(identity, out)
             yield Layer(x, identity + out, before + work)
@@ -53,10 +51,8 @@ class ResNetTrunk(Trunk):
 def resnet56(dataset: str = "cifar10", **fields: Any) -> SDN:
     """ResNet-56 with exits after blocks 3, 7, 11, 15, 19, 23: about 15, 30, ..., 90 % of the work.
 
-    Args:
-      dataset: ``cifar10``, ``cifar100``, ``tinyimagenet`` (64x64, stride 2 in the first convolution) or ``digits``
-        (ResNet-20 of half the channels, exits after blocks 1, 2, 3, 5, 6, 7).
-      **fields: any field of `SDN` or `ResNetTrunk`; ``exit_after=()`` is the static network.
+    As `sdn_vgg.vgg16`; ``tinyimagenet`` has stride 2 in the first convolution, ``digits`` is a ResNet-20 of half the
+    channels with exits after blocks 1, 2, 3, 5, 6, 7.
     """
     defaults = {"exit_after": (3, 7, 11, 15, 19, 23), **SIZES.get(dataset, {})}
     if not fields.get("exit_after", True):

@@ -17,8 +17,6 @@ from dyn_jax.nn.residual import branch_macs
 from dyn_jax.occupancy import bernoulli, hard, stochastic, straight_through
 from dyn_jax.types import Occupancy, Output, Tap, Trace, UnitTrace
 
-GATES = ("rnn", "ff1", "ff2")
-
 
 class SkipNet(nn.Module):
     """Block b becomes ``o * block(x) + (1 - o) * shortcut(x)`` with ``o = occupancy(score)`` (LGM paper eq. 11, 13).
@@ -63,7 +61,7 @@ class SkipNet(nn.Module):
         `tap` is what stands between the trunk and every gate, see `dyn_jax.types.Tap`.
         """
         x = inputs(images, self.normalization)
-        _validate.choice("gate", self.gate, GATES)
+        _validate.choice("gate", self.gate, ("rnn", "ff1", "ff2"))
         _validate.choice("policy", self.policy, ("sp", "rl"))
         if occupancy is None:
             trained = straight_through(1.0) if self.policy == "sp" else bernoulli()
@@ -183,18 +181,13 @@ def _unit(score: jax.Array, o: jax.Array, cost: int, name: str) -> UnitTrace:
 
 
 def cifar(depth: int, policy: str = "rl", gate: str = "rnn", **fields: Any) -> SkipNet:
-    """SkipNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (38, 74, 110, ...).
+    """SkipNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (38, 74, 110: 17, 35, 53 gates); any field can be given.
 
-    Args:
-      depth: layers; 17, 35, 53 gates for 38, 74, 110.
-      policy: ``sp`` or ``rl``.
-      gate: ``rnn`` or ``ff``; ``ff`` is FFGate-I up to depth 74 and FFGate-II from 110 on, as published.
-      **fields: any field of `SkipNet`.
+    `gate` is ``rnn`` or ``ff``: FFGate-I up to depth 74 and FFGate-II from 110 on, as published.
     """
     if gate == "ff":
         gate = "ff2" if depth >= 110 else "ff1"
-    n = blocks_per_stage(depth, 2)
-    return SkipNet(**{"depths": (n, n, n), "policy": policy, "gate": gate, **fields})
+    return SkipNet(**{"depths": (blocks_per_stage(depth, 2),) * 3, "policy": policy, "gate": gate, **fields})
 
 
 def imagenet(depth: int, policy: str = "rl", **fields: Any) -> SkipNet:

@@ -19,7 +19,6 @@ from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
 HALF_MEAN_STD: MeanStd = ((0.5,) * 3, (0.5,) * 3)
-ROUTINGS = ("token", "priority", "expert_choice")
 FORMS: dict[str, dict[str, Any]] = {
     "s32": {"patch": 32, "width": 512, "depth": 8, "heads": 8, "mlp_width": 2048, "moe_layers": (5, 7)},
     "b32": {"patch": 32, "width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "moe_layers": (9, 11)},
@@ -255,7 +254,7 @@ class VMoE(nn.Module):
         if self.width % self.heads:
             raise ValueError(f"heads: got {self.heads}, expected a divisor of the width, {self.width}")
         router.check_experts(self.experts, self.k)
-        _validate.choice("routing", self.routing, ROUTINGS)
+        _validate.choice("routing", self.routing, ("token", "priority", "expert_choice"))
         if not self.moe_layers or not set(self.moe_layers) <= set(range(self.depth)):
             raise ValueError(f"moe_layers: got {self.moe_layers}, expected blocks in [0, {self.depth - 1}]")
         if self.capacity_factor is not None:

@@ -86,10 +86,8 @@ def pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
 def stem(x: jax.Array, width: int, kind: str, train: bool, stride: int = 1) -> tuple[jax.Array, int]:
     """``cifar``: conv3x3(stride) - BN - ReLU. ``imagenet``: conv7x7 stride 2 - BN - ReLU - 3x3 max pooling stride 2.
 
-    Called inside a network's compact method: its layers are the network's own ``conv1`` and ``bn1``.
-
-    Returns:
-      The features and the multiply-adds of one example.
+    The features and the multiply-adds of one example. Called inside a network's compact method: its layers are the
+    network's own ``conv1`` and ``bn1``.
     """
     _validate.choice("stem", kind, ("cifar", "imagenet"))
     conv = Conv(width, *((3, stride, 1) if kind == "cifar" else (7, 2, 3)), name="conv1")

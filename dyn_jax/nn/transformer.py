@@ -88,11 +88,7 @@ def heads_first(x: jax.Array, heads: int) -> jax.Array:
 def among(weights: jax.Array, present: jax.Array) -> jax.Array:
     """``p_ij m_ij / sum_k p_ik m_ik``: softmax weights over all keys made those over the keys that are there.
 
-    Where none is there at all, the weights over all of them.
-
-    Args:
-      weights: p [batch, head, query, key].
-      present: m, broadcastable to them, in [0, 1].
+    p is [batch, head, query, key], m broadcastable to it, in [0, 1]. Where no key is there at all, p itself.
     """
     kept = weights * present
     total = jnp.sum(kept, axis=-1, keepdims=True)

@@ -36,7 +36,6 @@ _TABLES = {
 }
 _FORMATS = {"MinkUNet": "minkowski", "MinkowskiFCNN": "minkowski", "VMoE": "flax", "SACT": "tensorflow"}
 _HYBRID = ("MinkUNet",)
-KERNEL_ORDERS = ("cube", "hybrid")
 
 
 def table_for(module: nn.Module) -> Rename:
@@ -69,7 +68,7 @@ def reorder(module: nn.Module, arrays: Mapping[str, np.ndarray], kernel_order: s
 
     ValueError for an unknown order, and for ``hybrid`` where the family has no kernels in it.
     """
-    _validate.choice("kernel_order", kernel_order, KERNEL_ORDERS)
+    _validate.choice("kernel_order", kernel_order, ("cube", "hybrid"))
     family = type(module).__name__
     if kernel_order == "cube":
         if isinstance(module, Cylinder3D):
