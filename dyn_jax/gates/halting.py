@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import macs
-from dyn_jax.nn import BatchNorm, conv2d, relu
+from dyn_jax.nn import BatchNorm, Conv, relu
 from dyn_jax.types import Trace, UnitTrace
 
 EPSILON = 0.01  # so that one unit can settle everything
@@ -166,21 +166,6 @@ def leaky_relu(x: jax.Array, slope: float) -> jax.Array:
     return jax.nn.leaky_relu(x, slope) if slope else relu(x)
 
 
-class HaltingConv(nn.Module):
-    """A convolution to one channel that keeps the size; `bias` is where its bias starts, None: it has none."""
-
-    kernel_size: int
-    bias: float | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], 1)
-        y: jax.Array = conv2d(x, self.param("kernel", halting_init, shape), 1, self.kernel_size // 2)
-        if self.bias is not None:
-            y = y + self.param("bias", nn.initializers.constant(self.bias), (1,)).reshape(1, 1, 1, 1)
-        return y
-
-
 class _Halting(nn.Module):
     """What both gates have.
 
@@ -197,7 +182,8 @@ class _Halting(nn.Module):
 
     def _logit(self, x: jax.Array, at: str, size: int, bias: float | None, train: bool) -> jax.Array:
         active = leaky_relu(BatchNorm(self.momentum, self.stabiliser, name=f"{at}_bn")(x, train), self.slope)
-        return HaltingConv(size, bias, name=f"{at}_conv")(active)
+        inits = {"kernel_init": halting_init, "bias_init": nn.initializers.constant(bias or 0)}
+        return Conv(1, size, 1, size // 2, bias is not None, **inits, name=f"{at}_conv")(active)
 
 
 class GlobalHalting(_Halting):

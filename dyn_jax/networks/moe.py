@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from dyn_jax import macs
 from dyn_jax.gates.experts import check_experts, expert_scores
-from dyn_jax.networks.blocks import block_plan, shortcut, static_block
+from dyn_jax.networks.blocks import block_plan, shortcut
+from dyn_jax.networks.resnet import ResNet
 from dyn_jax.nn import DIGITS_MEAN_STD, BatchNorm, Conv, Dense, add_relu, global_mean, inputs, relu, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
@@ -49,23 +50,6 @@ class ExpertBranch(nn.Module):
         return sum(macs.conv2d(3, width, self.width, positions) for width in (in_features, self.width))
 
 
-class Router(nn.Module):
-    """A CIFAR ResNet (zero-padded shortcuts) whose classes are the experts."""
-
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
-    experts: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, int]:
-        """Images [batch, size, size, 3] -> logits [batch, expert], and the multiply-adds of one image."""
-        x, cost = stem(x, self.widths[0], "cifar", train)
-        for spec in block_plan(self.depths, self.widths, "basic", self.widths[0]):
-            identity, y, work = static_block(x, spec, spec.name, train, "A")
-            x, cost = add_relu(identity, y), cost + work
-        return Dense(self.experts, name="fc")(global_mean(x)), cost + macs.dense(x.shape[-1], self.experts)
-
-
 class MoEResNet(nn.Module):
     """Every 3x3 convolution of the blocks is ``sum_e o_e conv_e(x)``; one unit of `experts` elements in the trace.
 
@@ -73,7 +57,7 @@ class MoEResNet(nn.Module):
       depths, widths: blocks and channels of the stages; the stem has `stem_width` channels.
       experts: E, how many there are; batch normalisation and shortcuts are shared.
       k: how many of them run; their outputs are added.
-      router: (blocks, channels) of the router's stages.
+      router: (blocks, channels) of the stages of the router, a `ResNet` whose classes are the experts.
       bar: see `dyn_jax.gates.experts.expert_scores`.
       normalization: (mean, std) per channel, or None where the images come as they are (as released).
     """
@@ -98,12 +82,13 @@ class MoEResNet(nn.Module):
         """
         x = inputs(images, self.normalization)
         check_experts(self.experts, self.k)
-        logits, static = Router(*self.router, self.experts, name="router")(x, train)
-        score = expert_scores(logits, self.k, self.bar)
+        router = ResNet(*self.router, num_classes=self.experts, normalization=None, scan_from=None, name="router")
+        routed = router(x, train=train)
+        score = expert_scores(routed.logits, self.k, self.bar)
         how = occupancy or (released_choice if train else hard())
         o = stochastic.apply(how, score, lambda: self.make_rng("gate"))
         x, work = stem(x, self.stem_width, "cifar", train)
-        static, cost = static + work, 0
+        static, cost = routed.trace.static_macs + work, 0
         for spec in block_plan(self.depths, self.widths, "basic", self.stem_width):
             branch = ExpertBranch(spec.width, self.experts, spec.stride, name=spec.name)
             y = branch(x, o, train)
@@ -111,7 +96,7 @@ class MoEResNet(nn.Module):
             x = add_relu(identity, y)
             cost, static = cost + branch.macs(spec.in_features, x.shape[1] * x.shape[2]), static + shared
         answer = Dense(self.num_classes, name="linear")(global_mean(x))
-        extras = {"kept": jnp.ones_like(score), "weight": jax.nn.softmax(logits), "logits": logits}
+        extras = {"kept": jnp.ones_like(score), "weight": jax.nn.softmax(routed.logits), "logits": routed.logits}
         unit = UnitTrace(score, o, cost, name="experts", extras=extras, constant=True)
         return Output(answer, Trace((unit,), static + macs.dense(x.shape[-1], self.num_classes)))
 

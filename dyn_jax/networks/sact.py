@@ -241,10 +241,9 @@ def pad_same(x: jax.Array, kernel_size: int, stride: int) -> tuple[jax.Array, in
 
     ``SAME`` has ``ceil(n / stride)`` outputs and puts the odd row of zeros last: stride 2 on an even size pads (0, 1).
     """
-    total = [max((-(-n // stride) - 1) * stride + kernel_size - n, 0) for n in x.shape[1:3]]
-    if total[0] == total[1] and total[0] % 2 == 0:
-        return x, total[0] // 2
-    edges = [(t // 2, t - t // 2) for t in total]
+    edges = jax.lax.padtype_to_pads(x.shape[1:3], (kernel_size,) * 2, (stride,) * 2, "SAME")
+    if len({size for edge in edges for size in edge}) == 1:
+        return x, edges[0][0]
     return jnp.pad(x, ((0, 0), *edges, (0, 0))), 0
 
 

@@ -29,15 +29,16 @@ class Conv(nn.Module):
     padding: int = 0
     use_bias: bool = False
     winograd: bool = False
+    kernel_init: Any = conv_init
+    bias_init: Any = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", conv_init, shape)
-        x, kernel = promote_dtype(x, kernel)
+        x, kernel = promote_dtype(x, self.param("kernel", self.kernel_init, shape))
         y: jax.Array = conv2d(x, kernel, self.stride, self.padding, self.winograd)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", self.bias_init, (self.features,))
             y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
         return y
 
