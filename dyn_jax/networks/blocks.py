@@ -84,12 +84,12 @@ def static_block(
     return identity, y, cost + branch_macs(branch, spec.in_features, y.shape[1] * y.shape[2])
 
 
-def blocks_per_stage(depth: int, outside: int) -> int:
-    """n of a CIFAR ResNet of ``depth = 6 n + outside`` layers; ValueError where there is none."""
-    _validate.positive_int("depth", depth, outside + 6)
-    if (depth - outside) % 6:
-        raise ValueError(f"depth: got {depth}, expected 6 n + {outside} (for example {outside + 6 * 6})")
-    return (depth - outside) // 6
+def cifar_depths(depth: int) -> tuple[int, int, int]:
+    """(n, n, n), blocks per stage of a CIFAR ResNet of ``depth = 6 n + 2`` layers; ValueError where there is no n."""
+    _validate.positive_int("depth", depth, 8)
+    if (depth - 2) % 6:
+        raise ValueError(f"depth: got {depth}, expected 6 n + 2 (for example 38)")
+    return ((depth - 2) // 6,) * 3
 
 
 IMAGENET_FORMS = {
@@ -106,5 +106,4 @@ def imagenet_fields(depth: int) -> dict[str, Any]:
     if depth not in IMAGENET_FORMS:
         raise ValueError(f"depth: got {depth}, expected one of {sorted(IMAGENET_FORMS)}")
     depths, block = IMAGENET_FORMS[depth]
-    fields = {"depths": depths, "block": block, "widths": (64, 128, 256, 512), "stem": "imagenet"}
-    return {**fields, "num_classes": 1000}
+    return {"depths": depths, "block": block, "widths": (64, 128, 256, 512), "stem": "imagenet", "num_classes": 1000}

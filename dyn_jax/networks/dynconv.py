@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dyn_jax import macs
 from dyn_jax.gates import SpatialGate, dilation
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_fields, shortcut
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, imagenet_fields, shortcut
 from dyn_jax.nn import Dense, add_relu, execute, global_mean, stem
 from dyn_jax.nn.normalization import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.occupancy import gumbel_sigmoid, hard, stochastic
@@ -82,7 +82,7 @@ class DynConv(nn.Module):
 
 def cifar(depth: int, **fields: Any) -> DynConv:
     """DynConv ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (8, 14, 20, 26, 32, ...)."""
-    return DynConv(**{"depths": (blocks_per_stage(depth, 2),) * 3, **fields})
+    return DynConv(**{"depths": cifar_depths(depth), **fields})
 
 
 def imagenet(depth: int, width_mult: float = 1.0, **fields: Any) -> DynConv:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates.channel import ChannelGate, fan_in_init
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_fields
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, imagenet_fields
 from dyn_jax.nn import BatchNorm, Conv, Projection, add_relu, global_mean, relu, stem
 from dyn_jax.nn.normalization import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.occupancy import hard, stochastic
@@ -130,7 +130,7 @@ class ManiDP(nn.Module):
 
 def cifar(depth: int, **fields: Any) -> ManiDP:
     """ManiDP ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (20, 32, 44, 56, 110): 6 n gates."""
-    return ManiDP(**{"depths": (blocks_per_stage(depth, 2),) * 3, **fields})
+    return ManiDP(**{"depths": cifar_depths(depth), **fields})
 
 
 def imagenet(depth: int, **fields: Any) -> ManiDP:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from dyn_jax import _validate, macs
-from dyn_jax.networks.blocks import SCAN_FROM, block_plan, blocks_per_stage, imagenet_fields, runs, static_block
+from dyn_jax.networks.blocks import SCAN_FROM, block_plan, cifar_depths, imagenet_fields, runs, static_block
 from dyn_jax.nn import IMAGENET_MEAN_STD, Dense, add_relu, global_mean, inputs, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.repeat import scanned
@@ -82,7 +82,7 @@ def cifar(depth: int, **fields: Any) -> ResNet:
 
     The default normalisation is the one that the published option-A weights were trained with (ImageNet's).
     """
-    return ResNet(depths=(blocks_per_stage(depth, 2),) * 3, **fields)
+    return ResNet(depths=cifar_depths(depth), **fields)
 
 
 def imagenet(depth: int, **fields: Any) -> ResNet:

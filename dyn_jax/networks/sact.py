@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate, macs
 from dyn_jax.gates import dilation
 from dyn_jax.gates.halting import GlobalHalting, SpatialHalting, halting_score, halting_weights, leaky_relu, with_ponder
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_fields
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, imagenet_fields
 from dyn_jax.nn import BatchNorm, Conv, Dense, execute, global_mean, normalize, pad_shortcut, relu, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
@@ -276,7 +276,7 @@ def _stem(x: jax.Array, width: int, kind: str, train: bool) -> tuple[jax.Array, 
 
 def cifar(depth: int = 32, **fields: Any) -> SACT:
     """SACT ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` with n units a block (32 is the released "model 5")."""
-    return SACT(**{"depths": (blocks_per_stage(depth, 2),) * 3, **fields})
+    return SACT(**{"depths": cifar_depths(depth), **fields})
 
 
 def imagenet(depth: int, **fields: Any) -> SACT:

@@ -9,7 +9,7 @@ import jax
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import FeedForwardGate, RecurrentGate
-from dyn_jax.networks.blocks import SCAN_FROM, BlockSpec, block_plan, blocks_per_stage, imagenet_fields, runs
+from dyn_jax.networks.blocks import SCAN_FROM, BlockSpec, block_plan, cifar_depths, imagenet_fields, runs
 from dyn_jax.nn import Dense, Projection, add_relu, execute, rows, stem, window_mean
 from dyn_jax.nn.normalization import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.nn.repeat import scanned
@@ -187,7 +187,7 @@ def cifar(depth: int, policy: str = "rl", gate: str = "rnn", **fields: Any) -> S
     """
     if gate == "ff":
         gate = "ff2" if depth >= 110 else "ff1"
-    return SkipNet(**{"depths": (blocks_per_stage(depth, 2),) * 3, "policy": policy, "gate": gate, **fields})
+    return SkipNet(**{"depths": cifar_depths(depth), "policy": policy, "gate": gate, **fields})
 
 
 def imagenet(depth: int, policy: str = "rl", **fields: Any) -> SkipNet:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from dyn_jax import _validate, macs
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, shortcut
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, shortcut
 from dyn_jax.nn import IMAGENET_MEAN_STD, BasicBranch, BatchNorm, Conv, Dense, global_mean, inputs
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
@@ -80,4 +80,4 @@ class SparseResNet(nn.Module):
 
 def cifar(depth: int, **fields: Any) -> SparseResNet:
     """ResNet-`depth` for 32x32 images, ``depth = 6 n + 2``, by its activations; any field can be given."""
-    return SparseResNet(depths=(blocks_per_stage(depth, 2),) * 3, **fields)
+    return SparseResNet(depths=cifar_depths(depth), **fields)

@@ -34,7 +34,6 @@ from dyn_jax.nn.transformer import among as among
 from dyn_jax.nn.transformer import attention_weights as attention_weights
 from dyn_jax.nn.transformer import check_heads as check_heads
 from dyn_jax.nn.transformer import deit_init as deit_init
-from dyn_jax.nn.transformer import embedded as embedded
 from dyn_jax.nn.transformer import heads_first as heads_first
 from dyn_jax.nn.transformer import linear_macs as linear_macs
 from dyn_jax.nn.transformer import mix as mix

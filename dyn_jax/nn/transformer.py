@@ -138,11 +138,6 @@ def linear_macs(width: int, hidden: int) -> int:
     return 4 * macs.dense(width, width) + 2 * macs.dense(width, hidden)
 
 
-def embedded(images: jax.Array, tokens: Tokens, mean_std: MeanStd | None) -> jax.Array:
-    """Images [batch, height, width, 3] in [0, 1], checked and normalised -> tokens."""
-    return tokens(inputs(images, mean_std))
-
-
 class VisionTransformer(nn.Module):
     """What the adaptive ones share: sizes, of which the defaults are DeiT-tiny's, the tokens, and what answers.
 
@@ -169,7 +164,7 @@ class VisionTransformer(nn.Module):
         """Tokens, and their multiply-adds of one image."""
         check_heads(self.width, self.heads)
         tokens = Tokens(self.width, self.patch, self.image_size, positions, name="tokens")
-        return embedded(images, tokens, self.normalization), tokens.macs()
+        return tokens(inputs(images, self.normalization)), tokens.macs()
 
     def _answer(self, x: jax.Array, units: Sequence[UnitTrace], static_macs: int) -> Output:
         """What the class token says; `static_macs` are those before."""
