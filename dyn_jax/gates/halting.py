@@ -8,7 +8,7 @@ gives ``h_u`` in [0, 1]; a position has finished once the ``h`` so far reach ``1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -182,7 +182,7 @@ class _Halting(nn.Module):
 
     def _logit(self, x: jax.Array, at: str, size: int, bias: float | None, train: bool) -> jax.Array:
         active = leaky_relu(BatchNorm(self.momentum, self.stabiliser, name=f"{at}_bn")(x, train), self.slope)
-        inits = {"kernel_init": halting_init, "bias_init": nn.initializers.constant(bias or 0)}
+        inits: dict[str, Any] = {"kernel_init": halting_init, "bias_init": nn.initializers.constant(bias or 0)}
         return Conv(1, size, 1, size // 2, bias is not None, **inits, name=f"{at}_conv")(active)
 
 

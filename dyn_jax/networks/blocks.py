@@ -84,7 +84,7 @@ def static_block(
     return identity, y, cost + branch_macs(branch, spec.in_features, y.shape[1] * y.shape[2])
 
 
-def cifar_depths(depth: int) -> tuple[int, int, int]:
+def cifar_depths(depth: int) -> tuple[int, ...]:
     """(n, n, n), blocks per stage of a CIFAR ResNet of ``depth = 6 n + 2`` layers; ValueError where there is no n."""
     _validate.positive_int("depth", depth, 8)
     if (depth - 2) % 6:

@@ -5,6 +5,7 @@ Layers carry the released names. Pixels come in [0, 1]; the network scales them 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,17 +46,6 @@ class Attention(nn.Module):
         return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU (tanh form) between them."""
-
-    hidden: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        return nn.Dense(width, name="Dense_1")(nn.gelu(nn.Dense(self.hidden, name="Dense_0")(x)))
-
-
 class _Experts(nn.Module):
     """One linear layer for each expert: kernel [expert, in, features], bias [expert, features]."""
 
@@ -72,14 +62,16 @@ class _Experts(nn.Module):
         return jnp.einsum("ntei,eif->ntef", every, kernel) + bias[None, None]
 
 
-class _ExpertMlps(nn.Module):
+class Mlp(nn.Module):
+    """Two linear layers with a GELU (tanh form) between them, `linear` making them."""
+
     hidden: int
-    experts: int
+    linear: Callable[..., nn.Module] = nn.Dense
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = nn.gelu(_Experts(self.hidden, self.experts, name="Dense_0")(x[:, :, None]))
-        return _Experts(x.shape[-1], self.experts, name="Dense_1")(hidden)
+        first, second = self.linear(self.hidden, name="Dense_0"), self.linear(x.shape[-1], name="Dense_1")
+        return second(nn.gelu(first(x)))
 
 
 class _Router(nn.Module):
@@ -125,7 +117,8 @@ class Moe(nn.Module):
             kept = router.room(grouped(probability), grouped(on), self.k, limit, self.routing == "priority")
             kept = jax.lax.stop_gradient(kept.reshape(score.shape))
         weight = probability * o * kept
-        y = jnp.einsum("nte,ntef->ntf", weight, _ExpertMlps(self.hidden, self.experts, name="Mlp")(x))
+        mlps = Mlp(self.hidden, partial(_Experts, experts=self.experts), name="Mlp")
+        y = jnp.einsum("nte,ntef->ntf", weight, mlps(x[:, :, None]))
         extras = {"kept": kept, "weight": probability, "logits": logits}
         fixed = self.capacity_factor is None or self.routing == "expert_choice"
         unit = UnitTrace(score, o, cost if fixed else cost * kept, cost, name, extras, constant=fixed)
