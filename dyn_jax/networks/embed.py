@@ -112,7 +112,7 @@ def embed(
     for name in shortcuts:
         path = next(p for p in (f"params/{name}/conv/kernel", f"params/{name}/kernel") if p in fresh)
         *_, before, after = fresh[path].shape
-        taken[path] = np.asarray(pad_shortcut(jnp.eye(before)[None, None], after, 1))
+        taken[path] = np.array(pad_shortcut(jnp.eye(before, dtype=np.float32)[None, None], after, 1))
         if f"params/{name}/bn/scale" in fresh:
             taken |= _idle_norm(name, 0.0 * fresh[f"params/{name}/bn/bias"], fresh[f"params/{name}/bn/scale"])
     result = {**fresh, **taken}

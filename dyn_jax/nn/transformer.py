@@ -51,7 +51,9 @@ class Tokens(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        check_patch(self.image_size, self.patch)
+        _validate.positive_int("image_size", self.image_size)
+        if self.image_size % _validate.positive_int("patch", self.patch):
+            raise ValueError(f"patch: got {self.patch}, expected a divisor of image_size {self.image_size}")
         if images.shape[1:3] != (self.image_size, self.image_size):
             size = self.image_size
             raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {size}x{size}")
@@ -170,13 +172,6 @@ class VisionTransformer(nn.Module):
         """What the class token says; `static_macs` are those before."""
         logits = Dense(self.num_classes, deit_init, name="head")(LayerNorm(name="norm")(x)[:, 0])
         return Output(logits, Trace(tuple(units), static_macs + macs.dense(self.width, self.num_classes)))
-
-
-def check_patch(image_size: int, patch: int) -> None:
-    """Raises ValueError unless whole patches fill an image."""
-    _validate.positive_int("image_size", image_size)
-    if image_size % _validate.positive_int("patch", patch):
-        raise ValueError(f"patch: got {patch}, expected a divisor of image_size {image_size}")
 
 
 def check_heads(width: int, heads: int) -> None:
