@@ -15,7 +15,7 @@ from dyn_jax._files import listed, short
 from dyn_jax._precision import half
 from dyn_jax.networks.checkpoint import target_shapes
 from weights_convert import layout, names
-from weights_convert.tables import is_flax, is_minkowski, is_tensorflow, reorder, table_for
+from weights_convert.tables import format_of, reorder, table_for
 
 Path = tuple[str, ...]
 _LARGEST = np.finfo(np.float32).max
@@ -62,14 +62,14 @@ def convert(
     arrays = _clean(state_dict)
     expected = {path: leaf.shape for path, leaf in target_shapes(module).items()}
     rename = table_for(module)
-    minkowski, tensorflow, flax = is_minkowski(module), is_tensorflow(module), is_flax(module)
+    form = format_of(module)
 
     def target(key: str) -> Path | None:
-        if flax:
+        if form == "flax":
             return ("params", *key.removeprefix("params/").split("/"))
-        if tensorflow:
+        if form == "tensorflow":
             return _tensorflow_target(rename, key)
-        return None if minkowski and not layout.is_minkowski(key) else _target(rename, key)
+        return None if form == "minkowski" and not layout.is_minkowski(key) else _target(rename, key)
 
     while not any(target(key) in expected for key in arrays) and (shorter := names.without_prefix(arrays)):
         arrays = shorter
@@ -78,22 +78,13 @@ def convert(
     source: dict[Path, str] = {}
     problems = []
     for key, array in arrays.items():
-        if tensorflow and key.endswith(layout.DROPPED_TENSORFLOW):
+        if form == "tensorflow" and key.endswith(layout.DROPPED_TENSORFLOW):
             continue
         path = target(key)
         if path is None or path not in expected:
             problems.append(f"unexpected key {key} {array.shape}")
             continue
-        shape = expected[path]
-        if flax:
-            value, wanted = (array if array.shape == shape else None), shape
-        elif tensorflow:
-            value, wanted = layout.from_tensorflow(array, shape), shape
-        elif minkowski:
-            value, wanted = layout.from_minkowski(key, array, shape), layout.minkowski_shape(key, shape)
-        else:
-            value = layout.transpose_to(array, shape)
-            wanted = shape if len(shape) == 3 else layout.torch_shape(shape)
+        value, wanted = layout.fitted(form, key, array, expected[path])
         if value is None:
             problems.append(f"wrong shape {key}: got {array.shape}, expected {wanted}")
         elif value.dtype.kind != "f":

@@ -19,6 +19,7 @@ TENSORFLOW = {
 }
 DROPPED_TENSORFLOW = ("global_step", "/Momentum", "/ExponentialMovingAverage")
 
+_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
 _MINKOWSKI = {"bn": ("weight", "bias", *BATCH_STATS), "linear": ("weight", "bias")}
 
 
@@ -37,41 +38,28 @@ def transpose_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None
     return np.ascontiguousarray(array) if array.shape == shape else None
 
 
-def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that `transpose_to` expects for a leaf of `shape`."""
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+def fitted(form: str, key: str, array: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray | None, tuple]:
+    """The tensor called `key` as a leaf of `shape`, None where it does not fit, and the shape that it should have.
+
+    Args:
+      form: of `weights_convert.tables.format_of`. ``torch``: see `transpose_to`. ``minkowski``: linear layers' weights
+        [out, in] -> [in, out], the bias of a convolution [1, out] -> [out], all others as they are. ``tensorflow``: as
+        they are, but a pointwise kernel [1, 1, in, out] that stands for a dense layer becomes [in, out]. ``flax``: as
+        they are.
+    """
+    if form == "torch":
+        return transpose_to(array, shape), tuple(shape[axis] for axis in _TORCH_AXES.get(len(shape), range(len(shape))))
+    linear = form == "minkowski" and key.endswith(".linear.weight")
+    of_convolution = form == "minkowski" and key.endswith(".bias") and not key.endswith((".bn.bias", ".linear.bias"))
+    wanted = shape[::-1] if linear else (1, *shape) if of_convolution else shape
+    if form == "tensorflow" and len(shape) == 2 and array.ndim == 4 and array.shape[:2] == (1, 1):
+        array = array[0, 0]
+    if array.shape != wanted:
+        return None, wanted
+    return np.ascontiguousarray(array.T if linear else array.reshape(shape)), wanted
 
 
 def is_minkowski(key: str) -> bool:
     """Whether MinkowskiEngine gives some tensor a name like `key`: ``*.bn.*``, ``*.linear.*``, else kernel or bias."""
     layer, leaf = ["", *key.split(".")][-2:]
     return leaf in _MINKOWSKI.get(layer, ("kernel", "bias"))
-
-
-def from_minkowski(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """`array`, MinkowskiEngine's tensor called `key`, in Flax's order of axes if that gives `shape`, else None.
-
-    Kernels [slices, in, out] and pointwise ones [in, out] stay as they are; linear layers' weights [out, in] ->
-    [in, out]; the bias of a convolution [1, out] -> [out]; vectors unchanged.
-    """
-    if array.shape != minkowski_shape(key, shape):
-        return None
-    return np.ascontiguousarray(array.T if key.endswith(".linear.weight") else array.reshape(shape))
-
-
-def minkowski_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that `from_minkowski` expects of the tensor called `key` for a leaf of `shape`."""
-    if key.endswith(".linear.weight"):
-        return shape[::-1]
-    of_convolution = key.endswith(".bias") and not key.endswith((".bn.bias", ".linear.bias"))
-    return (1, *shape) if of_convolution else shape
-
-
-def from_tensorflow(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """`array`, a TensorFlow variable, as it is if its shape is `shape`, else None.
-
-    A pointwise kernel [1, 1, in, out] that stands for a dense layer becomes [in, out].
-    """
-    if len(shape) == 2 and array.ndim == 4 and array.shape[:2] == (1, 1):
-        array = array[0, 0]
-    return np.ascontiguousarray(array) if array.shape == shape else None

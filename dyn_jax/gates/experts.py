@@ -12,8 +12,6 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 
-BARS = ("moves", "fixed")
-
 
 def expert_scores(logits: jax.Array, k: int = 1, bar: str = "moves") -> jax.Array:
     """``z_e - z_(k+1)`` for the k largest, ``z_e - z_(k)`` for the others: at least 0 for exactly k of them.
@@ -30,7 +28,7 @@ def expert_scores(logits: jax.Array, k: int = 1, bar: str = "moves") -> jax.Arra
       ValueError, TypeError: one expert only; k no integer in [1, experts - 1]; unknown `bar`.
     """
     check_experts(logits.shape[-1], k)
-    _validate.choice("bar", bar, BARS)
+    _validate.choice("bar", bar, ("moves", "fixed"))
     ranked, index = jax.lax.top_k(logits, k + 1)
     chosen = jnp.any(index[..., :k, None] == jnp.arange(logits.shape[-1]).reshape((1,) * logits.ndim + (-1,)), axis=-2)
     ranked = jax.lax.stop_gradient(ranked) if bar == "fixed" else ranked
@@ -90,8 +88,7 @@ class Balance(NamedTuple):
 def balance_losses(probability: jax.Array) -> Balance:
     """Importance ``(std / mean)^2`` of the experts' summed probabilities, and GShard's ``E^2 mean_e(rate_e p_e)``.
 
-    Args:
-      probability: [group, token, expert]; rate_e is the share of tokens whose largest is e, p_e the mean probability.
+    From probabilities [group, token, expert]; rate_e is the share of tokens whose largest is e, p_e the mean of e.
 
     Source: Shazeer et al. 2017, eq. 7; Lepikhin et al. 2021, algorithm 1; as in V-MoE's released code.
     """

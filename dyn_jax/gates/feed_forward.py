@@ -35,10 +35,9 @@ class FeedForwardGate(nn.Module):
 
     def macs(self, channels: int, height: int, width: int) -> int:
         """Multiply-adds of one score from a `height` x `width` map."""
+        positions = 0
         if self.kind == 1:
             height, width = height // 2, width // 2
-        halved = -(-height // 2) * -(-width // 2)
-        convolutions = macs.conv2d(3, channels, channels, halved)
-        if self.kind == 1:
-            convolutions += macs.conv2d(3, channels, channels, height * width)
-        return convolutions + macs.dense(channels, 2)
+            positions = height * width
+        positions += -(-height // 2) * -(-width // 2)
+        return macs.conv2d(3, channels, channels, positions) + macs.dense(channels, 2)

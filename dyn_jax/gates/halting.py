@@ -8,14 +8,14 @@ gives ``h_u`` in [0, 1]; a position has finished once the ``h`` so far reach ``1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dyn_jax import macs
-from dyn_jax.nn import BatchNorm, conv2d, relu
+from dyn_jax.nn import BatchNorm, Conv, relu
 from dyn_jax.types import Trace, UnitTrace
 
 EPSILON = 0.01  # so that one unit can settle everything
@@ -111,10 +111,7 @@ def with_ponder(units: Sequence[UnitTrace]) -> UnitTrace:
 def ponder_of_trace(trace: Trace) -> dict[str, Ponder]:
     """`Ponder` of every block of a network, by the name of the block's last unit.
 
-    Blocks of a single unit have no adaptive one and are missing: their cost is always 2.
-
-    Raises:
-      ValueError: the trace has no units that halt.
+    Blocks of a single unit have no adaptive one and are missing: their cost is always 2. ValueError: no unit halts.
     """
     blocks = {
         unit.name: Ponder(unit.extras["ponder_units"], unit.extras["ponder_remainder"])
@@ -127,11 +124,7 @@ def ponder_of_trace(trace: Trace) -> dict[str, Ponder]:
 
 
 def halting_of_trace(trace: Trace) -> jax.Array:
-    """h of every layer and token of an A-ViT, [batch, layer, token]; the class token is token 0.
-
-    Raises:
-      ValueError: the trace is of another network.
-    """
+    """h of every layer and token of an A-ViT (else ValueError), [batch, layer, token]; the class token is token 0."""
     if not trace.units or "halting" not in trace.units[-1].extras:
         raise ValueError("halting: got a trace without the h of tokens, expected that of an A-ViT")
     return trace.units[-1].extras["halting"]
@@ -173,78 +166,56 @@ def leaky_relu(x: jax.Array, slope: float) -> jax.Array:
     return jax.nn.leaky_relu(x, slope) if slope else relu(x)
 
 
-class HaltingConv(nn.Module):
-    """A convolution to one channel that keeps the size; `bias` is where its bias starts, None: it has none."""
-
-    kernel_size: int
-    bias: float | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], 1)
-        y: jax.Array = conv2d(x, self.param("kernel", halting_init, shape), 1, self.kernel_size // 2)
-        if self.bias is not None:
-            y = y + self.param("bias", nn.initializers.constant(self.bias), (1,)).reshape(1, 1, 1, 1)
-        return y
-
-
-class GlobalHalting(nn.Module):
-    """ACT: ``h = sigmoid(conv1x1(BN(mean over the positions of x)))``, one number for an image.
+class _Halting(nn.Module):
+    """What both gates have.
 
     Attributes:
       slope: of the leaky ReLU behind the batch normalisation; 1: none.
       momentum, stabiliser: of the batch normalisation.
       bias: where the convolution's bias starts.
+    """
+
+    slope: float = 1.0
+    momentum: float = 0.1
+    stabiliser: float = 1e-5
+    bias: float | None = -3.0
+
+    def _logit(self, x: jax.Array, at: str, size: int, bias: float | None, train: bool) -> jax.Array:
+        active = leaky_relu(BatchNorm(self.momentum, self.stabiliser, name=f"{at}_bn")(x, train), self.slope)
+        inits: dict[str, Any] = {"kernel_init": halting_init, "bias_init": nn.initializers.constant(bias or 0)}
+        return Conv(1, size, 1, size // 2, bias is not None, **inits, name=f"{at}_conv")(active)
+
+
+class GlobalHalting(_Halting):
+    """ACT: ``h = sigmoid(conv1x1(BN(mean over the positions of x)))``, one number for an image.
 
     Source: Graves 2016, as in the released code of Figurnov et al. 2017.
     """
 
-    slope: float = 1.0
-    momentum: float = 0.1
-    stabiliser: float = 1e-5
-    bias: float | None = -3.0
-
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """State [batch, height, width, channel] -> h [batch]."""
-        return jax.nn.sigmoid(_global_logit(self, x, self.bias, train))[:, 0, 0, 0]
+        mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+        return jax.nn.sigmoid(self._logit(mean, "global", 1, self.bias, train))[:, 0, 0, 0]
 
-    def macs(self, features: int) -> int:
-        """Multiply-adds of an image's h."""
-        return macs.conv2d(1, features, 1)
+    def macs(self, features: int) -> tuple[int, int]:
+        """Multiply-adds of a position's h alone, and of what the positions of an image share."""
+        return 0, macs.conv2d(1, features, 1)
 
 
-class SpatialHalting(nn.Module):
+class SpatialHalting(_Halting):
     """SACT: ``h = sigmoid(conv3x3(BN(x)) + conv1x1(BN(mean over the positions of x)))``, one number for a position.
 
-    The second convolution has no bias. Attributes as in `GlobalHalting`.
-
-    Source: Figurnov et al. 2017, and released code.
+    The second convolution has no bias. Source: Figurnov et al. 2017, and released code.
     """
-
-    slope: float = 1.0
-    momentum: float = 0.1
-    stabiliser: float = 1e-5
-    bias: float | None = -3.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """State [batch, height, width, channel] -> h [batch, height, width]."""
-        local = leaky_relu(BatchNorm(self.momentum, self.stabiliser, name="local_bn")(x, train), self.slope)
-        logit = HaltingConv(3, self.bias, name="local_conv")(local)
-        return jax.nn.sigmoid(logit + _global_logit(self, x, None, train))[..., 0]
+        local = self._logit(x, "local", 3, self.bias, train)
+        mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+        return jax.nn.sigmoid(local + self._logit(mean, "global", 1, None, train))[..., 0]
 
-    def local_macs(self, features: int) -> int:
-        """Multiply-adds of one position's h."""
-        return macs.conv2d(3, features, 1)
-
-    def global_macs(self, features: int) -> int:
-        """Multiply-adds of what the positions of an image share."""
-        return macs.conv2d(1, features, 1)
-
-
-def _global_logit(halting: GlobalHalting | SpatialHalting, x: jax.Array, bias: float | None, train: bool) -> jax.Array:
-    """[batch, 1, 1, 1]; called inside a halting module's compact method, whose own layers it makes."""
-    mean = jnp.mean(x, axis=(1, 2), keepdims=True)
-    mean = leaky_relu(BatchNorm(halting.momentum, halting.stabiliser, name="global_bn")(mean, train), halting.slope)
-    return HaltingConv(1, bias, name="global_conv")(mean)
+    def macs(self, features: int) -> tuple[int, int]:
+        """As in `GlobalHalting`."""
+        return macs.conv2d(3, features, 1), macs.conv2d(1, features, 1)

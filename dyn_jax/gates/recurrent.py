@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from dyn_jax import macs
 from dyn_jax.nn import LSTM, Dense
@@ -30,7 +31,7 @@ class RecurrentGate(nn.Module):
 
     def zero_carry(self, x: jax.Array) -> Carry:
         """The carry that every forward pass starts from."""
-        return self.rnn.zero_carry(x.shape[0], x.dtype)
+        return jnp.zeros((x.shape[0], self.hidden), x.dtype), jnp.zeros((x.shape[0], self.hidden), x.dtype)
 
     def macs(self, in_features: int) -> int:
         """Multiply-adds of one score, with the embedding of `in_features` pooled channels."""

@@ -13,29 +13,15 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.networks.avit import CIFAR, SIZES
-from dyn_jax.nn import (
-    IMAGENET_MEAN_STD,
-    Dense,
-    LayerNorm,
-    Mlp,
-    Tokens,
-    among,
-    attention_weights,
-    check_heads,
-    deit_init,
-    embedded,
-    heads_first,
-    mix,
-    sinusoid,
-)
-from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn import Dense, LayerNorm, Mlp, among, attention_weights, deit_init, heads_first, mix, sinusoid
+from dyn_jax.nn.transformer import VisionTransformer
 from dyn_jax.occupancy import hard, stochastic
-from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
+from dyn_jax.types import Occupancy, Output, UnitTrace
 
 KINDS = ("layer", "head", "token")
 
 
-class AdaViT(nn.Module):
+class AdaViT(VisionTransformer):
     """Block: ``x += l_0 g attn(norm1(x); w)``, ``x += l_1 g mlp(w norm2(x))``.
 
     l (one for each sub-layer) and w (one a head) are occupancies of linear scores of the class token, g (one a token,
@@ -49,62 +35,38 @@ class AdaViT(nn.Module):
     proj and fc2 with the sub-layers, the attention's products and fc1 with the tokens.
 
     Attributes:
-      image_size, patch, width, depth, heads, mlp_ratio: as in `AViT`.
+      depth: blocks.
       keep_layers: the first blocks, which have token gates only.
       token_threshold, head_threshold, layer_threshold: probability from which on a gate is open; the released class has
         0.6 for tokens.
-      normalization: (mean, std) per channel, or None where the images come normalised.
     """
 
-    image_size: int = 224
-    patch: int = 16
-    width: int = 192
     depth: int = 12
-    heads: int = 3
-    mlp_ratio: int = 4
     keep_layers: int = 1
     token_threshold: float = 0.6
     head_threshold: float = 0.5
     layer_threshold: float = 0.5
-    num_classes: int = 1000
-    normalization: MeanStd | None = IMAGENET_MEAN_STD
 
     gate_layers = ("*_select",)  # patterns of the names of the layers that score
 
     @nn.compact
     def __call__(
-        self,
-        images: jax.Array,
-        *,
-        occupancy: Occupancy | Mapping[str, Occupancy] | None = None,
-        train: bool = False,
+        self, images: jax.Array, *, occupancy: Occupancy | Mapping[str, Occupancy] | None = None, train: bool = False
     ) -> Output:
-        """Images [batch, size, size, 3] in [0, 1] -> `Output`.
+        """Images -> `Output`; scores are [batch, element] or [batch].
 
-        Args:
-          images: float NHWC.
-          occupancy: scores [batch, element] or [batch] -> values, one for all units or one for each of the kinds
-            ``layer``, ``head`` and ``token``; default ``hard()``, in training `released` with its noise (needs
-            ``rngs={'gate': key}``).
-          train: only the default occupancy differs.
-
-        Raises:
-          ValueError, TypeError: wrong rank, size, channels or dtype of the images; an occupancy that changes shape, or
-            other kinds; thresholds outside (0, 1); heads that do not divide the width, a patch that does not divide the
-            image.
+        The occupancy is one for all units or one for each of the kinds ``layer``, ``head`` and ``token``; default
+        ``hard()``, in training `released` with its noise (needs ``rngs={'gate': key}``).
         """
-        check_heads(self.width, self.heads)
         _validate.positive_int("depth", self.depth)
-        thresholds = {kind: _logit(f"{kind}_threshold", getattr(self, f"{kind}_threshold")) for kind in KINDS}
+        thresholds = _thresholds(self)
         if occupancy is None:
             occupancy = released(self, noise=True) if train else hard()
         each: Mapping[str, Any] = occupancy if isinstance(occupancy, Mapping) else {kind: occupancy for kind in KINDS}
         if sorted(each) != sorted(KINDS):
             raise ValueError(f"occupancy: got the kinds {sorted(each)}, expected {', '.join(KINDS)}")
-        stem = Tokens(self.width, self.patch, self.image_size, sinusoid, name="tokens")
-        x = embedded(images, stem, self.normalization)
+        x, static = self._embedded(images, sinusoid)
         units: list[UnitTrace] = []
-        static = 0
 
         def choose(features: jax.Array, count: int, name: str, kind: str) -> tuple[jax.Array, jax.Array]:
             """(score, occupancy), [..., count]."""
@@ -127,8 +89,7 @@ class AdaViT(nn.Module):
             units += new
             static += always
             x = block(x, y, layer and layer[1], head and head[1], token[1])
-        logits = Dense(self.num_classes, deit_init, name="head")(LayerNorm(name="norm")(x)[:, 0])
-        return Output(logits, Trace(tuple(units), static + stem.macs() + macs.dense(self.width, self.num_classes)))
+        return self._answer(x, units, static)
 
 
 class Block(nn.Module):
@@ -215,9 +176,10 @@ def _units(
     ], 0
 
 
-def _logit(name: str, threshold: float) -> float:
-    p = float(_validate.share(name, threshold))
-    return math.log(p / (1 - p))
+def _thresholds(net: AdaViT) -> dict[str, float]:
+    """Of each kind, as a logit."""
+    shares = {kind: float(_validate.share(f"{kind}_threshold", getattr(net, f"{kind}_threshold"))) for kind in KINDS}
+    return {kind: math.log(p / (1 - p)) for kind, p in shares.items()}
 
 
 @flax.struct.dataclass
@@ -257,11 +219,10 @@ def released(net: AdaViT, *, noise: bool = False, temperature: jax.typing.ArrayL
     Returns:
       For ``occupancy=``: kind of unit -> occupancy.
     """
-    shifts = {kind: _logit(f"{kind}_threshold", getattr(net, f"{kind}_threshold")) for kind in KINDS}
+    shifts = _thresholds(net)
     if noise:
-        return {
-            kind: ShiftedGumbel(shift, _validate.positive("temperature", temperature)) for kind, shift in shifts.items()
-        }
+        temperature = _validate.positive("temperature", temperature)
+        return {kind: ShiftedGumbel(shift, temperature) for kind, shift in shifts.items()}
     return {kind: Shifted(shift) for kind, shift in shifts.items()}
 
 

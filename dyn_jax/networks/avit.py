@@ -10,32 +10,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import _validate, macs
+from dyn_jax import _validate
 from dyn_jax.gates.halting import halting_score, halting_weights, with_ponder
-from dyn_jax.nn import (
-    CIFAR10_MEAN_STD,
-    DIGITS_MEAN_STD,
-    IMAGENET_MEAN_STD,
-    Attention,
-    Dense,
-    LayerNorm,
-    Mlp,
-    Tokens,
-    check_heads,
-    deit_init,
-    embedded,
-    linear_macs,
-)
-from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, Attention, LayerNorm, Mlp, linear_macs
+from dyn_jax.nn.transformer import VisionTransformer
 from dyn_jax.occupancy import hard, stochastic
-from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
+from dyn_jax.types import Occupancy, Output, UnitTrace
 
 CIFAR = {"image_size": 32, "patch": 4, "num_classes": 10, "normalization": CIFAR10_MEAN_STD}
 SIZES = {"tiny": (192, 3), "small": (384, 6)}
 """Name -> (width, heads) of DeiT."""
 
 
-class AViT(nn.Module):
+class AViT(VisionTransformer):
     """Layer l: ``x = block(o x)``, ``h_l = sigmoid(gate_scale x[..., 0] - gate_center)``; answer of ``sum_l w_l x_l``.
 
     ``o = occupancy(score)`` of every token with the score ``1 - epsilon - (h_0 + .. + h_{l-1})``, the weights w of
@@ -48,42 +35,21 @@ class AViT(nn.Module):
     through ``.data``). Answer and ponder cost do not see it; a loss on the h of halted tokens (`halting_prior`) does.
 
     Attributes:
-      image_size, patch: pixels; the patch divides the image.
-      width, depth, heads, mlp_ratio: of the transformer.
+      depth: blocks, at least two.
       gate_scale, gate_center: of the halting score; 10, 30 (tiny) and 10, 75 (small) in the released models.
-      normalization: (mean, std) per channel, or None where the images come normalised.
     """
 
-    image_size: int = 224
-    patch: int = 16
-    width: int = 192
     depth: int = 12
-    heads: int = 3
-    mlp_ratio: int = 4
-    num_classes: int = 1000
     gate_scale: float = 10.0
     gate_center: float = 30.0
-    normalization: MeanStd | None = IMAGENET_MEAN_STD
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, size, size, 3] in [0, 1] -> `Output` whose trace has every layer that a token can halt before.
-
-        Args:
-          images: float NHWC.
-          occupancy: scores [batch, token] -> values; default ``hard()``, in training too.
-          train: nothing differs: there is no batch normalisation and no dropout.
-
-        Raises:
-          ValueError, TypeError: wrong rank, size, channels or dtype of the images; an occupancy that changes shape;
-            heads that do not divide the width, a patch that does not divide the image, fewer than two layers.
-        """
+        """Images -> `Output` whose trace has every layer that a token can halt before, scores [batch, token]."""
         del train
-        check_heads(self.width, self.heads)
         _validate.positive_int("depth", self.depth, 2)
         occupancy = hard() if occupancy is None else occupancy
-        stem = Tokens(self.width, self.patch, self.image_size, name="tokens")
-        x = embedded(images, stem, self.normalization)
+        x, static_macs = self._embedded(images)
         tokens, products = x.shape[1], 2 * self.width
         per_token = linear_macs(self.width, self.mlp_ratio * self.width)
         o = jnp.ones(x.shape[:2], x.dtype)
@@ -103,9 +69,7 @@ class AViT(nn.Module):
         units[-1] = units[-1].replace(extras={**units[-1].extras, "halting": jnp.stack(halting, axis=1)})
         weights = halting_weights(halting[:-1], [unit.occupancy for unit in units])
         x = functools.reduce(operator.add, [w[..., None] * state for w, state in zip(weights, states)])
-        logits = Dense(self.num_classes, deit_init, name="head")(LayerNorm(name="norm")(x)[:, 0])
-        static_macs = stem.macs() + tokens * (per_token + products * tokens)
-        return Output(logits, Trace(tuple(units), static_macs + macs.dense(self.width, self.num_classes)))
+        return self._answer(x, units, static_macs + tokens * (per_token + products * tokens))
 
 
 def _kept(x: jax.Array, o: jax.Array) -> jax.Array:

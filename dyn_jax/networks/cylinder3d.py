@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
+from dyn_jax.networks.minkunet import convolution, normed
 from dyn_jax.nn.norm import BatchNorm
 from dyn_jax.occupancy import voxel
 from dyn_jax.sparse3d.allocate import Capacity
@@ -26,7 +27,6 @@ from dyn_jax.sparse3d.voxelize import Voxels, point_scores, soft_features
 from dyn_jax.types import Output, PointCloud, Reach, Trace, UnitTrace
 
 Shape = tuple[int, int, int]
-NEIGHBOURHOODS = ("shared", "own")
 LEAK = 0.01
 """Slope of the leaky ReLUs below 0."""
 _RHO_Z, _PHI_Z, _CUBE = (3, 1, 3), (1, 3, 3), (3, 3, 3)
@@ -56,11 +56,6 @@ class _Cells(NamedTuple):
     overflow: jax.Array
 
 
-def _hard_cells(points: Partition, capacity: int | None) -> _Cells:
-    sites, own = filled_cells(points, capacity)
-    return _Cells(sites, sites.valid, None, points.features, own, own, None, None, sites.overflow)
-
-
 def _soft_cells(
     cloud: PointCloud,
     points: Partition,
@@ -72,14 +67,8 @@ def _soft_cells(
 ) -> _Cells:
     """A cell that is only near points has one row, the mean of their features by the input's relation (eq. 37); a
     cell that holds some has theirs, and that row as well where others are near it."""
-    pairs = near_cells(
-        cloud,
-        cylinder,
-        reach=reach,
-        voxels=capacity.levels[0],
-        pairs=capacity.pairs,
-        released=form.shifted_neighbours,
-    )
+    limits = {"voxels": capacity.levels[0], "pairs": capacity.pairs}
+    pairs = near_cells(cloud, cylinder, reach=reach, **limits, released=form.shifted_neighbours)
     network = any_of(voxel.relate(occupancy.network, pairs.distance, pairs.inside), pairs.voxels)
     mean = soft_features(points.features, voxel.relate(occupancy.input, pairs.distance, pairs.inside), pairs)
     size = pairs.sites.capacity
@@ -137,14 +126,11 @@ class Layers(nn.Module):
     def convolve(self, x: jax.Array, passage: Passage, level: int, size: Shape, shared: Shape, name: str) -> jax.Array:
         """A convolution times the occupancy; of a kernel larger than the neighbourhood, the first slices."""
         used = shared if self.neighbourhoods == "shared" else size
-        passage.bill(level, level, used, x.shape[-1] * self.features)
-        y = Convolution(self.features, name=name)(passage.read(x, level), passage.pairs(level, level, used))
-        return passage.convolved(y, level)
+        return convolution(x, passage, (level, level), used, self.features, name)
 
     def activated(self, y: jax.Array, passage: Passage, level: int, norm: str, train: bool) -> jax.Array:
         """Leaky ReLU, then the norm."""
-        y = BatchNorm(name=norm)(nn.leaky_relu(y, LEAK), train, passage.exists[level])
-        return passage.normed(y, level)
+        return normed(nn.leaky_relu(y, LEAK), passage, level, norm, train)
 
 
 class ResBlock(Layers):
@@ -166,9 +152,7 @@ class ResBlock(Layers):
         y = shortcut + layer(layer(x, second, "conv2", "bn1"), first, "conv3", "bn2")
         if not self.pools:
             return y, y
-        passage.bill(level, level + 1, _CUBE, self.features**2)
-        pooled = Convolution(self.features, name="pool")(passage.read(y, level), passage.pairs(level, level + 1, _CUBE))
-        return passage.convolved(pooled, level + 1), y
+        return convolution(y, passage, (level, level + 1), _CUBE, self.features, "pool"), y
 
 
 class UpBlock(Layers):
@@ -179,9 +163,7 @@ class UpBlock(Layers):
         low = level + 1
         x = self.convolve(x, passage, low, _CUBE, _CUBE, "trans_dilao")
         x = self.activated(x, passage, low, "bn_trans", train)
-        passage.bill(low, level, _CUBE, self.features**2)
-        up = Convolution(self.features, name="up_subm")(passage.read(x, low), passage.pairs(low, level, _CUBE))
-        x = passage.convolved(up, level) + skip
+        x = convolution(x, passage, (low, level), _CUBE, self.features, "up_subm") + skip
         for number, size in enumerate((_PHI_Z, _RHO_Z, _CUBE), start=1):
             x = self.convolve(x, passage, level, size, _PHI_Z, f"conv{number}")
             x = self.activated(x, passage, level, f"bn{number}", train)
@@ -196,8 +178,7 @@ class ReconBlock(Layers):
         gate = jnp.zeros_like(x)
         for size, name in zip(_AXES, ("", "_2", "_3")):
             y = self.convolve(x, passage, level, size, _AXES[0], f"conv1{name}")
-            y = BatchNorm(name=f"bn0{name}")(y, train, passage.exists[level])
-            gate = gate + jax.nn.sigmoid(passage.normed(y, level))
+            gate = gate + jax.nn.sigmoid(normed(y, passage, level, f"bn0{name}", train))
         return gate * x
 
 
@@ -259,14 +240,10 @@ class Cylinder3D(nn.Module):
         Args:
           inputs: a `PointCloud` whose feature is the intensity [point, 1], of one or several clouds, or its
             `Partition` (then without a soft occupancy).
-          reach: how far the points may move in the next step: a `Reach`, or its step in metres; see
-            `sparse3d.near_cells`. Occupancies that look at existing cells only ignore it.
-          occupancy: None, ``hard()`` and ``fgm()`` are the original network; a relation of `dyn_jax.occupancy.voxel`
-            or ``lgm(...)`` its differentiable form.
-          capacity: a `sparse3d.Capacity` of 5 levels; None: counted where the coordinates are concrete, else what
-            always fits (large and slow), see `sparse3d.capacity_for`.
+          reach, train: as in `MinkUNet`, with cells in place of voxels (`sparse3d.near_cells`).
+          occupancy: as in `MinkUNet`, but ``fgm()`` is the original network, too.
+          capacity: as in `MinkUNet`, of 5 levels.
           form: `sparse3d.PAPER` or `sparse3d.OUTDOOR_RELEASE`, or fields of one's own.
-          train: batch statistics in the norms.
 
         Returns:
           `Output`: logits [point, class]; the trace has one unit for the network on points and one per kernel map,
@@ -274,13 +251,11 @@ class Cylinder3D(nn.Module):
           cells, and ``scores`` [cloud, cell, class], theirs.
 
         Raises:
-          TypeError: neither a point cloud nor a partition; dtypes that do not fit; no relation as an occupancy.
-          ValueError: wrong widths or shapes; no point inside the bounds; a step beyond a cell; capacity for another
-            number of levels, or (outside jit) too small; an unknown neighbourhood. See `sparse3d.cloud.check_cloud`
-            for what jit turns into `Trace.overflow`.
+          TypeError, ValueError: as in `MinkUNet`; neither a point cloud nor a partition; no point inside the bounds; an
+            unknown neighbourhood.
         """
         check_form(form)
-        _validate.choice("neighbourhoods", self.neighbourhoods, NEIGHBOURHOODS)
+        _validate.choice("neighbourhoods", self.neighbourhoods, ("shared", "own"))
         soft = voxel.resolve(occupancy)
         soft = soft if soft is not None and soft.extends else None
         if isinstance(inputs, Partition):
@@ -294,7 +269,8 @@ class Cylinder3D(nn.Module):
         given = points if cloud is None else cloud
         capacity = default_capacity(given, soft, capacity, reach, self.cylinder, self.levels, form)
         if soft is None or cloud is None:
-            cells = _hard_cells(points, capacity.levels[0])
+            sites, own = filled_cells(points, capacity.levels[0])
+            cells = _Cells(sites, sites.valid, None, points.features, own, own, None, None, sites.overflow)
         else:
             cells = _soft_cells(cloud, points, soft, reach, capacity, self.cylinder, form)
         factors, grid = self.cylinder.factors, self.cylinder.grid
@@ -377,13 +353,8 @@ def semantickitti(**fields: Any) -> Cylinder3D:
 
 def streets(**fields: Any) -> Cylinder3D:
     """A small one for the simulated streets: `dyn_jax.datasets.streets`."""
-    given = {
-        "cylinder": Cylinder(high=(50.0, 3.1415926, 4.0), grid=(100, 120, 20)),
-        "features": 4,
-        "point_features": (16, 32, 32),
-        "cell_features": 12,
-        "num_classes": 11,
-    }
+    given = {"cylinder": Cylinder(high=(50.0, 3.1415926, 4.0), grid=(100, 120, 20)), "features": 4}
+    given |= {"point_features": (16, 32, 32), "cell_features": 12, "num_classes": 11}
     return Cylinder3D(**{**given, **fields})
 
 

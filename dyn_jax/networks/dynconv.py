@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import _validate, macs
+from dyn_jax import macs
 from dyn_jax.gates import SpatialGate, dilation
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import (
-    CIFAR10_MEAN_STD,
-    DIGITS_MEAN_STD,
-    IMAGENET_MEAN_STD,
-    Dense,
-    Projection,
-    add_relu,
-    execute,
-    global_mean,
-    normalize,
-    stem,
-)
-from dyn_jax.nn.normalization import MeanStd
-from dyn_jax.nn.residual import BRANCHES
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, imagenet_fields, shortcut
+from dyn_jax.nn import Dense, add_relu, execute, global_mean, stem
+from dyn_jax.nn.normalization import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.occupancy import gumbel_sigmoid, hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
@@ -38,10 +25,8 @@ class DynConv(nn.Module):
     multiply-adds and never changes the logits. Units: every block, one element for each output position.
 
     Attributes:
-      depths, widths, block, stem: the residual network, as in `ResNet` (projection shortcuts).
+      depths, widths, block, stem, normalization, winograd: as in `ResNet` (projection shortcuts).
       temperature: of the Gumbel-sigmoid that training uses when no `occupancy` is given.
-      normalization: (mean, std) per channel, or None where the images come normalised.
-      winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
       execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
     """
 
@@ -59,21 +44,14 @@ class DynConv(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has one unit for each block.
+        """Images as in `ResNet` -> `Output` whose trace has one unit for each block, scores [batch, height, width].
 
-        Args:
-          images: float NHWC, any size that the strides divide.
-          occupancy: scores [batch, height, width] -> values; default ``hard()``, in training
-            ``gumbel_sigmoid(temperature)`` (needs ``rngs={'gate': key}``).
-          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
-
-        Raises:
-          ValueError, TypeError: wrong rank, channels or dtype of the images; an occupancy that changes shape.
+        Default occupancy is ``hard()``, in training ``gumbel_sigmoid(temperature)`` (needs ``rngs={'gate': key}``).
         """
-        images = _validate.images("images", images, 3)
+        x = inputs(images, self.normalization)
         if occupancy is None:
             occupancy = gumbel_sigmoid(self.temperature) if train else hard()
-        x, static_macs = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
+        x, static_macs = stem(x, self.widths[0], self.stem, train)
         units = []
         for spec in block_plan(self.depths, self.widths, self.block, self.widths[0]):
             x, unit, cost = self._block(x, spec, occupancy, train)
@@ -87,39 +65,31 @@ class DynConv(nn.Module):
         self, x: jax.Array, spec: BlockSpec, occupancy: Occupancy, train: bool
     ) -> tuple[jax.Array, UnitTrace, int]:
         """Returns the block's output, its trace, and the multiply-adds of mask unit and projection."""
-        name = f"layer{spec.stage + 1}_{spec.index}"
-        gate = SpatialGate(spec.stride, name=f"{name}_masker")
-        make = partial(BRANCHES[self.block], spec.width, spec.stride, self.winograd)
+        gate = SpatialGate(spec.stride, name=f"{spec.name}_masker")
         score = gate(x)
-        positions = score.shape[1] * score.shape[2]
-        static_macs = gate.macs(spec.in_features, positions)
-        identity = x
-        if spec.changes_shape:
-            identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
-            static_macs += macs.conv2d(1, spec.in_features, spec.out_features, positions)
+        identity, static_macs = shortcut(x, spec, f"{spec.name}_downsample", train)
+        static_macs += gate.macs(spec.in_features, score.shape[1] * score.shape[2])
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
-        branch = make(parent=None)
-        first, rest, stride = branch.macs_first(spec.in_features), branch.macs_rest(), branch.first_stride()
+        first, rest, stride = spec.branch(parent=None).macs(spec.in_features)
         dilated, cost = dilation(o, occupancy, first, rest, stride)
-        run = lambda x: make(name=name)(x, train)
+        run = lambda x: spec.branch(self.winograd, name=spec.name)(x, train)
         skip = execute.skips(self, occupancy, train)
         out = execute.unit(skip, self, o > 0, run, jnp.zeros_like(identity), x)
         x = add_relu(identity, o[..., None] * out)
         extras = {"probability": jax.nn.sigmoid(score), "dilated": dilated}
-        return x, UnitTrace(score, o, cost, rest + first * stride**2, name, extras), static_macs
+        return x, UnitTrace(score, o, cost, rest + first * stride**2, spec.name, extras), static_macs
 
 
 def cifar(depth: int, **fields: Any) -> DynConv:
     """DynConv ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (8, 14, 20, 26, 32, ...)."""
-    return DynConv(**{"depths": (blocks_per_stage(depth, 2),) * 3, **fields})
+    return DynConv(**{"depths": cifar_depths(depth), **fields})
 
 
 def imagenet(depth: int, width_mult: float = 1.0, **fields: Any) -> DynConv:
     """DynConv ResNet-18, 34, 50, 101 or 152; `width_mult` scales the widths 64, 128, 256, 512."""
-    depths, block = imagenet_form(depth)
-    widths = tuple(int(width * width_mult) for width in (64, 128, 256, 512))
-    defaults = {"depths": depths, "block": block, "widths": widths, "stem": "imagenet", "num_classes": 1000}
-    return DynConv(**{**defaults, "normalization": IMAGENET_MEAN_STD, **fields})
+    given = {**imagenet_fields(depth), "normalization": IMAGENET_MEAN_STD}
+    given["widths"] = tuple(int(width * width_mult) for width in given["widths"])
+    return DynConv(**{**given, **fields})
 
 
 def digits(**fields: Any) -> DynConv:

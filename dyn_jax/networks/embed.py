@@ -21,7 +21,7 @@ from dyn_jax.networks.resnet import ResNet
 from dyn_jax.networks.sact import SACT
 from dyn_jax.networks.sdn import SDN
 from dyn_jax.networks.skipnet import SkipNet
-from dyn_jax.nn.norm import BatchNorm
+from dyn_jax.nn import BatchNorm, pad_shortcut
 from dyn_jax.types import Variables
 
 
@@ -98,8 +98,7 @@ def embed(
         )
     plan = list(block_plan(source.depths, source.widths, "basic", source.widths[0]))
     say = lambda text, n: text.format(s=plan[n].stage + 1, i=plan[n].index, u=plan[n].index + 1, n=n)
-    renamed = {f"layer{spec.stage + 1}_{spec.index}": say(layout.block, n) for n, spec in enumerate(plan)}
-    renamed["fc"] = layout.head
+    renamed = {"fc": layout.head, **{spec.name: say(layout.block, n) for n, spec in enumerate(plan)}}
     leaves = traverse_util.flatten_dict(dict(static), sep="/")
     taken = {_rename(path, renamed, layout.parts): np.asarray(leaf) for path, leaf in leaves.items()}
 
@@ -109,12 +108,11 @@ def embed(
     for path, leaf in fresh.items():
         if path.endswith(("mb1/fc2/kernel", "mb2/fc2/kernel")):
             taken[path] = np.zeros_like(leaf)
-    shortcuts = (
-        [say(layout.shortcut, n) for n, spec in enumerate(plan) if spec.changes_shape] if layout.shortcut else []
-    )
+    shortcuts = [say(layout.shortcut, n) for n, spec in enumerate(plan) if layout.shortcut and spec.changes_shape]
     for name in shortcuts:
         path = next(p for p in (f"params/{name}/conv/kernel", f"params/{name}/kernel") if p in fresh)
-        taken[path] = _padded_identity(fresh[path].shape)
+        *_, before, after = fresh[path].shape
+        taken[path] = np.array(pad_shortcut(jnp.eye(before, dtype=np.float32)[None, None], after, 1))
         if f"params/{name}/bn/scale" in fresh:
             taken |= _idle_norm(name, 0.0 * fresh[f"params/{name}/bn/bias"], fresh[f"params/{name}/bn/scale"])
     result = {**fresh, **taken}
@@ -146,14 +144,6 @@ def _rename(path: str, renamed: Mapping[str, str], parts: Mapping[str, str]) -> 
     if layer.startswith("layer"):
         rest[0] = parts.get(rest[0], rest[0])
     return "/".join([collection, renamed.get(layer, layer), *rest])
-
-
-def _padded_identity(shape: tuple[int, ...]) -> np.ndarray:
-    """[1, 1, in, out]: each channel onto itself, new channels zero on both sides."""
-    kernel = np.zeros(shape, np.float32)
-    first = (shape[3] - shape[2]) // 2
-    kernel[0, 0, range(shape[2]), range(first, first + shape[2])] = 1
-    return kernel
 
 
 def _idle_norm(name: str, mean: np.ndarray, var: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,23 +12,13 @@ import jax.numpy as jnp
 from dyn_jax import macs
 from dyn_jax.gates.top_k import top_k_score
 from dyn_jax.networks.avit import CIFAR, SIZES
-from dyn_jax.nn import (
-    IMAGENET_MEAN_STD,
-    Attention,
-    Dense,
-    LayerNorm,
-    Mlp,
-    Tokens,
-    check_heads,
-    deit_init,
-    embedded,
-)
-from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn import Attention, LayerNorm, Mlp
+from dyn_jax.nn.transformer import VisionTransformer
 from dyn_jax.occupancy import hard, stochastic
-from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
+from dyn_jax.types import Occupancy, Output, UnitTrace
 
 
-class EViT(nn.Module):
+class EViT(VisionTransformer):
     """Block that drops: ``x += attn(x)``; ``s`` = mean over heads of the class token's attention; ``x += mlp(x)``.
 
     Of n tokens beside the class token the ``ceil(keep n)`` of largest s stay, for the MLP and all blocks behind. Unit:
@@ -37,21 +27,12 @@ class EViT(nn.Module):
     and comes back in no later block. The number of elements that are on is fixed, so is the cost: `UnitTrace.constant`.
 
     Attributes:
-      image_size, patch, width, heads, mlp_ratio: as in `AViT`.
       keep: share of the tokens that each block keeps, or how many (an integer above 1); 1: all, no unit.
       fuse: a block that drops appends one token, the sum of the dropped ones with weights s; it competes as others do.
-      normalization: (mean, std) per channel, or None where the images come normalised.
     """
 
-    image_size: int = 224
-    patch: int = 16
-    width: int = 192
-    heads: int = 3
-    mlp_ratio: int = 4
     keep: tuple[float | int, ...] = (1, 1, 1, 0.7, 1, 1, 0.7, 1, 1, 0.7, 1, 1)
     fuse: bool = False
-    num_classes: int = 1000
-    normalization: MeanStd | None = IMAGENET_MEAN_STD
 
     @property
     def depth(self) -> int:
@@ -60,25 +41,12 @@ class EViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, size, size, 3] in [0, 1] -> `Output` whose trace has every block that drops.
-
-        Args:
-          images: float NHWC.
-          occupancy: scores [batch, token] -> values; default ``hard()``.
-          train: nothing differs: there is no batch normalisation and no dropout.
-
-        Raises:
-          ValueError, TypeError: wrong rank, size, channels or dtype of the images; an occupancy that changes shape;
-            shares outside (0, 1], more tokens than there are; heads that do not divide the width, a patch that does
-            not divide the image.
-        """
+        """Images -> `Output` whose trace has every block that drops, scores [batch, token]."""
         del train
-        check_heads(self.width, self.heads)
         if not self.keep or not all(0 < share <= 1 or (isinstance(share, int) and share > 1) for share in self.keep):
             raise ValueError(f"keep: got {self.keep}, expected a share in (0, 1] or a number of tokens for each block")
         occupancy = hard() if occupancy is None else occupancy
-        stem = Tokens(self.width, self.patch, self.image_size, name="tokens")
-        x = embedded(images, stem, self.normalization)
+        x, embedding = self._embedded(images)
         present = jnp.ones(x.shape[:2], x.dtype)
         hidden = self.mlp_ratio * self.width
         static_macs, fixed = costs(self.keep, x.shape[1], self.fuse, self.width, hidden)
@@ -94,9 +62,7 @@ class EViT(nn.Module):
                 units.append(UnitTrace(score, o, cost, dense, f"blocks_{number}", constant=True))
                 x, present = self._dropped(x, present, o, s)
             x = block.feed(x)
-        logits = Dense(self.num_classes, deit_init, name="head")(LayerNorm(name="norm")(x)[:, 0])
-        static_macs += stem.macs() + macs.dense(self.width, self.num_classes)
-        return Output(logits, Trace(tuple(units), static_macs))
+        return self._answer(x, units, embedding + static_macs)
 
     def _dropped(self, x: jax.Array, present: jax.Array, o: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Tokens, a fused one behind where there shall be one, and the presence of each."""

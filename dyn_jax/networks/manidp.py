@@ -10,27 +10,13 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates.channel import ChannelGate, fan_in_init
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
-from dyn_jax.nn import (
-    DIGITS_MEAN_STD,
-    IMAGENET_MEAN_STD,
-    BatchNorm,
-    Conv,
-    Projection,
-    add_relu,
-    global_mean,
-    normalize,
-    relu,
-    stem,
-)
-from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, imagenet_fields
+from dyn_jax.nn import BatchNorm, Conv, Projection, add_relu, global_mean, relu, stem
+from dyn_jax.nn.normalization import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
-MANIDP_CIFAR_MEAN_STD: MeanStd = (
-    (125.3 / 255, 123.0 / 255, 113.9 / 255),
-    (63.0 / 255, 62.1 / 255, 66.7 / 255),
-)
+MANIDP_CIFAR_MEAN_STD: MeanStd = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
 _WIDE = 80  # channels from which a gate's inner layer is squeezed by the whole rate
 
 
@@ -54,6 +40,15 @@ class ManiDPBlock(nn.Module):
         self, x: jax.Array, occupancy: Occupancy, train: bool
     ) -> tuple[jax.Array, tuple[UnitTrace, UnitTrace], int]:
         """Returns the block's output, the traces of its two gates, and the multiply-adds that always run."""
+
+        def masked(y: jax.Array, gate: ChannelGate, x: jax.Array, cost: Any, dense: int | None = None) -> tuple:
+            """`y` times the mask that `gate` makes of `x`, and the trace, `cost` for each channel."""
+            saliency, score = gate(x, train)
+            o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
+            extras = {"value": saliency, "pooled": global_mean(y)}
+            unit = UnitTrace(score, o, cost, dense, f"{self.name}_{gate.name}", extras)
+            return y * (o * saliency).reshape(saliency.shape[0], 1, 1, -1), unit
+
         spec, width = self.spec, self.spec.out_features
         conv_a = Conv(width, 3, spec.stride, 1, winograd=self.winograd, name="conv_a")
         conv_b = Conv(width, 3, 1, 1, winograd=self.winograd, name="conv_b")
@@ -62,10 +57,10 @@ class ManiDPBlock(nn.Module):
 
         a = relu(BatchNorm(name="bn_a")(conv_a(x), train))
         positions = a.shape[1] * a.shape[2]
-        a, first = self._masked(a, gates[0], x, occupancy, train, 9 * spec.in_features * positions)
+        a, first = masked(a, gates[0], x, 9 * spec.in_features * positions)
         b = BatchNorm(name="bn_b")(conv_b(a), train)
         inputs_on = jnp.sum(first.occupancy, axis=1, keepdims=True)
-        b, second = self._masked(b, gates[1], a, occupancy, train, 9.0 * positions * inputs_on, 9 * positions * width)
+        b, second = masked(b, gates[1], a, 9.0 * positions * inputs_on, 9 * positions * width)
 
         static_macs = gates[0].macs(spec.in_features) + gates[1].macs(width)
         shortcut = x
@@ -76,23 +71,6 @@ class ManiDPBlock(nn.Module):
             else:
                 shortcut = Conv(width, 1, spec.stride, name="downsample")(x)
         return add_relu(shortcut, b), (first, second), static_macs
-
-    def _masked(
-        self,
-        y: jax.Array,
-        gate: ChannelGate,
-        x: jax.Array,
-        occupancy: Occupancy,
-        train: bool,
-        macs: int | jax.Array,
-        dense_macs: int | None = None,
-    ) -> tuple[jax.Array, UnitTrace]:
-        """Returns `y` times the mask that `gate` makes of `x`, and the trace, `macs` for each channel."""
-        saliency, score = gate(x, train)
-        o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
-        name = f"{self.name}_{gate.name}"
-        unit = UnitTrace(score, o, macs, dense_macs, name, {"value": saliency, "pooled": global_mean(y)})
-        return y * (o * saliency).reshape(saliency.shape[0], 1, 1, -1), unit
 
 
 class ManiDP(nn.Module):
@@ -105,15 +83,13 @@ class ManiDP(nn.Module):
     the second drops nor read those that the first dropped (the authors publish no counter).
 
     Attributes:
-      depths, widths, stem: the residual network of basic blocks, as in `ResNet`.
+      depths, widths, stem, normalization, winograd: as in `ResNet`; blocks are basic.
       squeeze: the inner layer of a gate has ``channels / squeeze`` units, from 80 channels on, and
         ``channels / max(1, squeeze // 2)`` below.
       shortcut_norm: batch norm in the shortcuts (released ImageNet form) or not (CIFAR form).
       gate_init: scale of the initial weights of the gates' outer layers. The released code has 1 and starts from a
         trained static network; from scratch the digits network then diverges in ten steps, with 0.1 (saliencies near
         1) it does not.
-      normalization: (mean, std) per channel, or None where the images come normalised.
-      winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
 
     Source: Tang et al. 2021; the places of the two masks from the released code.
     """
@@ -132,20 +108,14 @@ class ManiDP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has two units for each block.
+        """Images as in `ResNet` -> `Output` whose trace has two units for each block, scores [batch, channel].
 
-        Args:
-          images: float NHWC, any size that the strides divide.
-          occupancy: scores [batch, channel] -> values; default ``hard()``.
-          train: batch statistics instead of running ones, and saliencies are summed (make ``batch_stats`` mutable).
-
-        Raises:
-          ValueError, TypeError: wrong rank, channels or dtype of the images; an occupancy that changes shape.
+        Default occupancy is ``hard()``; `train` sums the saliencies, too.
         """
-        images = _validate.images("images", images, 3)
+        x = inputs(images, self.normalization)
         _validate.positive_int("squeeze", self.squeeze)
         occupancy = hard() if occupancy is None else occupancy
-        x, static_macs = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
+        x, static_macs = stem(x, self.widths[0], self.stem, train)
         units = []
         for spec in block_plan(self.depths, self.widths, "basic", self.widths[0]):
             name = f"stage_{spec.stage + 1}_{spec.index}"
@@ -160,20 +130,15 @@ class ManiDP(nn.Module):
 
 def cifar(depth: int, **fields: Any) -> ManiDP:
     """ManiDP ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (20, 32, 44, 56, 110): 6 n gates."""
-    return ManiDP(**{"depths": (blocks_per_stage(depth, 2),) * 3, **fields})
+    return ManiDP(**{"depths": cifar_depths(depth), **fields})
 
 
 def imagenet(depth: int, **fields: Any) -> ManiDP:
-    """ManiDP ResNet-18 or 34 for 224x224 images.
-
-    Raises:
-      ValueError: another depth (the release has basic blocks only).
-    """
-    depths, block = imagenet_form(depth)
-    if block != "basic":
+    """ManiDP ResNet-18 or 34 for 224x224 images; ValueError for another depth (the release has basic blocks only)."""
+    given = imagenet_fields(depth)
+    if given.pop("block") != "basic":
         raise ValueError(f"depth: got {depth}, expected 18 or 34 (basic blocks)")
-    defaults = {"depths": depths, "widths": (64, 128, 256, 512), "stem": "imagenet", "num_classes": 1000}
-    return ManiDP(**{**defaults, "shortcut_norm": True, "normalization": IMAGENET_MEAN_STD, **fields})
+    return ManiDP(**{**given, "shortcut_norm": True, "normalization": IMAGENET_MEAN_STD, **fields})
 
 
 def digits(**fields: Any) -> ManiDP:

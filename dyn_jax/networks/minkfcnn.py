@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn_jax.networks.minkunet import convolution, normed
 from dyn_jax.nn.norm import BatchNorm
 from dyn_jax.occupancy import voxel
 from dyn_jax.sparse3d.allocate import Capacity
@@ -86,13 +87,8 @@ class MinkowskiFCNN(nn.Module):
 
         Args:
           inputs: a `PointCloud`, of one or several clouds.
-          reach: how far points may move in the next step: a `Reach`, or its step in metres; see
-            `sparse3d.near_voxels`. Occupancies that look at existing voxels only ignore it.
-          occupancy: None or ``hard()`` is the original network; a relation of `dyn_jax.occupancy.voxel`, ``lgm(...)``
-            or ``fgm(...)`` are its differentiable forms.
-          capacity: a `sparse3d.Capacity` of 8 levels; None: counted where the coordinates are concrete, else what
-            always fits (large and slow), see `sparse3d.capacity_for`.
-          form: `sparse3d.PAPER` or `sparse3d.RELEASE`, or fields of one's own.
+          reach, occupancy, form: as in `MinkUNet`.
+          capacity: as in `MinkUNet`, of 8 levels.
           train: batch statistics in the norms, and dropout, which needs an rng called ``dropout``.
 
         Returns:
@@ -100,10 +96,8 @@ class MinkowskiFCNN(nn.Module):
           layer on points and one per kernel map, and a row for each cloud.
 
         Raises:
-          TypeError: not a point cloud; dtypes that do not fit; an occupancy that is no relation.
-          ValueError: wrong widths or shapes; batch indices outside [0, clouds); a step beyond a voxel; a single cloud
-            in training; capacity for another number of levels, or (outside jit) too small. See
-            `sparse3d.cloud.check_cloud` for what jit turns into `Trace.overflow`.
+          TypeError, ValueError: as in `MinkUNet`; not a point cloud; batch indices outside [0, clouds); a single cloud
+            in training.
         """
         check_form(form)
         if isinstance(inputs, PointCloud) and self.coordinate_features:
@@ -135,19 +129,16 @@ class MinkowskiFCNN(nn.Module):
         def dense(x: jax.Array, features: int, linear: str, norm: str, where: jax.Array | None = None) -> jax.Array:
             return nn.leaky_relu(BatchNorm(name=norm)(Convolution(features, name=linear)(x), train, where), LEAK)
 
-        def layer(x: jax.Array, source: int, target: int, features: int, name: str) -> jax.Array:
-            passage.bill(source, target, 3, x.shape[-1] * features)
-            pairs = passage.pairs(source, target, 3)
-            y = passage.convolved(Convolution(features, name=f"{name}_0")(passage.read(x, source), pairs), target)
-            y = BatchNorm(name=f"{name}_1")(y, train, passage.exists[target])
-            return nn.leaky_relu(passage.normed(y, target), LEAK)
+        def layer(x: jax.Array, at: tuple[int, int], features: int, name: str) -> jax.Array:
+            y = convolution(x, passage, at, 3, features, f"{name}_0")
+            return nn.leaky_relu(normed(y, passage, at[1], f"{name}_1", train), LEAK)
 
         soft = passage.occupancy is not None
         x = points.gather(dense(cloud.features, self.channels[0], "mlp1_0", "mlp1_1", cloud.valid))
         pooled, level = [], 0
         for number, features in enumerate(self.channels[1:], start=1):
             target = level + (number > 1)
-            x = layer(x, level, target, features, f"conv{number}")
+            x = layer(x, (level, target), features, f"conv{number}")
             level = target + 1
             x = pool_max(x, passage.pairs(target, level, 3), passage.exists[target] if soft else None)
             x = passage.normed(x, level)
@@ -156,7 +147,7 @@ class MinkowskiFCNN(nn.Module):
         if isinstance(points, SoftPoints):  # else all points of a voxel gather the same, and averaging changes nothing
             x = points.gather(points.back(x))
         for number, features in enumerate((self.embedding // 4, self.embedding // 2, self.embedding)):
-            x = layer(x, number, number + 1, features, f"conv5_{number}")
+            x = layer(x, (number, number + 1), features, f"conv5_{number}")
         sites, clouds = passage.levels[3], passage.clouds
         highest = global_max(x, batch_items(sites, clouds, passage.exists[3] if soft else None))
         weights = None if passage.occupancy is None else passage.occupancy[3]
@@ -181,11 +172,5 @@ def modelnet40(**fields: Any) -> MinkowskiFCNN:
 
 def objects(**fields: Any) -> MinkowskiFCNN:
     """A small one for the embedded objects: `dyn_jax.datasets.objects`."""
-    given = {
-        "channels": (16, 16, 24, 24, 32),
-        "embedding": 64,
-        "hidden": 64,
-        "num_classes": 10,
-        "voxel_size": 0.1,
-    }
+    given = {"channels": (16, 16, 24, 24, 32), "embedding": 64, "hidden": 64, "num_classes": 10, "voxel_size": 0.1}
     return MinkowskiFCNN(**{**given, **fields})

@@ -15,7 +15,7 @@ from dyn_jax.sparse3d.allocate import Capacity
 from dyn_jax.sparse3d.entry import enter, flag_overflow
 from dyn_jax.sparse3d.form import PAPER, Form, check_form
 from dyn_jax.sparse3d.layers import Convolution
-from dyn_jax.sparse3d.passage import Passage, passage_over, pyramid
+from dyn_jax.sparse3d.passage import Passage, Size, passage_over, pyramid
 from dyn_jax.sparse3d.tensor import SparseTensor
 from dyn_jax.types import Output, PointCloud, Reach, Trace
 
@@ -23,20 +23,35 @@ ENCODER = ("conv1p1s2", "conv2p2s2", "conv3p4s2", "conv4p8s2")
 DECODER = ("convtr4p16s2", "convtr5p8s2", "convtr6p4s2", "convtr7p2s2")
 
 
+def convolution(
+    x: jax.Array, passage: Passage, at: tuple[int, int], size: Size | None, features: int, name: str
+) -> jax.Array:
+    """A convolution, billed, times the occupancy; called inside a compact method.
+
+    x [row, in] of the first of the levels `at` -> [row, features] of the second; size None: a product of every row.
+    """
+    source, target = at
+    passage.bill(source, target, size, x.shape[-1] * features)
+    layer = Convolution(features, name=name)
+    y = layer(x) if size is None else layer(passage.read(x, source), passage.pairs(source, target, size))
+    return passage.convolved(y, target)
+
+
+def normed(x: jax.Array, passage: Passage, level: int, name: str, train: bool) -> jax.Array:
+    """Batch normalisation over the voxels that exist, times the occupancy; called inside a compact method."""
+    return passage.normed(BatchNorm(name=name)(x, train, passage.exists[level]), level)
+
+
 class Block(nn.Module):
     """``relu(norm(conv(relu(norm(conv(x))))) + shortcut(x))``, both convolutions 3x3x3 on one level."""
 
     features: int
-    momentum: float = 0.1
 
     @nn.compact
     def __call__(self, x: jax.Array, passage: Passage, level: int, train: bool) -> jax.Array:
         def layer(x: jax.Array, size: int | None, conv: str, norm: str) -> jax.Array:
-            pairs = None if size is None else passage.pairs(level, level, size)
-            passage.bill(level, level, size, x.shape[-1] * self.features)
-            y = Convolution(self.features, name=conv)(x if size is None else passage.read(x, level), pairs)
-            y = BatchNorm(self.momentum, name=norm)(passage.convolved(y, level), train, passage.exists[level])
-            return passage.normed(y, level)
+            y = convolution(x, passage, (level, level), size, self.features, conv)
+            return normed(y, passage, level, norm, train)
 
         shortcut = x
         if x.shape[-1] != self.features:
@@ -133,28 +148,25 @@ class MinkUNet(nn.Module):
         return Output(logits, Trace(passage.units(), 0, overflow=overflow))
 
     def _network(self, x: jax.Array, passage: Passage, train: bool) -> jax.Array:
-        def layer(x: jax.Array, source: int, target: int, size: int, features: int, conv: str, norm: str) -> jax.Array:
-            passage.bill(source, target, size, x.shape[-1] * features)
-            pairs = passage.pairs(source, target, size)
-            y = passage.convolved(Convolution(features, name=conv)(passage.read(x, source), pairs), target)
-            y = BatchNorm(name=norm)(y, train, passage.exists[target])
-            return nn.relu(passage.normed(y, target))
+        def layer(x: jax.Array, at: tuple[int, int], size: int, features: int, conv: str, norm: str) -> jax.Array:
+            y = convolution(x, passage, at, size, features, conv)
+            return nn.relu(normed(y, passage, at[1], norm, train))
 
         def stage(x: jax.Array, level: int, number: int) -> jax.Array:
             for index in range(self.layers[number]):
                 x = Block(self.planes[number], name=f"block{number + 1}_{index}")(x, passage, level, train)
             return x
 
-        x = layer(x, 0, 0, self.stem_size, self.stem_features, "conv0p1s1", "bn0")
+        x = layer(x, (0, 0), self.stem_size, self.stem_features, "conv0p1s1", "bn0")
         skips = [x]
         for number, name in enumerate(ENCODER):
-            x = layer(x, number, number + 1, 2, x.shape[-1], name, f"bn{number + 1}")
+            x = layer(x, (number, number + 1), 2, x.shape[-1], name, f"bn{number + 1}")
             x = stage(x, number + 1, number)
             skips.append(x)
         skips.pop()
         for number, name in enumerate(DECODER, start=4):
             level = 7 - number
-            x = layer(x, level + 1, level, 2, self.planes[number], name, "bntr" + name[6])
+            x = layer(x, (level + 1, level), 2, self.planes[number], name, "bntr" + name[6])
             x = stage(jnp.concatenate([x, skips.pop()], axis=1), level, number)
         passage.bill(0, 0, None, x.shape[-1] * self.num_classes)
         # the last convolution is not multiplied: eq. 39 would divide by the same occupancy again
@@ -180,11 +192,6 @@ def s3dis(**fields: Any) -> MinkUNet:
 
 def rooms(**fields: Any) -> MinkUNet:
     """A small MinkUNet for the embedded rooms: `dyn_jax.datasets.rooms`."""
-    given = {
-        "planes": (20, 32, 40, 56, 40, 32, 20, 20),
-        "layers": (1,) * 8,
-        "num_classes": 10,
-        "stem_features": 16,
-        "voxel_size": 0.1,
-    }
+    given = {"planes": (20, 32, 40, 56, 40, 32, 20, 20), "layers": (1,) * 8, "num_classes": 10}
+    given |= {"stem_features": 16, "voxel_size": 0.1}
     return MinkUNet(**{**given, **fields})

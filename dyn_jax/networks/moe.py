@@ -11,24 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import _validate, macs
+from dyn_jax import macs
 from dyn_jax.gates.experts import check_experts, expert_scores
-from dyn_jax.networks.blocks import BlockSpec, block_plan
-from dyn_jax.nn import (
-    DIGITS_MEAN_STD,
-    BatchNorm,
-    Conv,
-    Dense,
-    Projection,
-    add_relu,
-    global_mean,
-    normalize,
-    pad_shortcut,
-    relu,
-    stem,
-)
+from dyn_jax.networks.blocks import block_plan, shortcut
+from dyn_jax.networks.resnet import ResNet
+from dyn_jax.nn import DIGITS_MEAN_STD, BatchNorm, Conv, Dense, add_relu, global_mean, inputs, relu, stem
 from dyn_jax.nn.normalization import MeanStd
-from dyn_jax.nn.residual import BasicBranch, branch_macs
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
@@ -62,25 +50,6 @@ class ExpertBranch(nn.Module):
         return sum(macs.conv2d(3, width, self.width, positions) for width in (in_features, self.width))
 
 
-class Router(nn.Module):
-    """A CIFAR ResNet (zero-padded shortcuts) whose classes are the experts."""
-
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
-    experts: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, int]:
-        """Images [batch, size, size, 3] -> logits [batch, expert], and the multiply-adds of one image."""
-        x, cost = stem(x, self.widths[0], "cifar", train)
-        for spec in block_plan(self.depths, self.widths, "basic", self.widths[0]):
-            identity = pad_shortcut(x, spec.out_features, spec.stride) if spec.changes_shape else x
-            branch = BasicBranch(spec.width, spec.stride, name=f"layer{spec.stage + 1}_{spec.index}")
-            x = add_relu(identity, branch(x, train))
-            cost += branch_macs(branch, spec.in_features, x.shape[1] * x.shape[2])
-        return Dense(self.experts, name="fc")(global_mean(x)), cost + macs.dense(x.shape[-1], self.experts)
-
-
 class MoEResNet(nn.Module):
     """Every 3x3 convolution of the blocks is ``sum_e o_e conv_e(x)``; one unit of `experts` elements in the trace.
 
@@ -88,8 +57,8 @@ class MoEResNet(nn.Module):
       depths, widths: blocks and channels of the stages; the stem has `stem_width` channels.
       experts: E, how many there are; batch normalisation and shortcuts are shared.
       k: how many of them run; their outputs are added.
-      router: (blocks, channels) of the router's stages.
-      bar: what the gradient makes of the runner-up in a score, see `dyn_jax.gates.experts.expert_scores`.
+      router: (blocks, channels) of the stages of the router, a `ResNet` whose classes are the experts.
+      bar: see `dyn_jax.gates.experts.expert_scores`.
       normalization: (mean, std) per channel, or None where the images come as they are (as released).
     """
 
@@ -107,43 +76,29 @@ class MoEResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, size, size, 3] in [0, 1] -> `Output`; the unit's score is [batch, expert].
+        """Images as in `ResNet` -> `Output`; the unit's score is [batch, expert].
 
-        Args:
-          images: float NHWC.
-          occupancy: score -> value; default ``hard()``, in training `released_choice`.
-          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
-
-        Raises:
-          ValueError, TypeError: wrong rank, channels or dtype of the images; a router of one expert, k above them.
+        Default occupancy is ``hard()``, in training `released_choice`.
         """
-        images = _validate.images("images", images, 3)
+        x = inputs(images, self.normalization)
         check_experts(self.experts, self.k)
-        x = normalize(images, self.normalization)
-        logits, static = Router(*self.router, self.experts, name="router")(x, train)
-        score = expert_scores(logits, self.k, self.bar)
+        router = ResNet(*self.router, num_classes=self.experts, normalization=None, scan_from=None, name="router")
+        routed = router(x, train=train)
+        score = expert_scores(routed.logits, self.k, self.bar)
         how = occupancy or (released_choice if train else hard())
         o = stochastic.apply(how, score, lambda: self.make_rng("gate"))
         x, work = stem(x, self.stem_width, "cifar", train)
-        static, cost = static + work, 0
+        static, cost = routed.trace.static_macs + work, 0
         for spec in block_plan(self.depths, self.widths, "basic", self.stem_width):
-            x, expert, shared = self._block(x, o, spec, train)
-            cost, static = cost + expert, static + shared
+            branch = ExpertBranch(spec.width, self.experts, spec.stride, name=spec.name)
+            y = branch(x, o, train)
+            identity, shared = shortcut(x, spec, f"{spec.name}_downsample", train)
+            x = add_relu(identity, y)
+            cost, static = cost + branch.macs(spec.in_features, x.shape[1] * x.shape[2]), static + shared
         answer = Dense(self.num_classes, name="linear")(global_mean(x))
-        extras = {"kept": jnp.ones_like(score), "weight": jax.nn.softmax(logits), "logits": logits}
+        extras = {"kept": jnp.ones_like(score), "weight": jax.nn.softmax(routed.logits), "logits": routed.logits}
         unit = UnitTrace(score, o, cost, name="experts", extras=extras, constant=True)
         return Output(answer, Trace((unit,), static + macs.dense(x.shape[-1], self.num_classes)))
-
-    def _block(self, x: jax.Array, o: jax.Array, spec: BlockSpec, train: bool) -> tuple[jax.Array, int, int]:
-        """Features, and the multiply-adds of one expert and of what they share."""
-        name, shared = f"layer{spec.stage + 1}_{spec.index}", 0
-        branch = ExpertBranch(spec.width, self.experts, spec.stride, name=name)
-        y = branch(x, o, train)
-        positions = y.shape[1] * y.shape[2]
-        if spec.changes_shape:
-            x = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
-            shared = macs.conv2d(1, spec.in_features, spec.out_features, positions)
-        return add_relu(x, y), branch.macs(spec.in_features, positions), shared
 
 
 def released_choice(score: jax.Array) -> jax.Array:
@@ -157,15 +112,9 @@ def released_choice(score: jax.Array) -> jax.Array:
 
 
 def cifar(depth: int = 18, ratio: float = 0.5, **fields: Any) -> MoEResNet:
-    """MoE-ResNet-18 or -34 for 32x32 images, two experts.
+    """MoE-ResNet-18 or -34 (else ValueError) for 32x32 images, two experts; any field can be given.
 
-    Args:
-      depth: 18 or 34.
-      ratio: of the channels (an expert is as wide as the whole of a network of that ratio); the published are 0.5.
-      **fields: any field of `MoEResNet`.
-
-    Raises:
-      ValueError: another depth.
+    `ratio` is that of the channels (an expert is as wide as the whole of a network of that ratio); published: 0.5.
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth: got {depth}, expected one of {sorted(DEPTHS)}")
@@ -175,6 +124,5 @@ def cifar(depth: int = 18, ratio: float = 0.5, **fields: Any) -> MoEResNet:
 
 def digits(**fields: Any) -> MoEResNet:
     """The small network of the embedded data: four experts, three stages of one block."""
-    defaults: dict[str, Any] = {"depths": (1, 1, 1), "widths": (8, 16, 24), "stem_width": 8, "experts": 4}
-    defaults |= {"router": ((1, 1), (8, 16)), "normalization": DIGITS_MEAN_STD}
-    return MoEResNet(**{**defaults, **fields})
+    sizes = {"depths": (1, 1, 1), "widths": (8, 16, 24), "stem_width": 8, "experts": 4, "router": ((1, 1), (8, 16))}
+    return MoEResNet(**{**sizes, "normalization": DIGITS_MEAN_STD, **fields})

@@ -17,7 +17,7 @@ import numpy as np
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates.early_exit import Rule
-from dyn_jax.networks.blocks import blocks_per_stage
+from dyn_jax.networks.blocks import cifar_depths
 from dyn_jax.networks.sdn import SDN, Layer, build
 from dyn_jax.networks.sdn_resnet import ResNetTrunk
 from dyn_jax.nn import BasicBranch, BatchNorm, Conv, add_relu, global_mean, max_pool, relu
@@ -118,8 +118,7 @@ class RDITrunk(ResNetTrunk):
 
     depths: tuple[int, ...] = (6, 6, 6)
 
-    def name(self, stage: int, index: int, number: int) -> str:
-        return f"group{stage}_layer{index}"
+    block_name = "group{stage}_layer{index}"
 
     def layers(self, x: jax.Array, train: bool) -> Iterator[Layer]:
         for layer in super().layers(x, train):
@@ -134,11 +133,9 @@ class RDITrunk(ResNetTrunk):
 def cifar(depth: int = 38, **fields: Any) -> SDN:
     """RDI-ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (38, 74, 110, 152): six exits and the last.
 
-    Args:
-      depth: layers; the default thresholds are the released ones of 38.
-      **fields: any field of `SDN` or `RDITrunk`.
+    The default thresholds are the released ones of 38; any field of `SDN` or `RDITrunk` can be given.
     """
-    n = blocks_per_stage(_validate.positive_int("depth", depth), 2)
-    after = tuple(group * n + int(n * share) for group in range(3) for share in (0.25, 0.75))
-    defaults = {"depths": (n, n, n), "exit_after": after, "threshold": THRESHOLDS, "rule": NATS, "answer": "last"}
+    depths = cifar_depths(_validate.positive_int("depth", depth))
+    after = tuple(group * n + int(n * share) for group, n in enumerate(depths) for share in (0.25, 0.75))
+    defaults = {"depths": depths, "exit_after": after, "threshold": THRESHOLDS, "rule": NATS, "answer": "last"}
     return build("cifar10", RDITrunk(), **{**defaults, "normalization": None, **fields})

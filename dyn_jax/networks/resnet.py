@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 
 from dyn_jax import _validate, macs
-from dyn_jax.networks.blocks import SCAN_FROM, BlockSpec, block_plan, blocks_per_stage, imagenet_form, runs
-from dyn_jax.nn import IMAGENET_MEAN_STD, Dense, Projection, add_relu, global_mean, normalize, pad_shortcut, stem
+from dyn_jax.networks.blocks import SCAN_FROM, block_plan, cifar_depths, imagenet_fields, runs, static_block
+from dyn_jax.nn import IMAGENET_MEAN_STD, Dense, add_relu, global_mean, inputs, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.repeat import scanned
-from dyn_jax.nn.residual import BRANCHES, branch_macs
+from dyn_jax.nn.residual import branch_macs
 from dyn_jax.types import Occupancy, Output, Trace
 
 
@@ -46,42 +46,35 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, height, width, 3] in [0, 1] -> `Output`; `occupancy` is accepted and has no effect."""
+        """Images [batch, height, width, 3] in [0, 1] -> `Output`.
+
+        Args:
+          images: float NHWC, any size that the strides divide.
+          occupancy: score -> value; accepted, and without effect here.
+          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
+
+        Raises:
+          ValueError, TypeError: wrong rank, channels, dtype or size of the images; an occupancy that changes shape;
+            fields that are out of range or unknown.
+        """
         del occupancy
-        images = _validate.images("images", images, 3)
+        x = inputs(images, self.normalization)
         _validate.choice("shortcut", self.shortcut, ("A", "B"))
-        x, cost = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
+        x, cost = stem(x, self.widths[0], self.stem, train)
         alone = self.scan_from is None or train or self.is_initializing()
         least = math.inf if alone else _validate.positive_int("scan_from", self.scan_from, 2)
         for run in runs(block_plan(self.depths, self.widths, self.block, self.widths[0])):
             if len(run) < least:
                 for spec in run:
-                    x, work = self._block(x, spec, train)
-                    cost += work
+                    identity, y, work = static_block(x, spec, spec.name, train, self.shortcut, self.winograd)
+                    x, cost = add_relu(identity, y), cost + work
                 continue
-            spec = run[0]
-            branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, parent=None)
+            branch = run[0].branch(self.winograd, parent=None)
             step = lambda x, v, branch=branch: (add_relu(x, branch.apply(v["branch"], x)), None)
-            x, _ = scanned(self, [{"branch": f"layer{s.stage + 1}_{s.index}"} for s in run], step, x, self.remat)
-            cost += len(run) * branch_macs(branch, spec.in_features, x.shape[1] * x.shape[2])
+            x, _ = scanned(self, [{"branch": spec.name} for spec in run], step, x, self.remat)
+            cost += len(run) * branch_macs(branch, run[0].in_features, x.shape[1] * x.shape[2])
         logits = Dense(self.num_classes, name="fc")(global_mean(x))
         return Output(logits, Trace((), cost + macs.dense(x.shape[-1], self.num_classes)))
-
-    def _block(self, x: jax.Array, spec: BlockSpec, train: bool) -> tuple[jax.Array, int]:
-        """The block's output and its multiply-adds."""
-        name = f"layer{spec.stage + 1}_{spec.index}"
-        identity = x
-        if spec.changes_shape and self.shortcut == "A":
-            identity = pad_shortcut(x, spec.out_features, spec.stride)
-        elif spec.changes_shape:
-            identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
-        branch = BRANCHES[self.block](spec.width, spec.stride, self.winograd, name=name)
-        x = add_relu(identity, branch(x, train))
-        positions = x.shape[1] * x.shape[2]
-        cost = branch_macs(branch, spec.in_features, positions)
-        if spec.changes_shape and self.shortcut == "B":
-            cost += macs.conv2d(1, spec.in_features, spec.out_features, positions)
-        return x, cost
 
 
 def cifar(depth: int, **fields: Any) -> ResNet:
@@ -89,11 +82,9 @@ def cifar(depth: int, **fields: Any) -> ResNet:
 
     The default normalisation is the one that the published option-A weights were trained with (ImageNet's).
     """
-    return ResNet(depths=(blocks_per_stage(depth, 2),) * 3, **fields)
+    return ResNet(depths=cifar_depths(depth), **fields)
 
 
 def imagenet(depth: int, **fields: Any) -> ResNet:
     """ResNet-18, 34 (basic), 50, 101 or 152 (bottleneck) with projection shortcuts; any field can be given."""
-    depths, block = imagenet_form(depth)
-    defaults = {"depths": depths, "block": block, "widths": (64, 128, 256, 512), "stem": "imagenet"}
-    return ResNet(**{**defaults, "shortcut": "B", "num_classes": 1000, **fields})
+    return ResNet(**{**imagenet_fields(depth), "shortcut": "B", **fields})

@@ -14,21 +14,13 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import dilation
-from dyn_jax.gates.halting import (
-    GlobalHalting,
-    SpatialHalting,
-    halting_score,
-    halting_weights,
-    leaky_relu,
-    with_ponder,
-)
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage, imagenet_form
+from dyn_jax.gates.halting import GlobalHalting, SpatialHalting, halting_score, halting_weights, leaky_relu, with_ponder
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, imagenet_fields
 from dyn_jax.nn import BatchNorm, Conv, Dense, execute, global_mean, normalize, pad_shortcut, relu, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
-MODES = ("sact", "act", "none")
 PER_IMAGE = "per_image"
 MINUS_ONE_TO_ONE: MeanStd = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -52,8 +44,7 @@ class SACT(nn.Module):
       mode: ``sact`` (a position halts), ``act`` (an image halts) or ``none`` (the static network).
       normalization: ``per_image`` (zero mean, unit variance over all pixels and channels of an image), a (mean, std)
         pair per channel, or None where the images come normalised.
-      winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
-      execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
+      winograd, execution: as in `ResNet` and `DynConv`.
     """
 
     depths: tuple[int, ...] = (5, 5, 5)
@@ -69,19 +60,13 @@ class SACT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, height, width, 3] in [0, 1] -> `Output` whose trace has every unit that can halt.
+        """Images as in `ResNet` -> `Output` whose trace has every unit that can halt.
 
-        Args:
-          images: float NHWC, any size that the strides divide.
-          occupancy: scores [batch, height, width] or [batch] -> values; default ``hard()``, in training too.
-          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
-
-        Raises:
-          ValueError, TypeError: wrong rank, channels or dtype of the images; an occupancy that changes shape; unknown
-            mode, stem or normalization.
+        Scores are [batch, height, width] (``sact``) or [batch] (``act``); default occupancy is ``hard()``, in training
+        too.
         """
         images = _validate.images("images", images, 3)
-        _validate.choice("mode", self.mode, MODES)
+        _validate.choice("mode", self.mode, ("sact", "act", "none"))
         form = FORMS[_validate.choice("stem", self.stem, FORMS)]
         occupancy = hard() if occupancy is None else occupancy
         x, static_macs = _stem(_normalized(images, self.normalization), self.widths[0], self.stem, train)
@@ -104,8 +89,7 @@ class SACT(nn.Module):
         halting, units, static_macs = [], [], 0
         for spec in specs:
             name = f"block{spec.stage + 1}_unit{spec.index + 1}"
-            make = functools.partial(form.unit, spec, form, self.winograd)
-            unit, run = make(parent=None), lambda x, make=make, name=name: make(name=name)(x, train)
+            run = lambda x, spec=spec, name=name: form.unit(spec, form, self.winograd, name=name)(x, train)
             score = o = None
             if not halting:
                 shortcut, branch = run(state)
@@ -117,11 +101,15 @@ class SACT(nn.Module):
                 shortcut, branch = execute.unit(skip, self, o > 0, run, off, state)
             before, positions = (x.shape[1] * x.shape[2] for x in (state, branch))
             last = spec is specs[-1] or self.mode == "none"
-            gate, local, shared = (None, 0, 0) if last else self._halting(form, spec.out_features, f"{name}_halting")
-            first, rest = unit.macs_first(), unit.macs_rest() + local
+            gate = None if last else form.halting(self.mode, name=f"{name}_halting")
+            local, shared = (0, 0) if gate is None else gate.macs(spec.out_features)
+            first, rest, _ = spec.branch(parent=None).macs(spec.in_features)  # the same convolutions
+            rest += local
             if score is None or o is None:
-                static_macs += first * unit.first_positions(before, positions) + shared
-                static_macs += (rest + unit.macs_shortcut()) * positions
+                reads_input = form.block == "bottleneck"
+                projects = reads_input and spec.in_features != spec.out_features
+                projection = macs.conv2d(1, spec.in_features, spec.out_features) if projects else 0
+                static_macs += first * (before if reads_input else positions) + shared + (rest + projection) * positions
             else:
                 if self.mode == "act":
                     units.append(UnitTrace(score, o, (first + rest) * positions + shared, name=name))
@@ -140,15 +128,6 @@ class SACT(nn.Module):
         weights = halting_weights(halting, [unit.occupancy for unit in units])
         x = sum((_over(w, s) * s for w, s in zip(weights, states)), start=jnp.int32(0))
         return x, units, static_macs
-
-    def _halting(self, form: Form, features: int, name: str) -> tuple[nn.Module, int, int]:
-        """The gate of a unit, its multiply-adds at a position, and those of the whole image."""
-        fields: dict[str, Any] = {"slope": form.halting_slope, "momentum": form.momentum, "stabiliser": form.stabiliser}
-        if self.mode == "act":
-            gate = GlobalHalting(**fields, name=name)
-            return gate, 0, gate.macs(features)
-        gate = SpatialHalting(**fields, name=name)
-        return gate, gate.local_macs(features), gate.global_macs(features)
 
 
 def _over(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -180,26 +159,8 @@ class BasicUnit(nn.Module):
         y = Conv(spec.width, 3, 1, 1, use_bias=True, winograd=self.winograd, name="conv2")(y)
         if spec.in_features != spec.out_features:
             shortcut = nn.avg_pool(shortcut, (spec.stride,) * 2, (spec.stride,) * 2)
-            extra = spec.out_features - spec.in_features
-            shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+            shortcut = pad_shortcut(shortcut, spec.out_features, 1)
         return shortcut, y
-
-    def first_positions(self, before: int, after: int) -> int:
-        """Where conv1 runs: the output's positions."""
-        del before
-        return after
-
-    def macs_first(self) -> int:
-        """Multiply-adds of conv1 at one position."""
-        return macs.conv2d(3, self.spec.in_features, self.spec.width)
-
-    def macs_rest(self) -> int:
-        """Multiply-adds of conv2 at one position."""
-        return macs.conv2d(3, self.spec.width, self.spec.width)
-
-    def macs_shortcut(self) -> int:
-        """None."""
-        return 0
 
 
 class BottleneckUnit(nn.Module):
@@ -224,25 +185,6 @@ class BottleneckUnit(nn.Module):
         y = Conv(spec.width, 3, spec.stride, 1, winograd=self.winograd, name="conv2")(y)
         y = relu(norm("bn3")(y, train))
         return shortcut, Conv(spec.out_features, 1, use_bias=True, name="conv3")(y)
-
-    def first_positions(self, before: int, after: int) -> int:
-        """Where conv1 runs: the input's positions."""
-        del after
-        return before
-
-    def macs_first(self) -> int:
-        """Multiply-adds of conv1 at one position."""
-        return macs.conv2d(1, self.spec.in_features, self.spec.width)
-
-    def macs_rest(self) -> int:
-        """Multiply-adds of conv2 and conv3 at one position."""
-        last = macs.conv2d(1, self.spec.width, self.spec.out_features)
-        return macs.conv2d(3, self.spec.width, self.spec.width) + last
-
-    def macs_shortcut(self) -> int:
-        """Multiply-adds of the shortcut at one position."""
-        changes = self.spec.in_features != self.spec.out_features
-        return macs.conv2d(1, self.spec.in_features, self.spec.out_features) if changes else 0
 
 
 class PostActivationUnit(BasicUnit):
@@ -281,6 +223,11 @@ class Form(NamedTuple):
     stabiliser: float
     pool: Callable[[jax.Array, Form, bool], jax.Array]
 
+    def halting(self, mode: str, name: str) -> GlobalHalting | SpatialHalting:
+        """The gate of a unit."""
+        gate = GlobalHalting if mode == "act" else SpatialHalting
+        return gate(self.halting_slope, self.momentum, self.stabiliser, name=name)
+
 
 FORMS = {
     "cifar": Form(BasicUnit, "basic", 0.1, 0.1, 0.1, 1e-3, _pool_then_norm),
@@ -294,10 +241,9 @@ def pad_same(x: jax.Array, kernel_size: int, stride: int) -> tuple[jax.Array, in
 
     ``SAME`` has ``ceil(n / stride)`` outputs and puts the odd row of zeros last: stride 2 on an even size pads (0, 1).
     """
-    total = [max((-(-n // stride) - 1) * stride + kernel_size - n, 0) for n in x.shape[1:3]]
-    if total[0] == total[1] and total[0] % 2 == 0:
-        return x, total[0] // 2
-    edges = [(t // 2, t - t // 2) for t in total]
+    edges = jax.lax.padtype_to_pads(x.shape[1:3], (kernel_size,) * 2, (stride,) * 2, "SAME")
+    if len({size for edge in edges for size in edge}) == 1:
+        return x, edges[0][0]
     return jnp.pad(x, ((0, 0), *edges, (0, 0))), 0
 
 
@@ -330,20 +276,15 @@ def _stem(x: jax.Array, width: int, kind: str, train: bool) -> tuple[jax.Array, 
 
 def cifar(depth: int = 32, **fields: Any) -> SACT:
     """SACT ResNet-`depth` for 32x32 images, ``depth = 6 n + 2`` with n units a block (32 is the released "model 5")."""
-    return SACT(**{"depths": (blocks_per_stage(depth, 2),) * 3, **fields})
+    return SACT(**{"depths": cifar_depths(depth), **fields})
 
 
 def imagenet(depth: int, **fields: Any) -> SACT:
-    """SACT ResNet-50, 101 or 152 for 224x224 images; 1001 classes, of which the first is "background".
-
-    Raises:
-      ValueError: a depth without bottlenecks.
-    """
-    depths, block = imagenet_form(depth)
-    if block != FORMS["imagenet"].block:
+    """SACT ResNet-50, 101 or 152 (else ValueError) for 224x224 images; 1001 classes, the first is "background"."""
+    given = imagenet_fields(depth)
+    if given.pop("block") != FORMS["imagenet"].block:
         raise ValueError(f"depth: got {depth}, expected 50, 101 or 152")
-    defaults = {"depths": depths, "widths": (64, 128, 256, 512), "stem": "imagenet", "num_classes": 1001}
-    return SACT(**{**defaults, "normalization": MINUS_ONE_TO_ONE, **fields})
+    return SACT(**{**given, "num_classes": 1001, "normalization": MINUS_ONE_TO_ONE, **fields})
 
 
 def digits(**fields: Any) -> SACT:

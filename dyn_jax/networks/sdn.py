@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import early_exit
-from dyn_jax.nn import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, execute, flatten, global_mean, mixed_pool, normalize
-from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn import execute, flatten, global_mean, mixed_pool
+from dyn_jax.nn.normalization import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
@@ -117,8 +117,7 @@ class SDN(nn.Module):
         `dyn_jax.gates.early_exit.Answer`.
       linear_init: ``torch`` or ``small``, see LINEAR_INITS.
       image_size: height and width of the images: the exits' weights fit one size only.
-      normalization: (mean, std) per channel, or None where the images come normalised.
-      execution: ``dense``, or ``conditional``: what hard gates have off is not evaluated, see `dyn_jax.nn.execute`.
+      normalization, execution: as in `ResNet` and `DynConv`.
     """
 
     trunk: Trunk
@@ -150,22 +149,18 @@ class SDN(nn.Module):
         train: bool = False,
         threshold: jax.typing.ArrayLike | tuple | None = None,
     ) -> Output:
-        """Images [batch, size, size, 3] in [0, 1] -> `Output`: units are the stages after the first.
+        """Images as in `ResNet`, of `image_size` -> `Output`: units are the stages after the first, scores [batch].
+
+        Default occupancy is ``hard()``; `train` turns the trunk's dropout on, too.
 
         Args:
-          images: float NHWC.
-          occupancy: score [batch] -> value; default ``hard()``.
-          train: batch statistics instead of running ones (make ``batch_stats`` mutable), and the trunk's dropout.
           threshold: instead of the field; may be traced.
 
         Raises:
-          ValueError, TypeError: wrong rank, size, channels or dtype of the images; sizes that make no trunk; thresholds
-            out of range or of another number; unknown rule or answer; an exit after a layer that does not exist.
+          ValueError, TypeError: see `ResNet`; sizes that make no trunk; thresholds out of range or of another number;
+            an exit after a layer that does not exist.
         """
-        images = _validate.images("images", images, 3)
-        if images.shape[1:3] != (self.image_size, self.image_size):
-            size = self.image_size
-            raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {size}x{size}")
+        x = inputs(images, self.normalization, self.image_size)
         init = LINEAR_INITS[_validate.choice("linear_init", self.linear_init, LINEAR_INITS)]
         occupancy = hard() if occupancy is None else occupancy
         thresholds = jnp.zeros(0)
@@ -173,7 +168,6 @@ class SDN(nn.Module):
             threshold = self.threshold if threshold is None else threshold
             thresholds = early_exit.check_thresholds(threshold, self.rule, len(self.exit_after))
         skip = execute.skips(self, occupancy, train)
-        x = normalize(images, self.normalization)
         layers, stage_macs, number = enumerate(self.trunk.layers(x, train)), [], 0
 
         def classified(x: jax.Array, *passed: jax.Array) -> jax.Array:
@@ -222,10 +216,6 @@ class SDN(nn.Module):
 
 
 def build(dataset: str, trunk: Trunk, **fields: Any) -> SDN:
-    """`SDN` of `trunk` for a data set of DATASETS, with other fields of the network or the trunk.
-
-    Raises:
-      ValueError: unknown data set.
-    """
+    """`SDN` of `trunk` for a data set of DATASETS (ValueError: another), with other fields of network or trunk."""
     _validate.choice("dataset", dataset, DATASETS)
     return SDN(trunk, **DATASETS[dataset]).clone(**fields)

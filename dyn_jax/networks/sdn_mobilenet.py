@@ -58,11 +58,6 @@ class MobileNetTrunk(Trunk):
 
 
 def mobilenet(dataset: str = "cifar10", **fields: Any) -> SDN:
-    """MobileNet with five exits, after blocks 2, 4, 6, 8, 11.
-
-    Args:
-      dataset: ``cifar10``, ``cifar100``, ``tinyimagenet`` (64x64) or ``digits`` (an eighth of the channels).
-      **fields: any field of `SDN` or `MobileNetTrunk`; ``exit_after=()`` is the static network.
-    """
+    """MobileNet with five exits, after blocks 2, 4, 6, 8, 11; data sets and fields as of `sdn_vgg.vgg16`."""
     defaults = {"exit_after": (2, 4, 6, 8, 11), **SIZES.get(dataset, {})}
     return build(dataset, MobileNetTrunk(), **{**defaults, **fields})

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
-from dyn_jax import macs
-from dyn_jax.networks.blocks import block_plan
+from dyn_jax.networks.blocks import block_plan, static_block
 from dyn_jax.networks.sdn import SDN, Layer, Trunk, build
-from dyn_jax.nn import BatchNorm, Conv, Projection, add_relu, relu
-from dyn_jax.nn.residual import BasicBranch, branch_macs
+from dyn_jax.nn import add_relu, stem
 
 SIZES: dict[str, dict[str, Any]] = {
     "tinyimagenet": {"stem_stride": 2},
@@ -38,36 +36,23 @@ class ResNetTrunk(Trunk):
     stem_stride: int = 1
     winograd: bool = False
 
-    def name(self, stage: int, index: int, number: int) -> str:
-        """Of a block: the `number`-th of the network, the `index`-th of its stage."""
-        return f"layers_{number}"
+    block_name: ClassVar[str] = "layers_{number}"
 
     def layers(self, x: jax.Array, train: bool) -> Iterator[Layer]:
-        conv = Conv(self.widths[0], 3, self.stem_stride, 1, name="conv1")
-        x = conv(x)
-        work = conv.macs(3, x.shape[1] * x.shape[2])
-        x = relu(BatchNorm(name="bn1")(x, train))
+        x, before = stem(x, self.widths[0], "cifar", train, self.stem_stride)
         for i, spec in enumerate(block_plan(self.depths, self.widths, "basic", self.widths[0])):
-            name = self.name(spec.stage, spec.index, i)
-            branch = BasicBranch(spec.width, spec.stride, self.winograd, name=name)
-            out, identity = branch(x, train), x
-            positions = out.shape[1] * out.shape[2]
-            work += branch_macs(branch, spec.in_features, positions)
-            if spec.changes_shape:
-                identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
-                work += macs.conv2d(1, spec.in_features, spec.out_features, positions)
+            name = self.block_name.format(stage=spec.stage, index=spec.index, number=i)
+            identity, out, work = static_block(x, spec, name, train, winograd=self.winograd)
             x = add_relu(identity, out)
-            yield Layer(x, identity + out, work)
-            work = 0
+            yield Layer(x, identity + out, before + work)
+            before = 0
 
 
 def resnet56(dataset: str = "cifar10", **fields: Any) -> SDN:
     """ResNet-56 with exits after blocks 3, 7, 11, 15, 19, 23: about 15, 30, ..., 90 % of the work.
 
-    Args:
-      dataset: ``cifar10``, ``cifar100``, ``tinyimagenet`` (64x64, stride 2 in the first convolution) or ``digits``
-        (ResNet-20 of half the channels, exits after blocks 1, 2, 3, 5, 6, 7).
-      **fields: any field of `SDN` or `ResNetTrunk`; ``exit_after=()`` is the static network.
+    As `sdn_vgg.vgg16`; ``tinyimagenet`` has stride 2 in the first convolution, ``digits`` is a ResNet-20 of half the
+    channels with exits after blocks 1, 2, 3, 5, 6, 7.
     """
     defaults = {"exit_after": (3, 7, 11, 15, 19, 23), **SIZES.get(dataset, {})}
     if not fields.get("exit_after", True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,27 +9,13 @@ import jax
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import FeedForwardGate, RecurrentGate
-from dyn_jax.networks.blocks import SCAN_FROM, BlockSpec, block_plan, blocks_per_stage, imagenet_form, runs
-from dyn_jax.nn import (
-    CIFAR10_MEAN_STD,
-    DIGITS_MEAN_STD,
-    IMAGENET_MEAN_STD,
-    Dense,
-    Projection,
-    add_relu,
-    execute,
-    normalize,
-    rows,
-    stem,
-    window_mean,
-)
-from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.networks.blocks import SCAN_FROM, BlockSpec, block_plan, cifar_depths, imagenet_fields, runs
+from dyn_jax.nn import Dense, Projection, add_relu, execute, rows, stem, window_mean
+from dyn_jax.nn.normalization import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.nn.repeat import scanned
-from dyn_jax.nn.residual import BRANCHES, branch_macs
+from dyn_jax.nn.residual import branch_macs
 from dyn_jax.occupancy import bernoulli, hard, stochastic, straight_through
 from dyn_jax.types import Occupancy, Output, Tap, Trace, UnitTrace
-
-GATES = ("rnn", "ff1", "ff2")
 
 
 class SkipNet(nn.Module):
@@ -40,17 +25,13 @@ class SkipNet(nn.Module):
     the shape, skipping it leaves its projection (without ReLU). Units: every block but the first, one element each.
 
     Attributes:
-      depths, widths, block, stem: the residual network, as in `ResNet` (projection shortcuts).
+      depths, widths, block, stem, normalization, winograd: as in `ResNet` (projection shortcuts).
       gate: ``rnn`` (one shared LSTM), ``ff1`` or ``ff2`` (a small network per block).
       policy: ``sp`` or ``rl``, how it is trained; without an `occupancy` argument training uses
         ``straight_through(1)`` for ``sp`` and ``bernoulli()`` for ``rl``, evaluation ``hard()`` for both.
       image_size: height and width the gates' pooling windows are made for.
-      normalization: (mean, std) per channel, or None where the images come normalised.
-      winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
-      scan_from: runs of at least so many equal blocks, 2 or more, are one loop, compiled once; None: none is. Blocks
-        with recurrent gates only, and not where something is written, drawn or left out: in training, under a random
-        occupancy, in another `execution` than ``dense``.
-      remat: the loops of `scan_from` keep nothing inside a block for the backward pass, see `dyn_jax.nn.repeat`.
+      scan_from, remat: as in `ResNet`, for blocks with recurrent gates only, and not where something is written, drawn
+        or left out: in training, under a random occupancy, in another `execution` than ``dense``.
       execution: ``dense``; or what hard gates have off is not evaluated: ``conditional`` for the whole batch, ``rows``
         for each row of it (basic blocks; no gradient to weights), see `dyn_jax.nn.execute`.
     """
@@ -75,23 +56,17 @@ class SkipNet(nn.Module):
     def __call__(
         self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False, tap: Tap | None = None
     ) -> Output:
-        """Images [batch, size, size, 3] in [0, 1] -> `Output` whose trace has one unit for each gated block.
+        """Images as in `ResNet` -> `Output` whose trace has one unit for each gated block, scores [batch].
 
-        Args:
-          images: float NHWC.
-          occupancy: score [batch] -> value [batch]; see the class for the default.
-          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
-          tap: what stands between the trunk and every gate, see `dyn_jax.types.Tap`.
-
-        Raises:
-          ValueError, TypeError: wrong rank, channels, dtype or size of the images; an occupancy that changes shape.
+        `tap` is what stands between the trunk and every gate, see `dyn_jax.types.Tap`.
         """
-        images = _validate.images("images", images, 3)
-        _validate.choice("gate", self.gate, GATES)
+        x = inputs(images, self.normalization)
+        _validate.choice("gate", self.gate, ("rnn", "ff1", "ff2"))
         _validate.choice("policy", self.policy, ("sp", "rl"))
         if occupancy is None:
-            occupancy = _training_occupancy(self.policy) if train else hard()
-        x, static_macs = stem(normalize(images, self.normalization), self.widths[0], self.stem, train)
+            trained = straight_through(1.0) if self.policy == "sp" else bernoulli()
+            occupancy = trained if train else hard()
+        x, static_macs = stem(x, self.widths[0], self.stem, train)
         plan = list(block_plan(self.depths, self.widths, self.block, self.widths[0]))
         control = RecurrentGate(name="control") if self.gate == "rnn" else None
         carry = control.zero_carry(x) if control else None
@@ -109,12 +84,9 @@ class SkipNet(nn.Module):
                 continue
             for spec in run:
                 name = f"group{spec.stage + 1}_layer{spec.index}"
-                x, o, cost, shortcut_macs = self._block(x, score, spec, name, occupancy, train)
-                if score is None or o is None:
-                    static_macs += cost
-                else:
-                    units.append(_unit(score, o, cost, name))
-                static_macs += shortcut_macs
+                x, unit, cost = self._block(x, score, spec, name, occupancy, train)
+                static_macs += cost
+                units += [] if unit is None else [unit]
                 last = spec is plan[-1]
                 x, gate_input = (x, x) if tap is None or last else tap(x, len(units))
                 carry, score, gate_macs = self._gate(gate_input, control, carry, spec, last, train)
@@ -126,7 +98,7 @@ class SkipNet(nn.Module):
 
     def _scanned(self, run: list[BlockSpec], begin: tuple, occupancy: Occupancy) -> tuple[tuple, list[UnitTrace]]:
         """Equal blocks with recurrent gates in one loop: (features, carry, score) behind them, and their units."""
-        branch = BRANCHES[self.block](run[0].width, run[0].stride, self.winograd, parent=None)
+        branch = run[0].branch(self.winograd, parent=None)
         control = RecurrentGate(parent=None)
         shared = {"params": self.variables["params"]["control"]}
         embed = Dense(control.hidden, parent=None)
@@ -136,8 +108,7 @@ class SkipNet(nn.Module):
             x, carry, score = state
             out = add_relu(x, branch.apply(v["branch"], x))
             o = occupancy(score)
-            weight = o.reshape(-1, 1, 1, 1)
-            x = weight * out + (1 - weight) * x
+            x = _mixed(o, out, x)
             embedding = embed.apply(v["gate"], window_mean(x, window))
             carry, following = control.apply(shared, carry, embedding)  # pyright: ignore[reportAssignmentType]
             return (x, carry, following), (score, o)
@@ -149,16 +120,9 @@ class SkipNet(nn.Module):
         return state, [_unit(score, o, cost, names["branch"]) for (score, o), names in zip(left, layers)]
 
     def _block(
-        self,
-        x: jax.Array,
-        score: jax.Array | None,
-        spec: BlockSpec,
-        name: str,
-        occupancy: Occupancy,
-        train: bool,
-    ) -> tuple[jax.Array, jax.Array | None, int, int]:
-        """Returns the mixed features, the occupancy, and the multiply-adds of the block and of its projection."""
-        branch = partial(BRANCHES[self.block], spec.width, spec.stride, self.winograd)
+        self, x: jax.Array, score: jax.Array | None, spec: BlockSpec, name: str, occupancy: Occupancy, train: bool
+    ) -> tuple[jax.Array, UnitTrace | None, int]:
+        """Returns the mixed features, the unit, and the multiply-adds that always run."""
         skipped = residual = x
         if spec.changes_shape:
             # One projection serves the block and the skip. In training the released code runs it twice for a
@@ -166,34 +130,28 @@ class SkipNet(nn.Module):
             shortcut = Projection(spec.out_features, spec.stride, name=name.replace("layer", "ds"))
             residual = shortcut(x, train)
             skipped = shortcut(x, train) if train and score is not None else residual
-        block = lambda x, residual: add_relu(residual, branch(name=name)(x, train))
+        block = lambda x, residual: add_relu(residual, spec.branch(self.winograd, name=name)(x, train))
         positions = residual.shape[1] * residual.shape[2]
-        cost = branch_macs(branch(parent=None), spec.in_features, positions)
+        cost = branch_macs(spec.branch(parent=None), spec.in_features, positions)
         projection_macs = macs.conv2d(1, spec.in_features, spec.out_features, positions) if spec.changes_shape else 0
         if score is None:
-            return block(x, residual), None, cost, projection_macs
+            return block(x, residual), None, cost + projection_macs
         o = stochastic.apply(occupancy, score, lambda: self.make_rng("gate"))
         how = self._execution(occupancy, train)
         if how == "rows":
             layers = {kind: of[name] for kind, of in self.variables.items() if name in of}
             shortcut = residual if spec.changes_shape else None
-            return rows.block(layers, o > 0, x, shortcut, spec.stride, self.winograd), o, cost, projection_macs
-        out = execute.unit(how == "conditional", self, o > 0, block, skipped, x, residual)
-        weight = o.reshape(-1, 1, 1, 1)
-        return weight * out + (1 - weight) * skipped, o, cost, projection_macs
+            x = rows.block(layers, o > 0, x, shortcut, spec.stride, self.winograd)
+        else:
+            x = _mixed(o, execute.unit(how == "conditional", self, o > 0, block, skipped, x, residual), skipped)
+        return x, _unit(score, o, cost, name), projection_macs
 
     def _execution(self, occupancy: Occupancy, train: bool) -> str:
         known = (*execute.EXECUTIONS, *(("rows",) if self.block == "basic" else ()))
         return execute.chosen(self, occupancy, train, known)
 
     def _gate(
-        self,
-        x: jax.Array,
-        control: RecurrentGate | None,
-        carry: Any,
-        spec: BlockSpec,
-        last: bool,
-        train: bool,
+        self, x: jax.Array, control: RecurrentGate | None, carry: Any, spec: BlockSpec, last: bool, train: bool
     ) -> tuple[Any, jax.Array | None, int]:
         """Score [batch] of the block after `spec`, from its mixed output.
 
@@ -213,40 +171,29 @@ class SkipNet(nn.Module):
         return self.image_size // (2**stage if self.stem == "cifar" else 4 * 2**stage)
 
 
+def _mixed(o: jax.Array, out: jax.Array, skipped: jax.Array) -> jax.Array:
+    weight = o.reshape(-1, 1, 1, 1)
+    return weight * out + (1 - weight) * skipped
+
+
 def _unit(score: jax.Array, o: jax.Array, cost: int, name: str) -> UnitTrace:
     return UnitTrace(score, o, cost, name=name, extras={"probability": jax.nn.sigmoid(score)})
 
 
-def _training_occupancy(policy: str) -> Occupancy:
-    return straight_through(1.0) if policy == "sp" else bernoulli()
-
-
 def cifar(depth: int, policy: str = "rl", gate: str = "rnn", **fields: Any) -> SkipNet:
-    """SkipNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (38, 74, 110, ...).
+    """SkipNet-`depth` for 32x32 images, ``depth = 6 n + 2`` (38, 74, 110: 17, 35, 53 gates); any field can be given.
 
-    Args:
-      depth: layers; 17, 35, 53 gates for 38, 74, 110.
-      policy: ``sp`` or ``rl``.
-      gate: ``rnn`` or ``ff``; ``ff`` is FFGate-I up to depth 74 and FFGate-II from 110 on, as published.
-      **fields: any field of `SkipNet`.
+    `gate` is ``rnn`` or ``ff``: FFGate-I up to depth 74 and FFGate-II from 110 on, as published.
     """
     if gate == "ff":
         gate = "ff2" if depth >= 110 else "ff1"
-    n = blocks_per_stage(depth, 2)
-    return SkipNet(**{"depths": (n, n, n), "policy": policy, "gate": gate, **fields})
+    return SkipNet(**{"depths": cifar_depths(depth), "policy": policy, "gate": gate, **fields})
 
 
 def imagenet(depth: int, policy: str = "rl", **fields: Any) -> SkipNet:
     """SkipNet-18, 34, 50, 101 or 152 for 224x224 images with recurrent gates (7, 15, 15, 32, 49 of them)."""
-    depths, block = imagenet_form(depth)
-    defaults = {"depths": depths, "block": block, "policy": policy, "widths": (64, 128, 256, 512)}
-    defaults |= {
-        "stem": "imagenet",
-        "num_classes": 1000,
-        "image_size": 224,
-        "normalization": IMAGENET_MEAN_STD,
-    }
-    return SkipNet(**{**defaults, **fields})
+    own = {"policy": policy, "image_size": 224, "normalization": IMAGENET_MEAN_STD}
+    return SkipNet(**{**imagenet_fields(depth), **own, **fields})
 
 
 def digits(**fields: Any) -> SkipNet:

@@ -6,30 +6,18 @@ accelerator that skips zeros: the number of multiply-adds that read a non-zero a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from dyn_jax import _validate, macs
-from dyn_jax.networks.blocks import BlockSpec, block_plan, blocks_per_stage
-from dyn_jax.nn import IMAGENET_MEAN_STD, BatchNorm, Conv, Dense, Projection, global_mean, normalize, pad_shortcut
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, shortcut
+from dyn_jax.nn import IMAGENET_MEAN_STD, BasicBranch, BatchNorm, Conv, Dense, global_mean, inputs
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
-
-
-class _Branch(nn.Module):
-    """`dyn_jax.nn.BasicBranch` with the same parameters, and the activation between its convolutions as a unit."""
-
-    width: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, activate: Any, train: bool) -> tuple[jax.Array, UnitTrace]:
-        y = BatchNorm(name="bn1")(Conv(self.width, 3, self.stride, 1, name="conv1")(x), train)
-        y, unit = activate(y, macs.conv2d(3, 1, self.width), f"{self.name}_middle")
-        return BatchNorm(name="bn2")(Conv(self.width, 3, 1, 1, name="conv2")(y), train), unit
 
 
 class SparseResNet(nn.Module):
@@ -52,46 +40,32 @@ class SparseResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, height, width, 3] in [0, 1] -> `Output`; scores are the inputs of the ReLUs.
+        """Images as in `ResNet` -> `Output`; scores are the inputs of the ReLUs, [batch, height, width, channel].
 
-        Args:
-          images: float NHWC; height and width divisible by the strides, 4 for three stages.
-          occupancy: score -> value; default ``hard()``. ``sigmoid(lam)`` makes every ReLU ``x sigmoid(lam x)``.
-          train: batch statistics instead of running ones (make ``batch_stats`` mutable).
-
-        Raises:
-          ValueError, TypeError: wrong rank, channels, dtype or size of the images; an unknown shortcut.
+        Default occupancy is ``hard()``; ``sigmoid(lam)`` makes every ReLU ``x sigmoid(lam x)``.
         """
-        images = _validate.images("images", images, 3)
+        x = inputs(images, self.normalization)
         _validate.choice("shortcut", self.shortcut, ("A", "B"))
-        if images.shape[1] % 2 ** (len(self.depths) - 1) or images.shape[2] % 2 ** (len(self.depths) - 1):
-            raise ValueError(f"images: got {images.shape[1:3]}, expected multiples of {2 ** (len(self.depths) - 1)}")
+        strides = 2 ** (len(self.depths) - 1)
+        if x.shape[1] % strides or x.shape[2] % strides:
+            raise ValueError(f"images: got {x.shape[1:3]}, expected multiples of {strides}")
         units: list[UnitTrace] = []
 
-        def activate(x: jax.Array, cost: int, name: str) -> tuple[jax.Array, UnitTrace]:
+        def activate(x: jax.Array, cost: int, name: str) -> jax.Array:
             o = stochastic.apply(occupancy or hard(), x, lambda: self.make_rng("gate"))
-            return o * x, UnitTrace(x, o, cost, name=name)
+            units.append(UnitTrace(x, o, cost, name=name))
+            return o * x
 
         conv = Conv(self.widths[0], 3, 1, 1, name="conv1")
-        x = BatchNorm(name="bn1")(conv(normalize(images, self.normalization)), train)
+        x = BatchNorm(name="bn1")(conv(x), train)
         static = conv.macs(3, x.shape[1] * x.shape[2])
         plan = list(block_plan(self.depths, self.widths, "basic", self.widths[0]))
-        x, unit = activate(x, self._reads(plan[0]), "stem")
-        units.append(unit)
+        x = activate(x, self._reads(plan[0]), "stem")
         for spec, following in zip(plan, [*plan[1:], None]):
-            name, identity = f"layer{spec.stage + 1}_{spec.index}", x
-            if spec.changes_shape and self.shortcut == "A":
-                identity = pad_shortcut(x, spec.out_features, spec.stride)
-            elif spec.changes_shape:
-                identity = Projection(spec.out_features, spec.stride, name=f"{name}_downsample")(x, train)
-            branch, unit = _Branch(spec.width, spec.stride, name=name)(x, activate, train)
-            units.append(unit)
-            x = identity + branch
-            if following is None:
-                x = jax.nn.relu(x)
-            else:
-                x, unit = activate(x, self._reads(following), name)
-                units.append(unit)
+            identity, _ = shortcut(x, spec, f"{spec.name}_downsample", train, self.shortcut)
+            middle = partial(activate, cost=macs.conv2d(3, 1, spec.width), name=f"{spec.name}_middle")
+            x = identity + BasicBranch(spec.width, spec.stride, name=spec.name)(x, train, middle)
+            x = jax.nn.relu(x) if following is None else activate(x, self._reads(following), spec.name)
         logits = Dense(self.num_classes, name="fc")(global_mean(x))
         return Output(logits, Trace(tuple(units), static + macs.dense(x.shape[-1], self.num_classes)))
 
@@ -106,4 +80,4 @@ class SparseResNet(nn.Module):
 
 def cifar(depth: int, **fields: Any) -> SparseResNet:
     """ResNet-`depth` for 32x32 images, ``depth = 6 n + 2``, by its activations; any field can be given."""
-    return SparseResNet(depths=(blocks_per_stage(depth, 2),) * 3, **fields)
+    return SparseResNet(depths=cifar_depths(depth), **fields)

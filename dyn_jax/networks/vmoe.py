@@ -5,6 +5,8 @@ Layers carry the released names. Pixels come in [0, 1]; the network scales them 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,13 +15,11 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import experts as router
-from dyn_jax.nn import DIGITS_MEAN_STD, normalize
-from dyn_jax.nn.normalization import MeanStd
+from dyn_jax.nn.normalization import DIGITS_MEAN_STD, MeanStd, inputs
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
 HALF_MEAN_STD: MeanStd = ((0.5,) * 3, (0.5,) * 3)
-ROUTINGS = ("token", "priority", "expert_choice")
 FORMS: dict[str, dict[str, Any]] = {
     "s32": {"patch": 32, "width": 512, "depth": 8, "heads": 8, "mlp_width": 2048, "moe_layers": (5, 7)},
     "b32": {"patch": 32, "width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "moe_layers": (9, 11)},
@@ -28,8 +28,7 @@ FORMS: dict[str, dict[str, Any]] = {
 """Sizes of V-MoE's table; experts stand in the last two odd blocks ("last two")."""
 
 
-def _norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-6, name=name)
+_norm = partial(nn.LayerNorm, epsilon=1e-6)
 
 
 class Attention(nn.Module):
@@ -45,17 +44,6 @@ class Attention(nn.Module):
         weight = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key) * shape[1] ** -0.5)
         mixed = jnp.einsum("nhqk,nkhd->nqhd", weight, value)
         return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU (tanh form) between them."""
-
-    hidden: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        return nn.Dense(width, name="Dense_1")(nn.gelu(nn.Dense(self.hidden, name="Dense_0")(x)))
 
 
 class _Experts(nn.Module):
@@ -74,14 +62,16 @@ class _Experts(nn.Module):
         return jnp.einsum("ntei,eif->ntef", every, kernel) + bias[None, None]
 
 
-class _ExpertMlps(nn.Module):
+class Mlp(nn.Module):
+    """Two linear layers with a GELU (tanh form) between them, `linear` making them."""
+
     hidden: int
-    experts: int
+    linear: Callable[..., nn.Module] = nn.Dense
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = nn.gelu(_Experts(self.hidden, self.experts, name="Dense_0")(x[:, :, None]))
-        return _Experts(x.shape[-1], self.experts, name="Dense_1")(hidden)
+        first, second = self.linear(self.hidden, name="Dense_0"), self.linear(x.shape[-1], name="Dense_1")
+        return second(nn.gelu(first(x)))
 
 
 class _Router(nn.Module):
@@ -127,7 +117,8 @@ class Moe(nn.Module):
             kept = router.room(grouped(probability), grouped(on), self.k, limit, self.routing == "priority")
             kept = jax.lax.stop_gradient(kept.reshape(score.shape))
         weight = probability * o * kept
-        y = jnp.einsum("nte,ntef->ntf", weight, _ExpertMlps(self.hidden, self.experts, name="Mlp")(x))
+        mlps = Mlp(self.hidden, partial(_Experts, experts=self.experts), name="Mlp")
+        y = jnp.einsum("nte,ntef->ntf", weight, mlps(x[:, :, None]))
         extras = {"kept": kept, "weight": probability, "logits": logits}
         fixed = self.capacity_factor is None or self.routing == "expert_choice"
         unit = UnitTrace(score, o, cost if fixed else cost * kept, cost, name, extras, constant=fixed)
@@ -156,8 +147,8 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, occupancy: Any, name: str) -> tuple[jax.Array, UnitTrace | None]:
-        x = x + Attention(self.heads, name="SelfAttention")(_norm("LayerNorm_0")(x))
-        y, unit = _norm("LayerNorm_1")(x), None
+        x = x + Attention(self.heads, name="SelfAttention")(_norm(name="LayerNorm_0")(x))
+        y, unit = _norm(name="LayerNorm_1")(x), None
         if self.moe is None:
             return x + Mlp(self.mlp_width, name="Mlp")(y), None
         y, unit = Moe(self.mlp_width, **self.moe, name="Moe")(y, occupancy, name)
@@ -185,7 +176,7 @@ class _Encoder(nn.Module):
             moe = self.moe if i in self.moe_layers else None
             x, unit = _Block(self.heads, self.mlp_width, moe, name=name)(x, occupancy, name)
             units += [] if unit is None else [unit]
-        return _norm("encoder_norm")(x), units
+        return _norm(name="encoder_norm")(x), units
 
 
 class VMoE(nn.Module):
@@ -228,21 +219,16 @@ class VMoE(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, occupancy: Occupancy | None = None, train: bool = False) -> Output:
-        """Images [batch, size, size, 3] in [0, 1] -> `Output`: a unit for each mixture, score [batch, token, expert].
+        """Images as in `VisionTransformer` -> `Output`: a unit for each mixture, scores [batch, token, expert].
 
-        Args:
-          images: float NHWC.
-          occupancy: score -> value; default ``hard()``: the router learns through the weights p, as released.
-          train: has no effect, there are no batch statistics.
+        Default occupancy is ``hard()``: the router learns through the weights p, as released.
 
         Raises:
-          ValueError, TypeError: images of another rank, size, dtype or number of channels; an image size that is no
-            multiple of the patch; heads that do not divide the width; a router of one expert, k not below the experts;
-            an unknown routing; a mixture in a block that does not exist; groups that do not divide the tokens.
+          ValueError, TypeError: see `VisionTransformer`; a router of one expert, k not below the experts; an unknown
+            routing; a mixture in a block that does not exist; groups that do not divide the tokens.
         """
-        images = _validate.images("images", images, 3)
-        self._check(images)
-        x = normalize(images, self.normalization)
+        x = inputs(images, self.normalization, self.image_size)
+        self._check()
         size = (self.patch, self.patch)
         x = nn.Conv(self.width, size, strides=size, padding="VALID", name="embedding")(x)
         x = x.reshape(len(x), -1, self.width)
@@ -255,16 +241,13 @@ class VMoE(nn.Module):
         logits = nn.Dense(self.num_classes, name="head")(x[:, 0])
         return Output(logits, Trace(tuple(units), self._static(x.shape[1])))
 
-    def _check(self, images: jax.Array) -> None:
-        if images.shape[1:3] != (self.image_size, self.image_size):
-            size = self.image_size
-            raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {size}x{size}")
+    def _check(self) -> None:
         if self.image_size % self.patch:
             raise ValueError(f"image_size: got {self.image_size}, expected a multiple of the patch, {self.patch}")
         if self.width % self.heads:
             raise ValueError(f"heads: got {self.heads}, expected a divisor of the width, {self.width}")
         router.check_experts(self.experts, self.k)
-        _validate.choice("routing", self.routing, ROUTINGS)
+        _validate.choice("routing", self.routing, ("token", "priority", "expert_choice"))
         if not self.moe_layers or not set(self.moe_layers) <= set(range(self.depth)):
             raise ValueError(f"moe_layers: got {self.moe_layers}, expected blocks in [0, {self.depth - 1}]")
         if self.capacity_factor is not None:
@@ -284,21 +267,12 @@ class VMoE(nn.Module):
 
 
 def imagenet(form: str, **fields: Any) -> VMoE:
-    """V-MoE-S/32, B/32 or B/16 for 224x224 images: 32 experts, two for a token, in the last two odd blocks.
-
-    Args:
-      form: ``s32``, ``b32`` or ``b16``.
-      **fields: any field of `VMoE`.
-
-    Raises:
-      ValueError: unknown form.
-    """
+    """V-MoE-``s32``, ``b32`` or ``b16`` (else ValueError) for 224x224 images: two of 32 experts for a token."""
     sizes = FORMS[_validate.choice("form", form, FORMS)]
     return VMoE(**{**sizes, "experts": 32, "num_classes": 1000, "image_size": 224, **fields})
 
 
 def digits(**fields: Any) -> VMoE:
     """The small network of the embedded data: patches of 8 pixels, four experts in two of four blocks, one a token."""
-    defaults: dict[str, Any] = {"patch": 8, "width": 40, "heads": 4, "mlp_width": 64, "k": 1}
-    defaults["normalization"] = DIGITS_MEAN_STD
-    return VMoE(**{**defaults, **fields})
+    sizes = {"patch": 8, "width": 40, "heads": 4, "mlp_width": 64, "k": 1}
+    return VMoE(**{**sizes, "normalization": DIGITS_MEAN_STD, **fields})

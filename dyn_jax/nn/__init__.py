@@ -16,6 +16,7 @@ from dyn_jax.nn.norm import BatchNorm as BatchNorm
 from dyn_jax.nn.normalization import CIFAR10_MEAN_STD as CIFAR10_MEAN_STD
 from dyn_jax.nn.normalization import DIGITS_MEAN_STD as DIGITS_MEAN_STD
 from dyn_jax.nn.normalization import IMAGENET_MEAN_STD as IMAGENET_MEAN_STD
+from dyn_jax.nn.normalization import inputs as inputs
 from dyn_jax.nn.normalization import normalize as normalize
 from dyn_jax.nn.pooling import flatten as flatten
 from dyn_jax.nn.pooling import max_pool as max_pool
@@ -33,7 +34,6 @@ from dyn_jax.nn.transformer import among as among
 from dyn_jax.nn.transformer import attention_weights as attention_weights
 from dyn_jax.nn.transformer import check_heads as check_heads
 from dyn_jax.nn.transformer import deit_init as deit_init
-from dyn_jax.nn.transformer import embedded as embedded
 from dyn_jax.nn.transformer import heads_first as heads_first
 from dyn_jax.nn.transformer import linear_macs as linear_macs
 from dyn_jax.nn.transformer import mix as mix

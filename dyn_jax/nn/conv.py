@@ -27,13 +27,8 @@ _form = "auto"
 def convolutions(form: str) -> Iterator[None]:
     """What is traced inside takes one form of `conv2d`, on any backend: to test on CPU what a GPU runs.
 
-    What was compiled before keeps its form.
-
-    Args:
-      form: ``standard``, XLA's own convolutions and gradients; ``rewritten``, those for CPU; ``auto``, by the backend.
-
-    Raises:
-      ValueError: another form.
+    ``standard``: XLA's own convolutions and gradients; ``rewritten``: those for CPU; ``auto``: by the backend; another:
+    ValueError. What was compiled before keeps its form.
     """
     global _form
     before, _form = _form, _validate.choice("form", form, FORMS)

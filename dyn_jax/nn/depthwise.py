@@ -24,15 +24,10 @@ def _taps(x: jax.Array, stride: int) -> list[jax.Array]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Each channel with its own 3x3 kernel, zero padding 1, as nine shifted products.
+    """Each channel of x [batch, height, width, channel] with its own kernel, [3, 3, 1, channel], zero padding 1.
 
-    XLA's grouped convolution is up to twelve times slower on CPU inside a loop. The kernel's gradient is a product with
-    a vector of ones for the same reason.
-
-    Args:
-      x: [batch, height, width, channel].
-      kernel: [3, 3, 1, channel].
-      stride: step between output positions.
+    Nine shifted products: XLA's grouped convolution is up to twelve times slower on CPU inside a loop. The kernel's
+    gradient is a product with a vector of ones for the same reason.
     """
     return depthwise_products(x, kernel, stride)
 

@@ -17,13 +17,8 @@ def kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding:
     time: the copies of a whole batch would not stay in the cache. XLA's own form (a convolution with the batch as
     channels) is slower, see `benchmarks/training_step.py`; what else was tried is in `benchmarks/README.md`.
 
-    Args:
-      x: [batch, height, width, in], what was convolved.
-      g: [batch, rows, columns, out], cotangent of the result.
-      size, stride, padding: of the convolution, as in `dyn_jax.nn.conv2d`.
-
-    Returns:
-      [size, size, in, out].
+    From x [batch, height, width, in], what was convolved, and g [batch, rows, columns, out], the cotangent of what
+    `dyn_jax.nn.conv2d` made of it: [size, size, in, out].
     """
     batch, rows, columns = g.shape[:3]
     few = max(1, min(batch, _beside(x) * _POSITIONS // (rows * columns)))

@@ -29,15 +29,16 @@ class Conv(nn.Module):
     padding: int = 0
     use_bias: bool = False
     winograd: bool = False
+    kernel_init: Any = conv_init
+    bias_init: Any = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", conv_init, shape)
-        x, kernel = promote_dtype(x, kernel)
+        x, kernel = promote_dtype(x, self.param("kernel", self.kernel_init, shape))
         y: jax.Array = conv2d(x, kernel, self.stride, self.padding, self.winograd)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", self.bias_init, (self.features,))
             y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
         return y
 
@@ -95,18 +96,6 @@ def relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-def _relu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    out = relu(x)
-    return out, out
-
-
-def _relu_bwd(out: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(out > 0, cotangent, 0),)
-
-
-relu.defvjp(_relu_fwd, _relu_bwd)
-
-
 @jax.custom_vjp
 def add_relu(identity: jax.Array, branch: jax.Array) -> jax.Array:
     """``ReLU(identity + branch)``, the end of a residual block; the derivative is 0 where the sum is 0.
@@ -118,14 +107,11 @@ def add_relu(identity: jax.Array, branch: jax.Array) -> jax.Array:
     return jnp.maximum(branch, -identity) + identity
 
 
-def _add_relu_fwd(identity: jax.Array, branch: jax.Array) -> tuple[jax.Array, jax.Array]:
-    out = add_relu(identity, branch)
-    return out, out
+def _keep_output(rectifier: Any, arguments: int) -> None:
+    """Where the output is above 0 its cotangent goes to every argument."""
+    forward = lambda *x: (rectifier(*x),) * 2
+    rectifier.defvjp(forward, lambda out, cotangent: (jnp.where(out > 0, cotangent, 0),) * arguments)
 
 
-def _add_relu_bwd(out: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    gradient = jnp.where(out > 0, cotangent, 0)
-    return gradient, gradient
-
-
-add_relu.defvjp(_add_relu_fwd, _add_relu_bwd)
+_keep_output(relu, 1)
+_keep_output(add_relu, 2)

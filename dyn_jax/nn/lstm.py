@@ -12,12 +12,7 @@ Carry = tuple[jax.Array, jax.Array]
 def lstm_step(carry: Carry, pre_activation: jax.Array) -> Carry:
     """``c' = f c + i g``, ``h' = o tanh(c')`` with gates i, f, g, o along the last axis.
 
-    Args:
-      carry: (h, c), each [batch, hidden].
-      pre_activation: [batch, 4 hidden], input and recurrent products plus biases.
-
-    Returns:
-      The new (h, c).
+    (h, c), each [batch, hidden], and the products plus biases [batch, 4 hidden] -> the new (h, c).
     """
     _, c = carry
     i, f, g, o = jnp.split(pre_activation, 4, axis=-1)
@@ -39,7 +34,3 @@ class LSTM(nn.Module):
         bias = self.param("bias_ih", init, (4 * self.hidden,)) + self.param("bias_hh", init, (4 * self.hidden,))
         pre_activation = x @ weight_ih + carry[0] @ weight_hh + bias.reshape(1, -1)
         return lstm_step(carry, pre_activation)
-
-    def zero_carry(self, batch: int, dtype: jnp.dtype) -> Carry:
-        """(h, c) at the start of every forward pass."""
-        return jnp.zeros((batch, self.hidden), dtype), jnp.zeros((batch, self.hidden), dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,23 +22,15 @@ class BasicBranch(nn.Module):
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, activate: Callable = relu) -> jax.Array:
         y = Conv(self.width, 3, self.stride, 1, winograd=self.winograd, name="conv1")(x)
-        y = relu(BatchNorm(name="bn1")(y, train))
+        y = activate(BatchNorm(name="bn1")(y, train))
         y = Conv(self.width, 3, 1, 1, winograd=self.winograd, name="conv2")(y)
         return BatchNorm(name="bn2")(y, train)
 
-    def macs_first(self, in_features: int) -> int:
-        """Multiply-adds of conv1 at one position (of the output resolution)."""
-        return macs.conv2d(3, in_features, self.width)
-
-    def macs_rest(self) -> int:
-        """Multiply-adds of conv2 at one position."""
-        return macs.conv2d(3, self.width, self.width)
-
-    def first_stride(self) -> int:
-        """Stride from the positions where conv1 runs to the block's output positions."""
-        return 1
+    def macs(self, in_features: int) -> tuple[int, int, int]:
+        """Multiply-adds of conv1 and of the rest, at one position each, and the stride from conv1's to the output's."""
+        return macs.conv2d(3, in_features, self.width), macs.conv2d(3, self.width, self.width), 1
 
 
 class BottleneckBranch(nn.Module):
@@ -56,17 +50,10 @@ class BottleneckBranch(nn.Module):
         y = Conv(self.width * self.expansion, 1, name="conv3")(y)
         return BatchNorm(name="bn3")(y, train)
 
-    def macs_first(self, in_features: int) -> int:
-        """Multiply-adds of conv1 at one position (of the input resolution)."""
-        return macs.conv2d(1, in_features, self.width)
-
-    def macs_rest(self) -> int:
-        """Multiply-adds of conv2 and conv3 at one position."""
-        return macs.conv2d(3, self.width, self.width) + macs.conv2d(1, self.width, self.width * self.expansion)
-
-    def first_stride(self) -> int:
-        """Stride from the positions where conv1 runs to the block's output positions."""
-        return self.stride
+    def macs(self, in_features: int) -> tuple[int, int, int]:
+        """As in `BasicBranch`; conv1 runs at the input's resolution."""
+        rest = macs.conv2d(3, self.width, self.width) + macs.conv2d(1, self.width, self.width * self.expansion)
+        return macs.conv2d(1, in_features, self.width), rest, self.stride
 
 
 BRANCHES = {"basic": BasicBranch, "bottleneck": BottleneckBranch}
@@ -74,8 +61,8 @@ BRANCHES = {"basic": BasicBranch, "bottleneck": BottleneckBranch}
 
 def branch_macs(branch: BasicBranch | BottleneckBranch, in_features: int, positions: int) -> int:
     """Multiply-adds of a whole branch whose output has `positions` positions."""
-    first_positions = positions * branch.first_stride() ** 2
-    return branch.macs_first(in_features) * first_positions + branch.macs_rest() * positions
+    first, rest, stride = branch.macs(in_features)
+    return (first * stride**2 + rest) * positions
 
 
 class Projection(nn.Module):
@@ -96,17 +83,14 @@ def pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
 
 
-def stem(x: jax.Array, width: int, kind: str, train: bool) -> tuple[jax.Array, int]:
-    """``cifar``: conv3x3 - BN - ReLU. ``imagenet``: conv7x7 stride 2 - BN - ReLU - 3x3 max pooling stride 2.
+def stem(x: jax.Array, width: int, kind: str, train: bool, stride: int = 1) -> tuple[jax.Array, int]:
+    """``cifar``: conv3x3(stride) - BN - ReLU. ``imagenet``: conv7x7 stride 2 - BN - ReLU - 3x3 max pooling stride 2.
 
-    Called inside a network's compact method: its layers are the network's own ``conv1`` and ``bn1``.
-
-    Returns:
-      The features and the multiply-adds of one example.
+    The features and the multiply-adds of one example. Called inside a network's compact method: its layers are the
+    network's own ``conv1`` and ``bn1``.
     """
     _validate.choice("stem", kind, ("cifar", "imagenet"))
-    size, stride, padding = (3, 1, 1) if kind == "cifar" else (7, 2, 3)
-    conv = Conv(width, size, stride, padding, name="conv1")
+    conv = Conv(width, *((3, stride, 1) if kind == "cifar" else (7, 2, 3)), name="conv1")
     y = conv(x)
     cost = conv.macs(x.shape[-1], y.shape[1] * y.shape[2])
     y = relu(BatchNorm(name="bn1")(y, train))

@@ -79,10 +79,8 @@ def _put(array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _block(
-    size: int, stride: int, winograd: bool, parts: tuple, on: jax.Array, x: jax.Array, shortcut: jax.Array | None
-) -> jax.Array:
-    return _run(size, stride, winograd, parts, on, x, shortcut)[0]
+def _block(size: int, stride: int, winograd: bool, *given: Any) -> jax.Array:
+    return _run(size, stride, winograd, *given)[0]
 
 
 def _run(

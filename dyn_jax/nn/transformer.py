@@ -5,13 +5,16 @@ Layers carry DeiT's names. Token 0 is the class token; a token's presence is a n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.nn.layers import Dense
-from dyn_jax.nn.normalization import MeanStd, normalize
+from dyn_jax.nn.normalization import IMAGENET_MEAN_STD, MeanStd, inputs
+from dyn_jax.types import Output, Trace, UnitTrace
 
 EPSILON = 1e-6
 deit_init = nn.initializers.truncated_normal(0.02)
@@ -48,7 +51,9 @@ class Tokens(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        check_patch(self.image_size, self.patch)
+        _validate.positive_int("image_size", self.image_size)
+        if self.image_size % _validate.positive_int("patch", self.patch):
+            raise ValueError(f"patch: got {self.patch}, expected a divisor of image_size {self.image_size}")
         if images.shape[1:3] != (self.image_size, self.image_size):
             size = self.image_size
             raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {size}x{size}")
@@ -85,11 +90,7 @@ def heads_first(x: jax.Array, heads: int) -> jax.Array:
 def among(weights: jax.Array, present: jax.Array) -> jax.Array:
     """``p_ij m_ij / sum_k p_ik m_ik``: softmax weights over all keys made those over the keys that are there.
 
-    Where none is there at all, the weights over all of them.
-
-    Args:
-      weights: p [batch, head, query, key].
-      present: m, broadcastable to them, in [0, 1].
+    p is [batch, head, query, key], m broadcastable to it, in [0, 1]. Where no key is there at all, p itself.
     """
     kept = weights * present
     total = jnp.sum(kept, axis=-1, keepdims=True)
@@ -139,16 +140,38 @@ def linear_macs(width: int, hidden: int) -> int:
     return 4 * macs.dense(width, width) + 2 * macs.dense(width, hidden)
 
 
-def embedded(images: jax.Array, tokens: Tokens, mean_std: MeanStd | None) -> jax.Array:
-    """Images [batch, height, width, 3] in [0, 1], checked and normalised -> tokens."""
-    return tokens(normalize(_validate.images("images", images, 3), mean_std))
+class VisionTransformer(nn.Module):
+    """What the adaptive ones share: sizes, of which the defaults are DeiT-tiny's, the tokens, and what answers.
 
+    Called with images [batch, size, size, 3] in [0, 1], float NHWC, and ``occupancy=``, scores -> values, ``hard()``
+    where it is None; ``train=`` changes nothing but that default: there is no batch normalisation and no dropout.
+    ValueError, TypeError: wrong rank, size, channels or dtype of the images; an occupancy that changes shape; heads
+    that do not divide the width, a patch that does not divide the image, other fields out of range.
 
-def check_patch(image_size: int, patch: int) -> None:
-    """Raises ValueError unless whole patches fill an image."""
-    _validate.positive_int("image_size", image_size)
-    if image_size % _validate.positive_int("patch", patch):
-        raise ValueError(f"patch: got {patch}, expected a divisor of image_size {image_size}")
+    Attributes:
+      image_size, patch: pixels; the patch divides the image.
+      width, heads, mlp_ratio: of the transformer.
+      normalization: (mean, std) per channel, or None where the images come normalised.
+    """
+
+    image_size: int = 224
+    patch: int = 16
+    width: int = 192
+    heads: int = 3
+    mlp_ratio: int = 4
+    num_classes: int = 1000
+    normalization: MeanStd | None = IMAGENET_MEAN_STD
+
+    def _embedded(self, images: jax.Array, positions: nn.initializers.Initializer = deit_init) -> tuple[jax.Array, int]:
+        """Tokens, and their multiply-adds of one image."""
+        check_heads(self.width, self.heads)
+        tokens = Tokens(self.width, self.patch, self.image_size, positions, name="tokens")
+        return tokens(inputs(images, self.normalization)), tokens.macs()
+
+    def _answer(self, x: jax.Array, units: Sequence[UnitTrace], static_macs: int) -> Output:
+        """What the class token says; `static_macs` are those before."""
+        logits = Dense(self.num_classes, deit_init, name="head")(LayerNorm(name="norm")(x)[:, 0])
+        return Output(logits, Trace(tuple(units), static_macs + macs.dense(self.width, self.num_classes)))
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -50,24 +51,12 @@ def winograd_conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     below = jax.lax.pad(phase[0][:, 1:], zero, (none, (0, 1, 0), none, none))
     window = [above, *phase, below]
     transformed = jnp.einsum("pk,khio->phio", jnp.asarray(_KERNEL, kernel.dtype), kernel, precision="highest")
-    products = [
-        jax.lax.conv_general_dilated(
-            _combine(_INPUT[i], window),
-            transformed[i][None],
-            (1, 1),
-            ((0, 0), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        for i in range(6)
-    ]
+    conv = partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    products = [conv(_combine(_INPUT[i], window), transformed[i][None], (1, 1), ((0, 0), (1, 1))) for i in range(6)]
     rows = [_combine(weights, products) for weights in _OUTPUT]
     return jnp.stack(rows, 2).reshape(batch, height, width, -1)
 
 
 def _combine(weights: Sequence[int], terms: Sequence[jax.Array]) -> jax.Array:
     """Sum of weight x term over the non-zero weights."""
-    scaled = [term if weight == 1 else weight * term for weight, term in zip(weights, terms) if weight]
-    total = scaled[0]
-    for term in scaled[1:]:
-        total = total + term
-    return total
+    return reduce(jnp.add, [term if weight == 1 else weight * term for weight, term in zip(weights, terms) if weight])

@@ -62,13 +62,7 @@ def sigmoid(lam: jax.typing.ArrayLike = 10.0) -> Sigmoid:
 
 
 def straight_through(lam: jax.typing.ArrayLike = 10.0) -> StraightThrough:
-    """Value of `hard`, derivative of `sigmoid`: LGM on the deployed network (BPDA).
-
-    Args:
-      lam: slope of the derivative, see `sigmoid`.
-
-    Raises:
-      ValueError: lam is not a finite positive number.
+    """Value of `hard`, derivative of `sigmoid`, whose `lam` it takes: LGM on the deployed network (BPDA).
 
     Source: LGM paper section III.B, "either o(x) or its approximation" (``fg`` in the released code).
     """

@@ -34,17 +34,12 @@ _TABLES = {
     "MinkowskiFCNN": minkowski.FCNN_RULES,
     "VMoE": ((r"(.*)", r"\1"),),
 }
-_MINKOWSKI = ("MinkUNet", "MinkowskiFCNN")
+_FORMATS = {"MinkUNet": "minkowski", "MinkowskiFCNN": "minkowski", "VMoE": "flax", "SACT": "tensorflow"}
 _HYBRID = ("MinkUNet",)
-KERNEL_ORDERS = ("cube", "hybrid")
 
 
 def table_for(module: nn.Module) -> Rename:
-    """The renaming function of the module's family.
-
-    Raises:
-      ValueError: the family has no table.
-    """
+    """The renaming function of the module's family; ValueError where it has none."""
     family = type(getattr(module, "trunk", module)).__name__
     if family not in _TABLES:
         raise ValueError(f"network: got a {family}, expected one of {', '.join(sorted(_TABLES))}")
@@ -59,28 +54,21 @@ def table_for(module: nn.Module) -> Rename:
     return rename
 
 
-def is_minkowski(module: nn.Module) -> bool:
-    """Whether the module's checkpoints come from MinkowskiEngine, which lays out its tensors in its own way."""
-    return type(module).__name__ in _MINKOWSKI
+def format_of(module: nn.Module) -> str:
+    """How the module's checkpoints name and lay out their tensors.
 
-
-def is_flax(module: nn.Module) -> bool:
-    """Whether the module's checkpoints are Flax parameters already, ``layer/leaf`` under the names used here."""
-    return type(module).__name__ == "VMoE"
-
-
-def is_tensorflow(module: nn.Module) -> bool:
-    """Whether the module's checkpoints hold TensorFlow variables (names with slashes, kernels HWIO)."""
-    return type(module).__name__ == "SACT"
+    ``torch``; ``minkowski``, as MinkowskiEngine; ``tensorflow``: names with slashes, kernels HWIO; ``flax``: parameters
+    already, ``layer/leaf`` under the names used here.
+    """
+    return _FORMATS.get(type(module).__name__, "torch")
 
 
 def reorder(module: nn.Module, arrays: Mapping[str, np.ndarray], kernel_order: str) -> Mapping[str, np.ndarray]:
     """State dict with its kernels in cube order, from `kernel_order`, and spconv's as slices: see `convert`.
 
-    Raises:
-      ValueError: unknown order; ``hybrid`` for a family that has no kernels in it.
+    ValueError for an unknown order, and for ``hybrid`` where the family has no kernels in it.
     """
-    _validate.choice("kernel_order", kernel_order, KERNEL_ORDERS)
+    _validate.choice("kernel_order", kernel_order, ("cube", "hybrid"))
     family = type(module).__name__
     if kernel_order == "cube":
         if isinstance(module, Cylinder3D):

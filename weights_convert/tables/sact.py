@@ -1,6 +1,8 @@
 """SACT and ACT: TensorFlow variable names (scope ``resnet_residual`` or ``resnet_v2``), CIFAR and ImageNet."""
 
-CIFAR_RULES = (
+_UNIT = r"resnet_v2/block(\d+)/unit_(\d+)/bottleneck_v2"
+
+RULES = (
     (r"resnet_residual/Conv", "conv1"),
     (r"resnet_residual/BatchNorm", "bn"),
     (r"resnet_residual/logits", "fc"),
@@ -8,11 +10,6 @@ CIFAR_RULES = (
     (r"resnet_residual/block_(\d+)/unit_(\d+)/residual/conv1/BatchNorm", r"block\1_unit\2/bn2"),
     (r"resnet_residual/block_(\d+)/unit_(\d+)/residual/(conv[12])", r"block\1_unit\2/\3"),
     (r"resnet_residual/block_(\d+)/unit_(\d+)/halting_proba/(\w+)", r"block\1_unit\2_halting/\3"),
-)
-
-_UNIT = r"resnet_v2/block(\d+)/unit_(\d+)/bottleneck_v2"
-
-IMAGENET_RULES = (
     (r"resnet_v2/conv1", "conv1"),
     (r"resnet_v2/postnorm", "bn"),
     (r"resnet_v2/logits", "fc"),
@@ -22,5 +19,3 @@ IMAGENET_RULES = (
     (rf"{_UNIT}/(shortcut|conv[123])", r"block\1_unit\2/\3"),
     (r"resnet_v2/block(\d+)/unit_(\d+)/halting_proba/(\w+)", r"block\1_unit\2_halting/\3"),
 )
-
-RULES = CIFAR_RULES + IMAGENET_RULES
