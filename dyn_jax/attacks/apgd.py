@@ -14,10 +14,10 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.attacks import apgd_l1
 from dyn_jax.attacks.base import Attack, Found, Problem, Search, Steps
-from dyn_jax.attacks.kept import Kept, errors_of
+from dyn_jax.attacks.kept import Kept
 from dyn_jax.attacks.pgd import noise
 from dyn_jax.attacks.restarts import best_of
-from dyn_jax.attacks.threat import L1, Bounds, ball
+from dyn_jax.attacks.threat import L1, Bounds, Number, ball, drawn
 from dyn_jax.objectives import Objective, resolve
 
 MOMENTUM = 0.75  # alpha, weight of the new step
@@ -70,7 +70,7 @@ class Course:
 
 
 def apgd(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     steps: int = 100,
     *,
     restarts: int = 1,
@@ -123,10 +123,10 @@ def runs(steps: int, course: Course) -> Search:
     parts.append(steps - sum(parts))
     if parts[-1] < 1:
         raise ValueError(f"radii: got {len(radii)} of them for {steps} steps, expected at least one step for each")
-    errors = errors_of(course.keep)
+    errors = _validate.choice("keep", course.keep, ("loss", "error")) == "error"
 
     def run(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        x, drawn, records = start, start is None and len(radii) == 1, []
+        x, random, records = start, start is None and len(radii) == 1, []
         for number, (radius, part) in enumerate(zip(radii, parts)):
             threat = problem.ball.replace(eps=radius * jnp.asarray(problem.ball.eps))
             domain = dataclasses.replace(problem.domain, threat=threat)  # pyright: ignore[reportArgumentType]
@@ -137,7 +137,7 @@ def runs(steps: int, course: Course) -> Search:
                 x = wide.project(x)  # the largest loss is kept, and that of a start outside the ball would stay so
             last = errors and number == len(radii) - 1  # a wider ball hands on where the loss is largest
             if isinstance(threat, L1):
-                found = apgd_l1.maximise(wide, x, part, drawn=drawn, errors=last)
+                found = apgd_l1.maximise(wide, x, part, drawn=random, errors=last)
             else:
                 found = maximise(wide, x, part, errors=last)
             x = found.x
@@ -152,23 +152,22 @@ def random_start(problem: Problem, keys: jax.Array) -> jax.Array:
     """A point on the surface of the ball, clipped to the box: noise of norm exactly eps; L1: Gaussian, projected."""
     clean, threat = problem.domain.clean, problem.ball
     if isinstance(threat, L1):
-        normal = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype))(keys)
-        return problem.project(clean + normal)
-    drawn = noise(problem, keys)
-    length = threat.distance(clean + drawn, clean).reshape(-1, *(1,) * (clean.ndim - 1))
-    return problem.project(clean + drawn * (threat.eps / jnp.where(length > 0, length, 1)))
+        return problem.project(clean + drawn(jax.random.normal, keys, clean))
+    moves = noise(problem, keys)
+    length = threat.distance(clean + moves, clean).reshape(-1, *(1,) * (clean.ndim - 1))
+    return problem.project(clean + moves * (threat.eps / jnp.where(length > 0, length, 1)))
 
 
 def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = False) -> Found:
     """Algorithm 1 of the paper from `start`; returns each example's iterate with the largest loss, see `Kept`."""
     threat = problem.ball
     marks = checkpoints(steps)
-    at_mark = np.isin(np.arange(1, steps + 1), marks)
-    periods = np.zeros(steps)
-    periods[marks - 1] = np.diff(marks, prepend=0)
+    periods = np.zeros(steps + 1)  # 0 where nothing is looked at, the start first
+    periods[marks] = np.diff(marks, prepend=0)
 
     def step(state: _State, schedule: tuple) -> tuple[_State, Steps]:
-        number, check, period = schedule
+        number, period = schedule
+        check = period > 0
         first = number < 0  # the start is evaluated by the body of the loop, so that the network is compiled once
         size = problem.domain.spread(state.step_size)
         target = problem.project(state.x + size * threat.direction(state.gradient))
@@ -209,11 +208,5 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = F
         checked_loss=loss,
         just_halved=jnp.ones_like(loss, bool),
     )
-    before = lambda values, first: jnp.concatenate([jnp.full(1, first, values.dtype), values])
-    schedule = (
-        jnp.arange(-1, steps),
-        before(jnp.asarray(at_mark), False),
-        before(jnp.asarray(periods, start.dtype), 0),
-    )
-    state, records = jax.lax.scan(step, state, schedule)
+    state, records = jax.lax.scan(step, state, (jnp.arange(-1, steps), jnp.asarray(periods, start.dtype)))
     return Found(state.kept.x(problem), records)

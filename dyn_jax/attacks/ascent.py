@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import optax
 
-from dyn_jax.attacks.base import Found, Problem
+from dyn_jax import _validate
+from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.threat import Number, Threat
 
 
 def ascend(problem: Problem, start: jax.Array, chain: optax.GradientTransformation, steps: int) -> Found:
@@ -22,3 +27,27 @@ def ascend(problem: Problem, start: jax.Array, chain: optax.GradientTransformati
 
     (x, _), record = jax.lax.scan(step, (start, chain.init(start)), None, length=steps)
     return Found(x, record)
+
+
+def ascent(
+    threat: Threat,
+    directions: tuple[optax.GradientTransformation, ...],
+    step_size: Number,
+    steps: int,
+    start_of: Callable[[Problem, Any], jax.Array] = lambda problem, keys: problem.domain.clean,
+    **fields: Any,
+) -> Attack:
+    """The attack that `ascend`s by `step_size` times what the chained `directions` make of the gradient.
+
+    Args:
+      start_of: (problem, keys) -> where it begins unless a start is given.
+      **fields: of `Attack`.
+    """
+    step_size = _validate.number("step_size", step_size, minimum=0)
+    _validate.positive_int("steps", steps)
+    chain = optax.chain(*directions, optax.scale(step_size))
+
+    def search(problem: Problem, keys: Any, start: jax.Array | None) -> Found:
+        return ascend(problem, start_of(problem, keys) if start is None else start, chain, steps)
+
+    return Attack(search, threat, reach=step_size, **fields)

@@ -159,11 +159,11 @@ class Problem:
         error = self.succeeds(output.logits)
         return Steps(losses, nonfinite, overflow, error, self.domain.work(output.trace))
 
-    def no_steps(self) -> Steps:
-        """The record of a search that evaluated nothing, [0, example]."""
+    def no_steps(self, count: int = 0) -> Steps:
+        """`count` empty records, [count, example]."""
         losses = self.losses(self.clean)
         once = self.observed(self.clean, losses, jnp.zeros_like(losses, bool))
-        return jax.tree.map(lambda leaf: leaf[None][:0], once)
+        return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(count, *leaf.shape)), once)
 
     def evaluate(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Output, Steps]:
         """(gradient of the objective like x, what `forward` says, record).
@@ -178,8 +178,7 @@ class Problem:
 
         gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
         gradient, bad = self.finite(gradient)
-        gradient = gradient if self.domain.free is None else gradient * self.domain.free
-        return gradient, output, self.observed(output, losses, bad)
+        return self.domain.moving(gradient), output, self.observed(output, losses, bad)
 
     def gradient(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Steps]:
         """`evaluate` without the output."""

@@ -12,7 +12,8 @@ import optax
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Found, Problem, Steps
-from dyn_jax.attacks.restarts import better_of
+from dyn_jax.attacks.restarts import better_of, folded, nothing
+from dyn_jax.attacks.threat import drawn
 from dyn_jax.objectives import margin
 from dyn_jax.types import Output
 
@@ -82,9 +83,7 @@ class Bisection:
             constant, lower, upper, best = state
             origin = domain.to_free(first)
             if self.jitter:
-                of_round = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-                drawn = jax.vmap(lambda key: jax.random.normal(key, origin.shape[1:], origin.dtype))(of_round)
-                origin = origin + self.jitter * drawn
+                origin = origin + self.jitter * drawn(jax.random.normal, folded(keys, number), origin)
             begin = (origin, adam.init(origin), best, jnp.zeros_like(problem.attacked))
             along = jnp.broadcast_to(constant, (self.steps, *constant.shape))
             (_, _, best, hit), records = jax.lax.scan(step, begin, along)
@@ -95,8 +94,7 @@ class Bisection:
 
         like = problem.losses(problem.clean)
         full = lambda value: jnp.full_like(like, value)
-        worst = (jnp.zeros_like(problem.attacked), full(-jnp.inf))
-        begin = (full(jnp.asarray(self.constant, like.dtype)), full(0), full(jnp.inf), (domain.clean, worst))
+        begin = (full(jnp.asarray(self.constant, like.dtype)), full(0), full(jnp.inf), nothing(problem))
         (_, _, _, best), records = jax.lax.scan(round_of, begin, jnp.arange(self.search_steps))
         return Found(best[0], jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records))
 

@@ -6,11 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import _validate
 from dyn_jax.attacks.base import Problem
 from dyn_jax.types import Output
-
-KEEP = ("loss", "error")
 
 
 class Kept(flax.struct.PyTreeNode):
@@ -49,8 +46,3 @@ class Kept(flax.struct.PyTreeNode):
         if self.last is None or self.fooled is None:
             return self.best
         return problem.pick(self.fooled, self.last, self.best)
-
-
-def errors_of(keep: str) -> bool:
-    """Whether ``keep`` asks for an iterate that fools; ValueError unless it is one of `KEEP`."""
-    return _validate.choice("keep", keep, KEEP) == "error"

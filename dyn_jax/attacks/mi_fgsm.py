@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import jax
 import optax
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascend
-from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.ascent import ascent
+from dyn_jax.attacks.base import Attack
+from dyn_jax.attacks.threat import Bounds, Number, ball
 from dyn_jax.attacks.transforms import l1_normalise, steepest
 from dyn_jax.objectives import Objective, resolve
 
 
 def mi_fgsm(
-    eps: jax.typing.ArrayLike | str,
-    step_size: jax.typing.ArrayLike | str,
+    eps: Number,
+    step_size: Number,
     steps: int,
     *,
     decay: float = 1.0,
@@ -36,12 +35,5 @@ def mi_fgsm(
       ValueError, TypeError: as `dyn_jax.attacks.bim`; a negative decay.
     """
     threat = ball(norm, eps, bounds)
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    decay = _validate.number("decay", decay, minimum=0)
-    _validate.positive_int("steps", steps)
-    chain = optax.chain(l1_normalise(), optax.trace(decay), steepest(threat), optax.scale(step_size))
-
-    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        return ascend(problem, problem.domain.clean if start is None else start, chain, steps)
-
-    return Attack(search, threat, resolve(objective), attack_all=attack_all, reach=step_size)
+    directions = l1_normalise(), optax.trace(_validate.number("decay", decay, minimum=0)), steepest(threat)
+    return ascent(threat, directions, step_size, steps, objective=resolve(objective), attack_all=attack_all)

@@ -11,8 +11,8 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.domains import Pixels
-from dyn_jax.attacks.threat import Bounds, Box, check_bounds
+from dyn_jax.attacks.domains import pixels_of
+from dyn_jax.attacks.threat import Bounds, Box, Number, check_bounds
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -79,9 +79,7 @@ class PatchSearch:
         return jax.vmap(draw)(jnp.asarray(keys))
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        domain = problem.domain
-        if not isinstance(domain, Pixels):
-            raise TypeError("inputs: got a PointCloud, expected images: a patch is a region of an image")
+        domain = pixels_of(problem.domain, "a patch is a region of an image")
         if start is not None:
             raise ValueError("start: got some, expected None: a patch starts at `values`")
         low, high = domain.threat.bounds
@@ -112,7 +110,7 @@ class PatchSearch:
 
 def patch(
     size: tuple[int, int],
-    step_size: jax.typing.ArrayLike | str,
+    step_size: Number,
     steps: int,
     *,
     place: tuple[int, int] | None = None,

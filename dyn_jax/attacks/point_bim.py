@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascend
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.ascent import ascent
+from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import Objective, resolve
 
@@ -69,11 +69,5 @@ def point_bim(
 
     Source: LGM paper section VI.A, after Liu et al. 2019; released code for the direction.
     """
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    _validate.positive_int("steps", steps)
-    chain = optax.chain(along(direction), optax.scale(step_size))
-
-    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        return ascend(problem, problem.domain.clean if start is None else start, chain, steps)
-
-    return Attack(search, ball("linf", eps), resolve(objective), attack_all=attack_all, reach=step_size)
+    fields = {"objective": resolve(objective), "attack_all": attack_all}
+    return ascent(ball("linf", eps), (along(direction),), step_size, steps, **fields)

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.criteria import Criterion, misclassified
-from dyn_jax.attacks.fmn import checked
+from dyn_jax.attacks.criteria import Criterion, checked
 from dyn_jax.attacks.minimal import MinimalNorm, closest, length, within
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.threat import Bounds, Number, ball
 
 
 class _State(NamedTuple):
@@ -39,7 +38,7 @@ class Rays:
         domain, threat = problem.domain, problem.ball
         flat = lambda parts: parts.reshape(parts.shape[0], -1)
         # blocks are runs of the values that may move, in the order of the array
-        free = domain.split(jnp.ones_like(domain.clean) if domain.free is None else domain.free)
+        free = domain.split(domain.moving(jnp.ones_like(domain.clean)))
         rank = (jnp.cumsum(flat(free), axis=1, dtype=jnp.int32) - 1).reshape(free.shape)
         count = jnp.sum(flat(free), axis=1).astype(jnp.int32)
         each = lambda values: values.reshape(-1, *(1,) * (free.ndim - 1))
@@ -54,12 +53,10 @@ class Rays:
             middle = (state.low + state.radius) / 2
             radius = jnp.where(state.searching, middle, state.radius)
             x = jnp.clip(domain.clean + domain.spread(radius) * signs, *threat.bounds)
-            x = x if domain.free is None else jnp.where(domain.free > 0, x, domain.clean)
-            output = problem.victim(x)
-            held = self.criterion.holds(problem, output) | ~problem.attacked
+            x = domain.unmoved(x)
+            held, steps = self.criterion.asked(problem, x)[1:]
+            held |= ~problem.attacked
             norm = jnp.where(problem.attacked, length(threat, domain.split(x - domain.clean)), 0)
-            value = problem.losses(output)
-            records = problem.observed(output, value, ~jnp.isfinite(value)), MinimalNorm(norm, held)
 
             low = jnp.where(state.searching & ~held, middle, jnp.where(state.searching, state.low, 0))
             outer = jnp.where(held, radius, state.radius)
@@ -72,7 +69,7 @@ class Rays:
             block = jnp.where(onward, jnp.where(last, 0, state.block + 1), state.block)
             kept = problem.pick(state.searching | held, signs, state.signs)
             best = closest(problem, (x, norm, held), state.best)
-            return _State(kept, outer, searching, low, level, block, best), records
+            return _State(kept, outer, searching, low, level, block, best), (steps, MinimalNorm(norm, held))
 
         none = jnp.full_like(length(threat, domain.split(domain.clean)), jnp.inf)
         signs = jnp.ones_like(domain.clean) if start is None else jnp.where(start < domain.clean, -1.0, 1.0)
@@ -85,7 +82,7 @@ class Rays:
 
 
 def rays(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     queries: int = 1000,
     *,
     criterion: Criterion | None = None,
@@ -117,7 +114,6 @@ def rays(
     """
     threat = ball("linf", eps, bounds)
     _validate.positive_int("queries", queries)
-    criterion = misclassified() if criterion is None else checked(criterion)
+    criterion = checked(criterion)
     numbers = _validate.positive("largest", largest), _validate.positive("tolerance", tolerance)
-    search = Rays(queries, criterion, *numbers)
-    return Attack(search, threat, criterion.objective, attack_all=criterion.attack_all)
+    return criterion.attack(Rays(queries, criterion, *numbers), threat)

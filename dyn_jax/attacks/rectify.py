@@ -7,15 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dyn_jax.attacks.threat import norm
+from dyn_jax.attacks.threat import norm, unit
 
 _ROUNDING = 2e-6  # what a projection leaves of a vector that it should remove, relative
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """``x / ||x||`` per example, 0 where x is 0."""
-    length = norm(x)
-    return x / jnp.where(length > 0, length, 1)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -36,6 +30,11 @@ class Rectified(NamedTuple):
 
     gradient: jax.Array
     projected: jax.Array
+
+
+def untouched(gradient: jax.Array) -> Rectified:
+    """A gradient as it is."""
+    return Rectified(gradient, jnp.zeros_like(gradient, bool).reshape(len(gradient), -1)[:, 0])
 
 
 def direction(complexity: jax.Array, finished: jax.Array) -> Rectified:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from dyn_jax.attacks.base import Found, Problem, Search
+from dyn_jax.attacks.base import Found, Problem, Search, Steps
+
+
+def folded(keys: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
+    """One key of run or step `number` for each of `keys`."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def best_of(run: Search, problem: Problem, keys: jax.Array, start: jax.Array | None, restarts: int) -> Found:
@@ -24,8 +29,7 @@ def best_of(run: Search, problem: Problem, keys: jax.Array, start: jax.Array | N
         return found, (problem.succeeds(output.logits), problem.losses(output))
 
     def body(_: None, number: jax.Array) -> tuple[None, tuple[Found, Score]]:
-        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-        return None, ranked(run(problem, jnp.where(number == 0, keys, folded), None))
+        return None, ranked(run(problem, jnp.where(number == 0, keys, folded(keys, number)), None))
 
     _, runs = jax.lax.scan(body, None, jnp.arange(fixed, restarts))
     if fixed:
@@ -51,7 +55,25 @@ def beats(new: Score, old: Score) -> tuple[jax.Array, Score]:
     return better, (jnp.where(better, new[0], old[0]), jnp.where(better, new[1], old[1]))
 
 
+def nothing(problem: Problem) -> tuple[jax.Array, Score]:
+    """The (x, score) that every finite one beats: no success."""
+    worst = jnp.full_like(problem.losses(problem.clean), -jnp.inf)
+    return problem.domain.clean, (jnp.zeros_like(problem.attacked), worst)
+
+
 def better_of(problem: Problem, new: tuple[jax.Array, Score], old: tuple[jax.Array, Score]) -> tuple[jax.Array, Score]:
     """The better of two (x, score), per example."""
     better, score = beats(new[1], old[1])
     return problem.pick(better, new[0], old[0]), score
+
+
+def recorded(records: Steps, number: jax.Array, new: Steps, done: jax.Array) -> Steps:
+    """Records [step, example] with `new` at step `number`; an example that is done repeats what it last saw."""
+    now = jax.tree.map(lambda new, old: jnp.where(done, old[number - 1], new), new, records)
+    return jax.tree.map(lambda all, one: all.at[number].set(one), records, now)
+
+
+def filled(records: Steps, number: jax.Array) -> Steps:
+    """The first `number` of the records, and the last of them in place of the rest."""
+    rows = jnp.arange(len(records.loss))[:, None] < number
+    return jax.tree.map(lambda leaf: jnp.where(rows, leaf, leaf[number - 1][None]), records)

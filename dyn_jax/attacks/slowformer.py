@@ -19,6 +19,7 @@ from dyn_jax.attacks.threat import Box
 from dyn_jax.nn import IMAGENET_MEAN_STD
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.objectives import Objective
+from dyn_jax.objectives.answers import untargeted
 from dyn_jax.types import Output
 
 Levels = Callable[[jax.Array, np.ndarray, np.ndarray], jax.Array]
@@ -80,8 +81,7 @@ class PatchSearch:
     levels: Levels
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        if problem.targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the energy has no target class")
+        untargeted(problem.targets)
         if not isinstance(problem.domain, Pixels):
             raise ValueError("inputs: got a point cloud, expected images: a patch is made of pixels")
         clean = problem.domain.clean

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.domains import Pixels
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.domains import pixels_of
+from dyn_jax.attacks.threat import Bounds, Number, ball
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -34,9 +34,7 @@ class UniversalSearch:
     by_class: bool
 
     def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
-        domain = problem.domain
-        if not isinstance(domain, Pixels):
-            raise TypeError("inputs: got a PointCloud, expected images: points of different clouds do not correspond")
+        domain = pixels_of(problem.domain, "points of different clouds do not correspond")
         if start is not None:
             raise ValueError("start: got some, expected None: a universal perturbation starts at `delta`")
         groups = problem.clean.logits.shape[1] if self.by_class else 1
@@ -68,8 +66,8 @@ class UniversalSearch:
 
 
 def universal(
-    eps: jax.typing.ArrayLike | str,
-    step_size: jax.typing.ArrayLike | str,
+    eps: Number,
+    step_size: Number,
     steps: int,
     *,
     norm: str = "linf",
@@ -99,8 +97,8 @@ def universal(
 
 
 def class_universal(
-    eps: jax.typing.ArrayLike | str,
-    step_size: jax.typing.ArrayLike | str,
+    eps: Number,
+    step_size: Number,
     steps: int,
     *,
     norm: str = "linf",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.objectives.answers import Objective, cross_entropy
+from dyn_jax.objectives.answers import Objective, cross_entropy, without_targets
 from dyn_jax.types import Output, Trace
 
 
@@ -28,9 +28,7 @@ def expert_load(expert: int = 0) -> Objective:
     """
     _validate.positive_int("expert", expert, 0)
 
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the load has no target class")
+    def value(output: Output, labels: jax.Array) -> jax.Array:
         total = jnp.zeros_like(output.logits[:, 0])
         for score in _scores(output.trace):
             if expert >= score.shape[-1]:
@@ -39,7 +37,7 @@ def expert_load(expert: int = 0) -> Objective:
             total += jnp.mean(jnp.minimum(own, 0), axis=1)
         return total
 
-    return objective
+    return without_targets(value, "an attack on the load has no target class")
 
 
 def other_experts() -> Objective:
@@ -48,13 +46,11 @@ def other_experts() -> Objective:
     Its largest value is 0, where all logits are equal. Raises as `expert_load`.
     """
 
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the routes has no target class")
+    def value(output: Output, labels: jax.Array) -> jax.Array:
         sums = (jnp.sum(jnp.maximum(score, 0), axis=-1).reshape(len(score), -1) for score in _scores(output.trace))
         return -sum((jnp.mean(each, axis=1) for each in sums), start=jnp.zeros_like(output.logits[:, 0]))
 
-    return objective
+    return without_targets(value, "an attack on the routes has no target class")
 
 
 def router_target(experts: int | None = None) -> Objective:
@@ -74,9 +70,7 @@ def router_target(experts: int | None = None) -> Objective:
     if experts is not None:
         _validate.positive_int("experts", experts, 2)
 
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the router has its own target")
+    def value(output: Output, labels: jax.Array) -> jax.Array:
         _scores(output.trace)
         total = jnp.zeros_like(output.logits[:, 0])
         for logits in (unit.extras["logits"] for unit in output.trace.units if "kept" in unit.extras):
@@ -89,4 +83,4 @@ def router_target(experts: int | None = None) -> Objective:
             total += cross_entropy(Output(logits), labels % (experts or logits.shape[1]), None)
         return total
 
-    return objective
+    return without_targets(value, "an attack on the router has its own target")

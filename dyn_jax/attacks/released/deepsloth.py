@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascend
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.ascent import ascent
+from dyn_jax.attacks.base import Attack, Problem
 from dyn_jax.attacks.forward import Network, as_forward
 from dyn_jax.attacks.released.rdi import mean_of_exits, worst_of_exits
-from dyn_jax.attacks.threat import L1, Ball, ball
+from dyn_jax.attacks.threat import L1, Ball, Number, ball, drawn
 from dyn_jax.attacks.transforms import l1_normalise, steepest
 from dyn_jax.objectives import Objective, exit_objective
 
@@ -30,29 +29,24 @@ def _pgd(norm: str, eps: Any, step_size: Any, steps: int, objective: Objective, 
     _validate.choice("norm", norm, ("linf", "l2", "l1"))
     eps = _validate.number("eps", eps, minimum=0)
     threat: Ball = L1(eps, scaled=True) if norm == "l1" else ball(norm, eps)
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    chain = optax.chain(l1_normalise() if norm == "l1" else steepest(threat), optax.scale(step_size))
-    _validate.positive_int("steps", steps)
-
-    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        return ascend(problem, start_of(problem.domain.clean, keys, eps) if start is None else start, chain, steps)
-
-    return Attack(search, threat, objective, random=True, attack_all=True)
+    directions = (l1_normalise() if norm == "l1" else steepest(threat),)
+    return ascent(threat, directions, step_size, steps, start_of, objective=objective, random=True, attack_all=True)
 
 
-def _random(clean: jax.Array, keys: jax.Array, eps: jax.Array) -> jax.Array:
-    return clean + eps * jax.vmap(lambda key: jax.random.uniform(key, clean.shape[1:], clean.dtype, -1, 1))(keys)
+def _random(problem: Problem, keys: jax.Array) -> jax.Array:
+    clean = problem.domain.clean
+    return clean + problem.ball.eps * drawn(jax.random.uniform, keys, clean, -1, 1)
 
 
-def _contrast(clean: jax.Array, keys: jax.Array, eps: jax.Array) -> jax.Array:
+def _contrast(problem: Problem, keys: jax.Array) -> jax.Array:
     """The start of `pgd_max`: meant to be random, but the drawn numbers are not used."""
-    return clean + (2 * clean - 1) * eps
+    return problem.domain.clean + (2 * problem.domain.clean - 1) * problem.ball.eps
 
 
 def pgd(
     norm: str = "linf",
-    eps: jax.typing.ArrayLike | str = EPS,
-    step_size: jax.typing.ArrayLike | str = STEP_SIZE,
+    eps: Number = EPS,
+    step_size: Number = STEP_SIZE,
     steps: int = STEPS,
 ) -> Attack:
     """PGD on the last exit's cross-entropy; the last iterate is returned.
@@ -68,8 +62,8 @@ def pgd(
 
 def pgd_average(
     norm: str = "linf",
-    eps: jax.typing.ArrayLike | str = EPS,
-    step_size: jax.typing.ArrayLike | str = STEP_SIZE,
+    eps: Number = EPS,
+    step_size: Number = STEP_SIZE,
     steps: int = STEPS,
 ) -> Attack:
     """`pgd` on the mean of all exits' cross-entropies."""
@@ -78,8 +72,8 @@ def pgd_average(
 
 def pgd_max(
     norm: str = "linf",
-    eps: jax.typing.ArrayLike | str = EPS,
-    step_size: jax.typing.ArrayLike | str = STEP_SIZE,
+    eps: Number = EPS,
+    step_size: Number = STEP_SIZE,
     steps: int = STEPS,
 ) -> Attack:
     """One run for every exit, all from one start; per image the one with the largest sum over exits."""
@@ -147,7 +141,7 @@ def uap(
     forward: Network,
     images: jax.Array,
     *,
-    eps: jax.typing.ArrayLike | str = EPS,
+    eps: Number = EPS,
     passes: int = 10,
     fooled: float = 0.8,
     overshoot: float = 0.02,

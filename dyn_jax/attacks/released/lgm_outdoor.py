@@ -15,7 +15,7 @@ import optax
 
 from dyn_jax import _validate, metrics
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.released.lgm import counted_by_cloud
+from dyn_jax.attacks.released.lgm import worst_of_clouds
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import Objective, lovasz_softmax
 from dyn_jax.occupancy import voxel
@@ -134,30 +134,18 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
     _validate.positive_int("steps", steps)
     chain = optax.chain(normalised(), optax.scale(step_size))
 
-    def badness(problem: Problem, counted: jax.Array, x: jax.Array) -> jax.Array:
-        logits = problem.victim(x).logits
-        wanted, said = problem.labels if problem.targets is None else problem.targets, jnp.argmax(logits, axis=1)
+    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+        wanted = problem.labels if problem.targets is None else problem.targets
 
-        def of_scan(own: jax.Array) -> jax.Array:
-            matrix = metrics.confusion(said, jnp.where(own, wanted, -1), logits.shape[1], ignore=0)
+        def badness_of(said: jax.Array, own: jax.Array, classes: int) -> jax.Array:
+            matrix = metrics.confusion(said, jnp.where(own, wanted, -1), classes, ignore=0)
             value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
             return -value if problem.targets is None else value
 
-        return jax.vmap(of_scan)(counted)
-
-    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        clean, counted = problem.domain.clean, counted_by_cloud(problem)
-
-        def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
-            x, best, worst = state
-            now = badness(problem, counted, x)
-            best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
+        def moved(x: Any) -> tuple[jax.Array, Steps]:
             gradient, record = _gradient(problem, x)
-            moved = problem.project(x + chain.update(gradient, chain.init(x))[0])
-            return (jnp.where(number == steps - 1, x, moved), best, worst), record
+            return problem.project(x + chain.update(gradient, chain.init(x))[0]), record
 
-        first = clean if start is None else problem.project(start)
-        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, counted, clean)), jnp.arange(steps))
-        return Found(best, records)
+        return worst_of_clouds(problem, start, steps, badness_of, moved)
 
     return Attack(search, ball("linf", eps), objective or cell_lovasz(), attack_all=True, reach=step_size)
