@@ -91,15 +91,9 @@ def apgd(
       objective: ``ce``, ``dlr``, ``margin`` or a callable.
       course: radii, and which iterate is kept, see `Course`.
 
-    Returns:
-      An `Attack` that needs a ``key``.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; no ``key`` when called; radii that do not end with 1 or leave no
-        step for one.
-
-    Source: Croce and Hein 2020, algorithm 1 and section 3 (alpha 0.75, rho 0.75, first step size 2 eps); Croce and Hein
-    2021 for L1 and radii.
+    Needs a ``key``. Raises as `dyn_jax.attacks.bim`; no ``key`` when called; radii that do not end with 1 or leave no
+    step for one. Source: Croce and Hein 2020, algorithm 1 and section 3 (alpha 0.75, rho 0.75, first step size 2 eps);
+    Croce and Hein 2021 for L1 and radii.
     """
     threat = ball(norm, eps, bounds)
     _validate.positive_int("restarts", restarts)

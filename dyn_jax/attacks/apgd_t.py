@@ -36,11 +36,8 @@ def apgd_t(
       target_classes: number of classes tried, at most classes - 1.
       objective: used with ``targets`` set; ``dlr`` is the paper's.
 
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.apgd`; ``targets`` given to the attack; more target classes than
-        wrong classes; a segmented cloud.
-
-    Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps; in L1 AutoAttack takes 5).
+    Raises as `dyn_jax.attacks.apgd`; ``targets`` given to the attack; more target classes than wrong classes; a
+    segmented cloud. Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps; in L1 AutoAttack takes 5).
     """
     threat = ball(norm, eps, bounds)
     run = runs(steps, course)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dyn_jax.attacks.ascent import ascent
 from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.threat import Bounds, Number, ball
-from dyn_jax.attacks.transforms import steepest
+from dyn_jax.attacks.transforms import each_step
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -37,4 +37,4 @@ def bim(
     """
     threat = ball(norm, eps, bounds)
     fields = {"objective": resolve(objective), "attack_all": attack_all}
-    return ascent(threat, (steepest(threat),), step_size, steps, **fields)
+    return ascent(threat, (each_step(threat.direction),), step_size, steps, **fields)

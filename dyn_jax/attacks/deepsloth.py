@@ -288,10 +288,8 @@ def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) ->
       norm: ``linf``, ``l2`` or ``l1`` with the released settings, or `SlothLinf`, `SlothUniversalL2`, `SlothL1`.
       **settings: fields of that record to change.
 
-    Raises:
-      ValueError, TypeError: as `deepsloth`; when called, images that do not divide into the parts.
-
-    Source: Hong et al. 2021, section 5.2 and its released code.
+    Raises as `deepsloth`; when called, images that do not divide into the parts. Source: Hong et al. 2021, section 5.2
+    and its released code.
     """
     moves = _chosen(norm, UNIVERSAL, settings)
     unsure = objectives.unsure_exits()

@@ -94,14 +94,9 @@ def fab(
       restarts: walks; the first one from the clean value, others from a random point at half the smaller of eps and
         the smallest norm so far.
 
-    Returns:
-      An `Attack` that needs a ``key`` where there are restarts; a ``start`` is where the first walk begins.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; restarts not a positive integer; ``targets`` given to the attack;
-        a segmented cloud.
-
-    Source: Croce and Hein 2020, algorithm 1 without the final search, as in AutoAttack's code.
+    Needs a ``key`` where there are restarts; a ``start`` is where the first walk begins. Raises as
+    `dyn_jax.attacks.bim`; restarts not a positive integer; ``targets`` given to the attack; a segmented cloud. Source:
+    Croce and Hein 2020, algorithm 1 without the final search, as in AutoAttack's code.
     """
     threat = ball(norm, eps, bounds)
     _validate.positive_int("restarts", restarts)

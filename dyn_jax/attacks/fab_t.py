@@ -155,15 +155,10 @@ def fab_t(
       target_classes: number of classes, at most classes - 1.
       alpha_max, eta, beta: bias towards the clean value, overshoot, and how far a step back goes.
 
-    Returns:
-      An `Attack`; a ``start`` is where the search of every class begins.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; ``targets`` given to the attack; more target classes than wrong
-        classes; a segmented cloud.
-
-    Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
-    algorithm 1 without the final search, as in AutoAttack's code; one restart, from the clean value.
+    A ``start`` is where the search of every class begins. Raises as `dyn_jax.attacks.bim`; ``targets`` given to the
+    attack; more target classes than wrong classes; a segmented cloud. Source: Croce and Hein 2020, "Minimally distorted
+    adversarial examples with a fast adaptive boundary attack", algorithm 1 without the final search, as in AutoAttack's
+    code; one restart, from the clean value.
     """
     threat = ball(norm, eps, bounds)
     _validate.positive_int("target_classes", target_classes)

@@ -17,7 +17,6 @@ def fgsm(eps: Number, *, step_size: Number | None = None, **options: Any) -> Att
       step_size: length of the step; default `eps`.
       **options: ``norm``, ``objective``, ``bounds``, ``attack_all`` of `bim`.
 
-    Raises:
-      ValueError, TypeError: as `bim`.
+    Raises as `bim`.
     """
     return bim(eps, eps if step_size is None else step_size, 1, **options)

@@ -103,11 +103,8 @@ def knn_pert(
       steps, learning_rate, constant, search_steps, confidence: as for `point_pert`.
       distance: see `KNNDistance`.
 
-    Raises:
-      ValueError, TypeError: as for `point_pert`.
-
-    Source: Tsai et al. 2020 (distances). LGM's paper names the attack without its constants, and no code was released
-    for it: the defaults are common ones, and the iterates are clipped to the cube.
+    Raises as `point_pert`. Source: Tsai et al. 2020 (distances). LGM's paper names the attack without its constants,
+    and no code was released for it: the defaults are common ones, and the iterates are clipped to the cube.
     """
     search = Bisection(distance, steps, learning_rate, constant, search_steps, **FROM_POINTS)
     return in_cube(search, eps, confidence)

@@ -46,10 +46,8 @@ def lgm_auto_step(
     Args:
       eps, step_size, steps, objective, bounds, attack_all: see `dyn_jax.attacks.bim`.
 
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`.
-
-    Source: the rows "AutoAttack" of LGM's table II, released code; the idea is Croce and Hein 2020.
+    Raises as `dyn_jax.attacks.bim`. Source: the rows "AutoAttack" of LGM's table II, released code; the idea is Croce
+    and Hein 2020.
     """
     threat = ball("linf", eps, bounds)
     step_size = _validate.number("step_size", step_size, minimum=0)

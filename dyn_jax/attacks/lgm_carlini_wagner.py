@@ -32,8 +32,7 @@ def lgm_carlini_wagner(
       bounds: lowest and highest pixel value.
       attack_all: also perturb examples that are misclassified to begin with.
 
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`.
+    Raises as `dyn_jax.attacks.bim`.
     """
     threat = ball("linf", eps, bounds)
     fields = {"objective": hinge_margin() if objective is None else objective, "attack_all": attack_all}

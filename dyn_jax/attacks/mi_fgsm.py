@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import optax
 
 from dyn_jax import _validate
 from dyn_jax.attacks.ascent import ascent
 from dyn_jax.attacks.base import Attack
-from dyn_jax.attacks.threat import Bounds, Number, ball
-from dyn_jax.attacks.transforms import l1_normalise, steepest
+from dyn_jax.attacks.threat import Ball, Bounds, Number, ball
+from dyn_jax.attacks.transforms import each_step, l1_normalised
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -31,9 +34,14 @@ def mi_fgsm(
       eps, step_size, steps, norm, objective, bounds, attack_all: see `dyn_jax.attacks.bim`.
       decay: mu, weight of the accumulated gradient, at least 0.
 
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; a negative decay.
+    Raises as `dyn_jax.attacks.bim`; a negative decay.
     """
     threat = ball(norm, eps, bounds)
-    directions = l1_normalise(), optax.trace(_validate.number("decay", decay, minimum=0)), steepest(threat)
-    return ascent(threat, directions, step_size, steps, objective=resolve(objective), attack_all=attack_all)
+    fields = {"objective": resolve(objective), "attack_all": attack_all}
+    return ascent(threat, momentum(threat, decay, l1_normalised), step_size, steps, **fields)
+
+
+def momentum(threat: Ball, decay: float, normalised: Callable[[jax.Array], jax.Array]) -> tuple:
+    """The steps of `mi_fgsm` along what `normalised` makes of a gradient."""
+    trace = optax.trace(_validate.number("decay", decay, minimum=0))
+    return each_step(normalised), trace, each_step(threat.direction)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dyn_jax import _validate
 from dyn_jax.attacks.ascent import ascent
 from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.threat import ball
+from dyn_jax.attacks.transforms import each_step
 from dyn_jax.objectives import Objective, resolve
 
 DIRECTIONS = ("linf", "sign", "l2")
@@ -30,16 +30,6 @@ def direction_of(gradient: jax.Array, kind: str) -> jax.Array:
         return gradient / (jnp.max(size, axis=1, keepdims=True) + 1e-8)
     square = jnp.sum(gradient * gradient, axis=1, keepdims=True)
     return gradient / (jnp.sqrt(jnp.where(square > 0, square, 1)) + 1e-8)
-
-
-def along(kind: str) -> optax.GradientTransformation:
-    """`direction_of` as an optax transform."""
-    _validate.choice("direction", kind, DIRECTIONS)
-
-    def direction(updates: Any, params: Any = None) -> jax.Array:
-        return direction_of(updates, kind)
-
-    return optax.stateless(direction)
 
 
 def point_bim(
@@ -69,5 +59,6 @@ def point_bim(
 
     Source: LGM paper section VI.A, after Liu et al. 2019; released code for the direction.
     """
+    along = partial(direction_of, kind=_validate.choice("direction", direction, DIRECTIONS))
     fields = {"objective": resolve(objective), "attack_all": attack_all}
-    return ascent(ball("linf", eps), (along(direction),), step_size, steps, **fields)
+    return ascent(ball("linf", eps), (each_step(along),), step_size, steps, **fields)

@@ -80,7 +80,7 @@ class PatchSearch:
     mean_std: MeanStd
     levels: Levels
 
-    def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+    def __call__(self, problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         untargeted(problem.targets)
         if not isinstance(problem.domain, Pixels):
             raise ValueError("inputs: got a point cloud, expected images: a patch is made of pixels")
@@ -88,8 +88,6 @@ class PatchSearch:
         check_place(clean, self.size, self.place)
         if len(self.mean_std[0]) != clean.shape[-1]:
             raise ValueError(f"mean_std: got {len(self.mean_std[0])} channels, expected the images' {clean.shape[-1]}")
-        if keys is None:
-            raise ValueError("key: got None, expected one typed PRNG key")
         patch = self.random(keys[0], clean) if start is None else self.normalized(cut(start[0], self.size, self.place))
         patch, steps = self.fit(problem.forward, clean, problem.labels, patch)
         record = PatchRecord(jnp.broadcast_to(steps.objective[:, None], (self.steps, len(clean))))
@@ -149,17 +147,13 @@ class PatchSearch:
 
     def pixels(self, patch: jax.Array) -> jax.Array:
         """Normalised units -> [0, 1]."""
-        mean, std = self._units(patch)
-        return patch * std + mean
+        mean, std = (jnp.asarray(values, patch.dtype) for values in self.mean_std)
+        return patch * std[None, None] + mean[None, None]
 
     def normalized(self, pixels: jax.Array) -> jax.Array:
         """[0, 1] -> normalised units."""
-        mean, std = self._units(pixels)
-        return (pixels - mean) / std
-
-    def _units(self, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mean, std = (jnp.asarray(values, like.dtype).reshape(1, 1, -1) for values in self.mean_std)
-        return mean, std
+        mean, std = (jnp.asarray(values, pixels.dtype) for values in self.mean_std)
+        return (pixels - mean[None, None]) / std[None, None]
 
 
 def slowformer(

@@ -38,12 +38,7 @@ def spsa(
       learning_rate: Adam's.
       criterion: of `dyn_jax.attacks.criteria`; default ``misclassified()``, with the margin.
 
-    Returns:
-      An `Attack` that needs a ``key``.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; samples not a positive integer; delta or rate not positive.
-
+    Needs a ``key``. Raises as `dyn_jax.attacks.bim`; samples not a positive integer; delta or rate not positive.
     Source: Uesato et al. 2018, algorithm 1 (Adam, signs, the margin).
     """
     threat = ball(norm, eps, bounds)

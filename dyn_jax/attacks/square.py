@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -44,49 +43,6 @@ class _State(NamedTuple):
     records: Steps  # [query, example]
 
 
-@dataclasses.dataclass(frozen=True)
-class Square:
-    """The search of `square`, attributes as its arguments."""
-
-    queries: int
-    p: float
-    criterion: Criterion
-    rescale: bool
-    draws: SquareDraws | None
-
-    def __call__(self, problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        domain = pixels_of(problem.domain, "squares are regions of an image")
-        shape = domain.clean.shape
-        kind = MOVES[type(problem.ball)](problem, (shape[1], shape[2]))
-        share = schedule(self.queries, p=self.p, rescale=self.rescale)
-        of_query = windows(share, shape[1], shape[2], kind.norm)
-        sides, kinds = jnp.asarray(of_query, jnp.int32), tuple(sorted(set(of_query.tolist())))
-        draws = None if self.draws is None else kind.checked(self.draws, self.queries)
-
-        start = problem.project(kind.start(keys, draws) if start is None else start)
-
-        def query(state: _State) -> _State:
-            number = state.number
-            first = number == 0  # the start; here, so that the network is compiled once
-            side = sides[number - 1]
-            drawn = kind.draw(keys, number, side, draws)
-            x = jnp.where(first, start, problem.project(kind.proposal(state.x, side, kinds, drawn)))
-            value, held, steps = self.criterion.asked(problem, x)
-            better = first | ~state.done & ((value > state.value) | held)
-            records = recorded(state.records, number, steps, state.done)
-            # NaN: nothing is better than it, so that the first finite value may be
-            value = jnp.where(first & jnp.isnan(value), -jnp.inf, value)
-            x, value = problem.pick(better, x, state.x), jnp.where(better, value, state.value)
-            done = state.done | held | first & ~problem.attacked
-            return _State(number + 1, x, value, done, records)
-
-        empty = problem.no_steps(self.queries + 1)
-        begin = _State(jnp.int32(0), start, empty.loss[0], empty.error[0], empty)
-        going = lambda state: (state.number <= self.queries) & ~jnp.all(state.done)
-        state = jax.lax.while_loop(going, query, begin)
-        return Found(state.x, filled(state.records, state.number))
-
-
 def square(
     eps: Number,
     queries: int = 5000,
@@ -117,19 +73,45 @@ def square(
       rescale: see `schedule`.
       draws: random numbers to replay instead of those of the key, see `SquareDraws`.
 
-    Returns:
-      An `Attack` on images that needs a ``key``; a ``start`` replaces the stripes or the grid.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; p outside (0, 1]; draws that do not fit the images or are fewer
-        than queries; a point cloud.
-
-    Source: Andriushchenko et al. 2020, algorithms 1 to 3, with the constants of AutoAttack's code; L1: the same
-    code, and Croce and Hein 2021.
+    Needs images and a ``key``; a ``start`` replaces the stripes or the grid. Raises as `dyn_jax.attacks.bim`; p outside
+    (0, 1]; draws that do not fit the images or are fewer than queries; a point cloud. Source: Andriushchenko et al.
+    2020, algorithms 1 to 3, with the constants of AutoAttack's code; L1: the same code, and Croce and Hein 2021.
     """
     threat = ball(norm, eps, bounds)
     _validate.positive_int("queries", queries)
     if not 0 < _validate.number("p", p) <= 1:
         raise ValueError(f"p: got {p}, expected a share in (0, 1]")
     criterion = checked(criterion)
-    return criterion.attack(Square(queries, p, criterion, rescale, draws), threat, random=True)
+
+    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        domain = pixels_of(problem.domain, "squares are regions of an image")
+        shape = domain.clean.shape
+        kind = MOVES[type(problem.ball)](problem, (shape[1], shape[2]))
+        share = schedule(queries, p=p, rescale=rescale)
+        of_query = windows(share, shape[1], shape[2], kind.norm)
+        sides, kinds = jnp.asarray(of_query, jnp.int32), tuple(sorted(set(of_query.tolist())))
+        replayed = None if draws is None else kind.checked(draws, queries)
+        start = problem.project(kind.start(keys, replayed) if start is None else start)
+
+        def query(state: _State) -> _State:
+            number = state.number
+            first = number == 0  # the start; here, so that the network is compiled once
+            side = sides[number - 1]
+            drawn = kind.draw(keys, number, side, replayed)
+            x = jnp.where(first, start, problem.project(kind.proposal(state.x, side, kinds, drawn)))
+            value, held, steps = criterion.asked(problem, x)
+            better = first | ~state.done & ((value > state.value) | held)
+            records = recorded(state.records, number, steps, state.done)
+            # NaN: nothing is better than it, so that the first finite value may be
+            value = jnp.where(first & jnp.isnan(value), -jnp.inf, value)
+            x, value = problem.pick(better, x, state.x), jnp.where(better, value, state.value)
+            done = state.done | held | first & ~problem.attacked
+            return _State(number + 1, x, value, done, records)
+
+        empty = problem.no_steps(queries + 1)
+        begin = _State(jnp.int32(0), start, empty.loss[0], empty.error[0], empty)
+        going = lambda state: (state.number <= queries) & ~jnp.all(state.done)
+        state = jax.lax.while_loop(going, query, begin)
+        return Found(state.x, filled(state.records, state.number))
+
+    return criterion.attack(search, threat, random=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -22,47 +20,6 @@ class Universal(flax.struct.PyTreeNode):
     """
 
     delta: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class UniversalSearch:
-    """The search of `universal` and `class_universal`, attributes as their arguments."""
-
-    step_size: jax.typing.ArrayLike
-    steps: int
-    delta: jax.typing.ArrayLike | None
-    by_class: bool
-
-    def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
-        domain = pixels_of(problem.domain, "points of different clouds do not correspond")
-        if start is not None:
-            raise ValueError("start: got some, expected None: a universal perturbation starts at `delta`")
-        groups = problem.clean.logits.shape[1] if self.by_class else 1
-        group = problem.labels if self.by_class else jnp.zeros_like(problem.labels)
-        around_zero = problem.ball.replace(bounds=(-jnp.inf, jnp.inf))
-        project = lambda delta: around_zero.project(delta, jnp.zeros_like(delta))
-        total = lambda values: jax.ops.segment_sum(values, group, groups)
-        moved = lambda delta: problem.project(domain.clean + delta[group])
-        each = lambda values: values[:, None, None, None]
-
-        def step(state: tuple, _: None) -> tuple[tuple, Steps]:
-            delta, best, value = state
-            gradient, record = problem.gradient(moved(delta))
-            now = total(jnp.where(problem.attacked & jnp.isfinite(record.loss), record.loss, 0))
-            better = now > value
-            best, value = jnp.where(each(better), delta, best), jnp.where(better, now, value)
-            delta = project(delta + self.step_size * problem.ball.direction(total(gradient)))
-            return (delta, best, value), record
-
-        shape = (groups, *domain.clean.shape[1:])
-        delta = jnp.zeros_like(domain.clean[:1]) + jnp.zeros(shape, domain.clean.dtype)
-        if self.delta is not None:
-            if jnp.shape(self.delta) not in (shape, shape[1:]):
-                raise ValueError(f"delta: got shape {jnp.shape(self.delta)}, expected {shape}")
-            delta = project(delta + _validate.finite("delta", jnp.broadcast_to(self.delta, shape), delta))
-        worst = total(jnp.full_like(problem.losses(problem.clean), -jnp.inf)) - jnp.inf  # classes without images too
-        (_, delta, _), steps = jax.lax.scan(step, (delta, delta, worst), None, length=self.steps + 1)
-        return Found(moved(delta), steps, Universal(delta[group][None]))
 
 
 def universal(
@@ -88,10 +45,8 @@ def universal(
         or ``hinge_margin()``, with which images that are broken no longer pull.
       delta: where to begin, [height, width, channel]; default 0.
 
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; a delta of another shape; a ``start``; a point cloud.
-
-    Source: Shafahi et al. 2020, algorithm 2, on the whole batch; Moosavi-Dezfooli et al. 2017 for the idea.
+    Raises as `dyn_jax.attacks.bim`; a delta of another shape; a ``start``; a point cloud. Source: Shafahi et al. 2020,
+    algorithm 2, on the whole batch; Moosavi-Dezfooli et al. 2017 for the idea.
     """
     return _attack(eps, norm, bounds, objective, step_size, steps, delta, False)
 
@@ -114,15 +69,44 @@ def class_universal(
       eps, step_size, steps, norm, objective, bounds: see `universal`.
       delta: where to begin, [class, height, width, channel]; default 0.
 
-    Raises:
-      ValueError, TypeError: as `universal`.
+    Raises as `universal`.
     """
     return _attack(eps, norm, bounds, objective, step_size, steps, delta, True)
 
 
-def _attack(eps, norm, bounds, objective, step_size, steps, delta, by_class) -> Attack:
+def _attack(eps, norm, bounds, objective, step_size, steps, first, by_class) -> Attack:
     threat = ball(norm, eps, bounds)
     step_size = _validate.number("step_size", step_size, minimum=0)
     _validate.positive_int("steps", steps)
-    search = UniversalSearch(step_size, steps, delta, by_class)
+
+    def search(problem: Problem, keys: None, start: jax.Array | None) -> Found:
+        domain = pixels_of(problem.domain, "points of different clouds do not correspond")
+        if start is not None:
+            raise ValueError("start: got some, expected None: a universal perturbation starts at `delta`")
+        groups = problem.clean.logits.shape[1] if by_class else 1
+        group = problem.labels if by_class else jnp.zeros_like(problem.labels)
+        around_zero = problem.ball.replace(bounds=(-jnp.inf, jnp.inf))
+        project = lambda delta: around_zero.project(delta, jnp.zeros_like(delta))
+        total = lambda values: jax.ops.segment_sum(values, group, groups)
+        moved = lambda delta: problem.project(domain.clean + delta[group])
+
+        def step(state: tuple, _: None) -> tuple[tuple, Steps]:
+            delta, best, value = state
+            gradient, record = problem.gradient(moved(delta))
+            now = total(jnp.where(problem.attacked & jnp.isfinite(record.loss), record.loss, 0))
+            better = now > value
+            best, value = jnp.where(domain.spread(better), delta, best), jnp.where(better, now, value)
+            delta = project(delta + step_size * problem.ball.direction(total(gradient)))
+            return (delta, best, value), record
+
+        shape = (groups, *domain.clean.shape[1:])
+        delta = jnp.zeros_like(domain.clean[:1]) + jnp.zeros(shape, domain.clean.dtype)
+        if first is not None:
+            if jnp.shape(first) not in (shape, shape[1:]):
+                raise ValueError(f"delta: got shape {jnp.shape(first)}, expected {shape}")
+            delta = project(delta + _validate.finite("delta", jnp.broadcast_to(first, shape), delta))
+        worst = total(jnp.full_like(problem.losses(problem.clean), -jnp.inf)) - jnp.inf  # classes without images too
+        (_, delta, _), records = jax.lax.scan(step, (delta, delta, worst), None, length=steps + 1)
+        return Found(moved(delta), records, Universal(delta[group][None]))
+
     return Attack(search, threat, resolve(objective), attack_all=True)

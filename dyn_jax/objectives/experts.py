@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.objectives.answers import Objective, cross_entropy, without_targets
-from dyn_jax.types import Output, Trace
+from dyn_jax.types import Output, Trace, UnitTrace
 
 
-def _scores(trace: Trace) -> list[jax.Array]:
-    scores = [unit.score for unit in trace.units if "kept" in unit.extras]
-    if not scores:
+def _routers(trace: Trace) -> list[UnitTrace]:
+    routers = [unit for unit in trace.units if "kept" in unit.extras]
+    if not routers:
         raise ValueError("forward: got a network without units of experts, expected a router (moe-*, vmoe-*)")
-    return scores
+    return routers
 
 
 def expert_load(expert: int = 0) -> Objective:
@@ -30,7 +30,7 @@ def expert_load(expert: int = 0) -> Objective:
 
     def value(output: Output, labels: jax.Array) -> jax.Array:
         total = jnp.zeros_like(output.logits[:, 0])
-        for score in _scores(output.trace):
+        for score in (unit.score for unit in _routers(output.trace)):
             if expert >= score.shape[-1]:
                 raise ValueError(f"expert: got {expert}, expected one of {score.shape[-1]} experts, from 0")
             own = score[..., expert].reshape(len(score), -1)
@@ -47,7 +47,8 @@ def other_experts() -> Objective:
     """
 
     def value(output: Output, labels: jax.Array) -> jax.Array:
-        sums = (jnp.sum(jnp.maximum(score, 0), axis=-1).reshape(len(score), -1) for score in _scores(output.trace))
+        scores = (unit.score for unit in _routers(output.trace))
+        sums = (jnp.sum(jnp.maximum(score, 0), axis=-1).reshape(len(score), -1) for score in scores)
         return -sum((jnp.mean(each, axis=1) for each in sums), start=jnp.zeros_like(output.logits[:, 0]))
 
     return without_targets(value, "an attack on the routes has no target class")
@@ -71,9 +72,8 @@ def router_target(experts: int | None = None) -> Objective:
         _validate.positive_int("experts", experts, 2)
 
     def value(output: Output, labels: jax.Array) -> jax.Array:
-        _scores(output.trace)
         total = jnp.zeros_like(output.logits[:, 0])
-        for logits in (unit.extras["logits"] for unit in output.trace.units if "kept" in unit.extras):
+        for logits in (unit.extras["logits"] for unit in _routers(output.trace)):
             if logits.ndim != 2:
                 raise ValueError(
                     f"forward: got a router's logits {logits.shape}, expected [batch, expert]: one an image"

@@ -18,7 +18,7 @@ from dyn_jax.attacks.base import Attack, Problem
 from dyn_jax.attacks.forward import Network, as_forward
 from dyn_jax.attacks.released.rdi import mean_of_exits, worst_of_exits
 from dyn_jax.attacks.threat import L1, Ball, Number, ball, drawn
-from dyn_jax.attacks.transforms import l1_normalise, steepest
+from dyn_jax.attacks.transforms import each_step, l1_normalised
 from dyn_jax.objectives import Objective, exit_objective
 
 EPS, STEP_SIZE, STEPS = 0.03125, 0.001, 20
@@ -29,7 +29,7 @@ def _pgd(norm: str, eps: Any, step_size: Any, steps: int, objective: Objective, 
     _validate.choice("norm", norm, ("linf", "l2", "l1"))
     eps = _validate.number("eps", eps, minimum=0)
     threat: Ball = L1(eps, scaled=True) if norm == "l1" else ball(norm, eps)
-    directions = (l1_normalise() if norm == "l1" else steepest(threat),)
+    directions = (each_step(l1_normalised if norm == "l1" else threat.direction),)
     return ascent(threat, directions, step_size, steps, start_of, objective=objective, random=True, attack_all=True)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dyn_jax import _validate, metrics
 from dyn_jax.attacks.ascent import ascent
@@ -19,10 +18,10 @@ from dyn_jax.attacks.bim import bim as _bim
 from dyn_jax.attacks.fgsm import fgsm as _fgsm
 from dyn_jax.attacks.lgm_auto_step import lgm_auto_step as _auto_step
 from dyn_jax.attacks.lgm_carlini_wagner import lgm_carlini_wagner as _carlini_wagner
+from dyn_jax.attacks.mi_fgsm import momentum
 from dyn_jax.attacks.pgd import unclipped
 from dyn_jax.attacks.point_bim import direction_of
 from dyn_jax.attacks.threat import Number, ball
-from dyn_jax.attacks.transforms import steepest
 from dyn_jax.objectives import Objective, hinge_margin, released_margin, resolve
 from dyn_jax.types import Reach
 
@@ -55,14 +54,10 @@ def pgd(
     return unclipped(ball("linf", eps, BOUNDS), step_size, steps, objective=resolve(objective), keep_start=True)
 
 
-def batch_mean_normalise() -> optax.GradientTransformation:
+def batch_mean_normalised(gradient: jax.Array) -> jax.Array:
     """``g / mean|g|`` over the whole batch, zeros included. Depends on the batch."""
-
-    def normalise(updates: Any, params: Any = None) -> jax.Array:
-        mean = jnp.mean(jnp.abs(updates))
-        return updates / jnp.where(mean > 0, mean, 1)
-
-    return optax.stateless(normalise)
+    mean = jnp.mean(jnp.abs(gradient))
+    return gradient / jnp.where(mean > 0, mean, 1)
 
 
 def mi_fgsm(
@@ -75,7 +70,7 @@ def mi_fgsm(
 ) -> Attack:
     """`dyn_jax.attacks.mi_fgsm` with the mean over the batch, so that examples influence each other, in (-1, 1)."""
     threat = ball("linf", eps, BOUNDS)
-    directions = batch_mean_normalise(), optax.trace(_validate.number("decay", decay, minimum=0)), steepest(threat)
+    directions = momentum(threat, decay, batch_mean_normalised)
     return ascent(threat, directions, step_size, steps, objective=resolve(objective))
 
 

@@ -17,6 +17,7 @@ from dyn_jax import _validate, metrics
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.released.lgm import worst_of_clouds
 from dyn_jax.attacks.threat import ball
+from dyn_jax.attacks.transforms import each_step
 from dyn_jax.objectives import Objective, lovasz_softmax
 from dyn_jax.occupancy import voxel
 from dyn_jax.types import Output
@@ -96,11 +97,11 @@ def cell_lovasz() -> Objective:
 def normalised() -> optax.GradientTransformation:
     """``g / (max_i |g_i| + 1e-12)`` for every point, numbers that are not finite as 0."""
 
-    def direction(updates: Any, params: Any = None) -> jax.Array:
-        gradient = jnp.where(jnp.isfinite(updates), updates, 0)
+    def direction(gradient: jax.Array) -> jax.Array:
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
         return gradient / (jnp.max(jnp.abs(gradient), axis=1, keepdims=True) + 1e-12)
 
-    return optax.stateless(direction)
+    return each_step(direction)
 
 
 def _gradient(problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
