@@ -10,7 +10,8 @@ import optax
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.threat import Number, Threat
+from dyn_jax.attacks.threat import Ball, Number
+from dyn_jax.attacks.transforms import each_step
 
 
 def ascend(problem: Problem, start: jax.Array, chain: optax.GradientTransformation, steps: int) -> Found:
@@ -30,22 +31,23 @@ def ascend(problem: Problem, start: jax.Array, chain: optax.GradientTransformati
 
 
 def ascent(
-    threat: Threat,
-    directions: tuple[optax.GradientTransformation, ...],
+    threat: Ball,
     step_size: Number,
     steps: int,
+    *directions: optax.GradientTransformation,
     start_of: Callable[[Problem, Any], jax.Array] = lambda problem, keys: problem.domain.clean,
     **fields: Any,
 ) -> Attack:
-    """The attack that `ascend`s by `step_size` times what the chained `directions` make of the gradient.
+    """The attack that `ascend`s by `step_size` times what `directions`, in a chain, make of the gradient.
 
     Args:
+      directions: default that of the steepest ascent in the norm of `threat`.
       start_of: (problem, keys) -> where it begins unless a start is given.
       **fields: of `Attack`.
     """
     step_size = _validate.number("step_size", step_size, minimum=0)
     _validate.positive_int("steps", steps)
-    chain = optax.chain(*directions, optax.scale(step_size))
+    chain = optax.chain(*(directions or [each_step(threat.direction)]), optax.scale(step_size))
 
     def search(problem: Problem, keys: Any, start: jax.Array | None) -> Found:
         return ascend(problem, start_of(problem, keys) if start is None else start, chain, steps)

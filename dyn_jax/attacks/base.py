@@ -19,7 +19,7 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.attacks.domains import Coordinates, Domain, Pixels, domain_of
 from dyn_jax.attacks.forward import Network, as_forward, traced_once
-from dyn_jax.attacks.threat import Ball, Box, Dropped, Threat
+from dyn_jax.attacks.threat import Ball, Box, Dropped, Threat, in_box
 from dyn_jax.objectives import Objective
 from dyn_jax.types import Output, PointCloud, Reach, Trace
 
@@ -165,11 +165,8 @@ class Problem:
         once = self.observed(self.clean, losses, jnp.zeros_like(losses, bool))
         return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(count, *leaf.shape)), once)
 
-    def evaluate(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Output, Steps]:
-        """(gradient of the objective like x, what `forward` says, record).
-
-        The gradient is 0 where it is not finite, where nothing may move and where nothing is attacked.
-        """
+    def pulled(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Output, jax.Array]:
+        """(gradient of the objective over what is attacked, as it is, what `forward` says, losses [example])."""
 
         def total(x: jax.Array) -> tuple[jax.Array, tuple]:
             output = self.forward(x, self.reach if reach is None else reach)
@@ -177,6 +174,14 @@ class Problem:
             return jnp.sum(jnp.where(self.attacked, losses, 0)), (losses, output)
 
         gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
+        return gradient, output, losses
+
+    def evaluate(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Output, Steps]:
+        """(gradient of the objective like x, what `forward` says, record).
+
+        The gradient is 0 where it is not finite, where nothing may move and where nothing is attacked.
+        """
+        gradient, output, losses = self.pulled(x, reach)
         gradient, bad = self.finite(gradient)
         return self.domain.moving(gradient), output, self.observed(output, losses, bad)
 
@@ -327,7 +332,8 @@ class Attack:
         lost = jnp.any(jnp.stack(flags)) if flags else jnp.zeros((), bool)
         invalid = counted & ~(_finite(clean.logits) & _finite(adversarial.logits)) | ~sound | lost
         if isinstance(domain, Pixels):
-            invalid |= ~_inside(domain)
+            # what `_validate.within` cannot see inside jit; NaN is not inside
+            invalid |= ~in_box(domain.clean, domain.threat.bounds)
         return AttackResult(
             adversarial=x,
             success=is_adversarial(adversarial.logits, labels, targets) & counted & ~invalid,
@@ -378,13 +384,6 @@ def is_adversarial(logits: jax.Array, labels: jax.Array, targets: jax.Array | No
 
 def _finite(logits: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(logits), axis=-1)
-
-
-def _inside(domain: Pixels) -> jax.Array:
-    """[example] bool, clean pixels are finite and in the box: what `_validate.within` cannot see inside jit."""
-    low, high = domain.threat.bounds
-    slack = _validate.BOUND_SLACK
-    return jnp.all((domain.clean >= low - slack) & (domain.clean <= high + slack), axis=(1, 2, 3))
 
 
 def _labels(name: str, got: Any, rows: int, classes: int, ignore: int | None) -> jax.Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dyn_jax.attacks.ascent import ascent
 from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.threat import Bounds, Number, ball
-from dyn_jax.attacks.transforms import each_step
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -35,6 +34,5 @@ def bim(
       ValueError, TypeError: eps or step negative, an array or not parseable; steps not a positive integer; unknown
         norm or objective.
     """
-    threat = ball(norm, eps, bounds)
     fields = {"objective": resolve(objective), "attack_all": attack_all}
-    return ascent(threat, (each_step(threat.direction),), step_size, steps, **fields)
+    return ascent(ball(norm, eps, bounds), step_size, steps, **fields)

@@ -104,8 +104,8 @@ class Form:
 PAPER = Form()
 """Eq. 3 of GradAuto, started exactly at the clean value, eq. 7's L2 norm; the paper names no iterate to return."""
 
-Combine = Callable[[Gradients], rectify.Rectified]
-Losses = Callable[[Trace, jax.Array], tuple[jax.Array, jax.Array]]
+Combine = Callable[[Gradients], rectify.Rectified]  # what Adam gets
+Losses = Callable[[Trace, jax.Array], tuple[jax.Array, jax.Array]]  # at a step: complexity, finished, [example]
 
 
 def combined(turn: Combine) -> Combine:
@@ -119,11 +119,7 @@ def combined(turn: Combine) -> Combine:
 
 
 def gate_attack(
-    combine: Combine,
-    eps: Number | None,
-    tau: jax.typing.ArrayLike | None,
-    weights: objectives.Weights,
-    **fields: Any,
+    combine: Combine, eps: Number | None, tau: jax.typing.ArrayLike | None, weights: objectives.Weights, **fields: Any
 ) -> Attack:
     """The attack on `objectives.complexity_loss` and `finished_loss` (eq. 6 and 20); `fields` of `EnergySearch`."""
     objective = objectives.energy(tau=tau, weights=weights)
@@ -134,28 +130,18 @@ def gate_attack(
 
 @dataclasses.dataclass(frozen=True)
 class EnergySearch:
-    """Adam on delta from 0.
-
-    Attributes:
-      combine: gradients -> the gradient that Adam gets.
-      losses: (trace, step number) -> (complexity [example], finished [example]).
-      form: see `Form`.
-      steps, learning_rate: of Adam.
-      weight: of the complexity loss in the total that ``keep="least_loss"`` compares; None: the number of values of an
-        example, as in eq. 7.
-      finished_from: step from which the finished gradient is computed; None: never.
-      tau: for the record.
-      prepare: (problem, x, step number) -> the forward pass that is differentiated at that x; None: the problem's own.
-    """
+    """Adam on delta from 0."""
 
     combine: Combine
     losses: Losses
     form: Form
     steps: int
     learning_rate: jax.typing.ArrayLike
+    # of the complexity loss in the total that keep="least_loss" compares; None: the values of an example, as in eq. 7
     weight: jax.typing.ArrayLike | None = None
-    finished_from: int | None = None
-    tau: jax.typing.ArrayLike | None = 0.5
+    finished_from: int | None = None  # step from which the finished gradient is computed; None: never
+    tau: jax.typing.ArrayLike | None = 0.5  # for the record
+    # (problem, x, step number) -> the forward pass that is differentiated at that x; None: the problem's own
     prepare: Callable[[Problem, jax.Array, jax.Array], Callable] | None = None
 
     def __post_init__(self) -> None:

@@ -11,18 +11,12 @@ from dyn_jax.types import Output
 
 
 class Kept(flax.struct.PyTreeNode):
-    """What a run has found so far.
+    """What a run has found so far."""
 
-    Attributes:
-      best, loss: the iterate of the largest objective, and that objective [example].
-      last, fooled: the last iterate on which the network errs, and whether there is one [example]; None where nobody
-        asks.
-    """
-
-    best: jax.Array
-    loss: jax.Array
-    last: jax.Array | None = None
-    fooled: jax.Array | None = None
+    best: jax.Array  # the iterate of the largest objective
+    loss: jax.Array  # that objective [example]
+    last: jax.Array | None = None  # the last iterate on which the network errs; None where nobody asks
+    fooled: jax.Array | None = None  # whether there is one [example]
 
     @classmethod
     def nothing(cls, problem: Problem, like: jax.Array, errors: bool) -> Kept:

@@ -34,6 +34,6 @@ def lgm_carlini_wagner(
 
     Raises as `dyn_jax.attacks.bim`.
     """
-    threat = ball("linf", eps, bounds)
+    adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
     fields = {"objective": hinge_margin() if objective is None else objective, "attack_all": attack_all}
-    return ascent(threat, (optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),), step_size, steps, **fields)
+    return ascent(ball("linf", eps, bounds), step_size, steps, adam, **fields)

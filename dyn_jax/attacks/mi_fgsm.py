@@ -38,7 +38,7 @@ def mi_fgsm(
     """
     threat = ball(norm, eps, bounds)
     fields = {"objective": resolve(objective), "attack_all": attack_all}
-    return ascent(threat, momentum(threat, decay, l1_normalised), step_size, steps, **fields)
+    return ascent(threat, step_size, steps, *momentum(threat, decay, l1_normalised), **fields)
 
 
 def momentum(threat: Ball, decay: float, normalised: Callable[[jax.Array], jax.Array]) -> tuple:

@@ -12,7 +12,6 @@ from dyn_jax.attacks.ascent import ascent
 from dyn_jax.attacks.base import Attack, Found, Problem
 from dyn_jax.attacks.restarts import best_of
 from dyn_jax.attacks.threat import Ball, Bounds, Number, ball
-from dyn_jax.attacks.transforms import each_step
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -30,7 +29,7 @@ def unclipped(threat: Ball, step_size: Number, steps: int, **fields: Any) -> Att
       **fields: of `Attack`.
     """
     start_of = lambda problem, keys: problem.domain.clean + noise(problem, keys)
-    return ascent(threat, (each_step(threat.direction),), step_size, steps, start_of, random=True, **fields)
+    return ascent(threat, step_size, steps, start_of=start_of, random=True, **fields)
 
 
 def pgd(
@@ -57,7 +56,7 @@ def pgd(
     _validate.positive_int("restarts", restarts)
     start_of = lambda problem, keys: problem.project(problem.domain.clean + noise(problem, keys))
     fields = {"objective": resolve(objective), "random": True, "attack_all": attack_all}
-    one = ascent(threat, (each_step(threat.direction),), step_size, steps, start_of, **fields)
+    one = ascent(threat, step_size, steps, start_of=start_of, **fields)
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         return best_of(one.search, problem, keys, start, restarts)

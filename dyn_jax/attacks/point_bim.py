@@ -61,4 +61,4 @@ def point_bim(
     """
     along = partial(direction_of, kind=_validate.choice("direction", direction, DIRECTIONS))
     fields = {"objective": resolve(objective), "attack_all": attack_all}
-    return ascent(ball("linf", eps), (each_step(along),), step_size, steps, **fields)
+    return ascent(ball("linf", eps), step_size, steps, each_step(along), **fields)

@@ -58,17 +58,9 @@ class PatchRecord(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class PatchSearch:
-    """Adam on a patch, ascending the mean objective of a batch of images that carry it.
+    """Adam on a patch, ascending the mean objective of a batch of images that carry it; attributes as of `slowformer`.
 
-    Attributes:
-      size: rows and columns of the patch, pixels.
-      steps, batch_size: batch b of step k is the k-th of the images in their order, beginning again behind the last;
-        None: all images in every step.
-      learning_rate: of Adam, in normalised units.
-      objective: see `slowformer`.
-      place: row and column of the patch's corner.
-      mean_std: (mean, std) per channel, the unit that the patch moves in; the network's own normalisation.
-      levels: what is pasted.
+    The batch of step k is the k-th of the images in their order, beginning again behind the last.
     """
 
     size: tuple[int, int]

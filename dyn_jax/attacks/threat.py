@@ -53,7 +53,7 @@ class _Ball(flax.struct.PyTreeNode):
 
     def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """[row], true where x is in the set up to 1e-6, of a sum over many numbers also relative to eps."""
-        return (self.distance(x, clean) <= self.eps * (1 + self.slack) + TOLERANCE) & _in_box(x, self.bounds)
+        return (self.distance(x, clean) <= self.eps * (1 + self.slack) + TOLERANCE) & in_box(x, self.bounds)
 
     def direction(self, gradient: jax.Array) -> jax.Array:
         """Steepest ascent direction of unit length in the set's norm; 0 where the gradient is 0."""
@@ -273,7 +273,7 @@ class Box(flax.struct.PyTreeNode):
     def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """[row], true where x is in the box up to 1e-6."""
         del clean
-        return _in_box(x, self.bounds)
+        return in_box(x, self.bounds)
 
 
 Ball = Linf | L2 | L1 | Ray
@@ -281,7 +281,7 @@ BALLS: dict[str, type[Linf] | type[L2] | type[L1]] = {"linf": Linf, "l2": L2, "l
 Threat = Ball | Box | Dropped
 
 
-def _in_box(x: jax.Array, bounds: Bounds) -> jax.Array:
+def in_box(x: jax.Array, bounds: Bounds) -> jax.Array:
     inside = (x >= bounds[0] - TOLERANCE) & (x <= bounds[1] + TOLERANCE)
     return jnp.all(inside, axis=tuple(range(1, x.ndim)))
 

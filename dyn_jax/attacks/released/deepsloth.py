@@ -29,8 +29,9 @@ def _pgd(norm: str, eps: Any, step_size: Any, steps: int, objective: Objective, 
     _validate.choice("norm", norm, ("linf", "l2", "l1"))
     eps = _validate.number("eps", eps, minimum=0)
     threat: Ball = L1(eps, scaled=True) if norm == "l1" else ball(norm, eps)
-    directions = (each_step(l1_normalised if norm == "l1" else threat.direction),)
-    return ascent(threat, directions, step_size, steps, start_of, objective=objective, random=True, attack_all=True)
+    direction = each_step(l1_normalised if norm == "l1" else threat.direction)
+    fields = {"objective": objective, "random": True, "attack_all": True}
+    return ascent(threat, step_size, steps, direction, start_of=start_of, **fields)
 
 
 def _random(problem: Problem, keys: jax.Array) -> jax.Array:
@@ -43,12 +44,7 @@ def _contrast(problem: Problem, keys: jax.Array) -> jax.Array:
     return problem.domain.clean + (2 * problem.domain.clean - 1) * problem.ball.eps
 
 
-def pgd(
-    norm: str = "linf",
-    eps: Number = EPS,
-    step_size: Number = STEP_SIZE,
-    steps: int = STEPS,
-) -> Attack:
+def pgd(norm: str = "linf", eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """PGD on the last exit's cross-entropy; the last iterate is returned.
 
     Args:
@@ -60,22 +56,12 @@ def pgd(
     return _pgd(norm, eps, step_size, steps, exit_objective(-1), _random)
 
 
-def pgd_average(
-    norm: str = "linf",
-    eps: Number = EPS,
-    step_size: Number = STEP_SIZE,
-    steps: int = STEPS,
-) -> Attack:
+def pgd_average(norm: str = "linf", eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """`pgd` on the mean of all exits' cross-entropies."""
     return _pgd(norm, eps, step_size, steps, mean_of_exits, _random)
 
 
-def pgd_max(
-    norm: str = "linf",
-    eps: Number = EPS,
-    step_size: Number = STEP_SIZE,
-    steps: int = STEPS,
-) -> Attack:
+def pgd_max(norm: str = "linf", eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """One run for every exit, all from one start; per image the one with the largest sum over exits."""
     return worst_of_exits(_pgd(norm, eps, step_size, steps, mean_of_exits, _contrast))
 

@@ -43,13 +43,7 @@ def bim(eps: Number, step_size: Number, steps: int, **options: Any) -> Attack:
     return _bim(eps, step_size, steps, bounds=BOUNDS, **options)
 
 
-def pgd(
-    eps: Number,
-    step_size: Number,
-    steps: int,
-    *,
-    objective: str | Objective = "ce",
-) -> Attack:
+def pgd(eps: Number, step_size: Number, steps: int, *, objective: str | Objective = "ce") -> Attack:
     """`dyn_jax.attacks.pgd` whose start is not clipped to the box; examples left alone come back with its noise."""
     return unclipped(ball("linf", eps, BOUNDS), step_size, steps, objective=resolve(objective), keep_start=True)
 
@@ -61,17 +55,12 @@ def batch_mean_normalised(gradient: jax.Array) -> jax.Array:
 
 
 def mi_fgsm(
-    eps: Number,
-    step_size: Number,
-    steps: int,
-    *,
-    decay: float = 1.0,
-    objective: str | Objective = "ce",
+    eps: Number, step_size: Number, steps: int, *, decay: float = 1.0, objective: str | Objective = "ce"
 ) -> Attack:
     """`dyn_jax.attacks.mi_fgsm` with the mean over the batch, so that examples influence each other, in (-1, 1)."""
     threat = ball("linf", eps, BOUNDS)
     directions = momentum(threat, decay, batch_mean_normalised)
-    return ascent(threat, directions, step_size, steps, objective=resolve(objective))
+    return ascent(threat, step_size, steps, *directions, objective=resolve(objective))
 
 
 def carlini_wagner(eps: Number, step_size: Number, steps: int, *, confidence: float = 0.0) -> Attack:

@@ -6,7 +6,6 @@ Use it with ``form=sparse3d.OUTDOOR_RELEASE`` and the occupancy of `settings`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
@@ -94,27 +93,14 @@ def cell_lovasz() -> Objective:
     return objective
 
 
+def _normalised(gradient: jax.Array) -> jax.Array:
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
+    return gradient / (jnp.max(jnp.abs(gradient), axis=1, keepdims=True) + 1e-12)
+
+
 def normalised() -> optax.GradientTransformation:
     """``g / (max_i |g_i| + 1e-12)`` for every point, numbers that are not finite as 0."""
-
-    def direction(gradient: jax.Array) -> jax.Array:
-        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
-        return gradient / (jnp.max(jnp.abs(gradient), axis=1, keepdims=True) + 1e-12)
-
-    return each_step(direction)
-
-
-def _gradient(problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
-    """`Problem.gradient` that leaves a NaN where it is: the release drops single coordinates, not whole points."""
-
-    def total(x: jax.Array) -> tuple[jax.Array, tuple]:
-        output = problem.forward(x, problem.reach)
-        losses = problem.losses(output)
-        return jnp.sum(losses), (losses, output)
-
-    gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
-    _, bad = problem.finite(gradient)
-    return gradient, problem.observed(output, losses, bad)
+    return each_step(_normalised)
 
 
 def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = None) -> Attack:
@@ -127,13 +113,9 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
       eps: half-width of the cube around every point, metres; one that `settings` knows.
       steps: evaluations.
       objective: default `cell_lovasz`.
-
-    Raises:
-      ValueError, TypeError: see above.
     """
     step_size = settings(eps).step_size
     _validate.positive_int("steps", steps)
-    chain = optax.chain(normalised(), optax.scale(step_size))
 
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         wanted = problem.labels if problem.targets is None else problem.targets
@@ -143,9 +125,11 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
             value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
             return -value if problem.targets is None else value
 
-        def moved(x: Any) -> tuple[jax.Array, Steps]:
-            gradient, record = _gradient(problem, x)
-            return problem.project(x + chain.update(gradient, chain.init(x))[0]), record
+        def moved(x: jax.Array) -> tuple[jax.Array, Steps]:
+            gradient, output, losses = problem.pulled(x)
+            record = problem.observed(output, losses, problem.finite(gradient)[1])
+            # a NaN stays until here: the release drops single coordinates, not whole points
+            return problem.project(x + step_size * _normalised(gradient)), record
 
         return worst_of_clouds(problem, start, steps, badness_of, moved)
 

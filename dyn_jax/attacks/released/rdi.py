@@ -20,12 +20,7 @@ from dyn_jax.types import Output
 EPS, STEP_SIZE, STEPS = 0.03137, 0.00784, 20
 
 
-def single(
-    exit: int,
-    eps: Number = EPS,
-    step_size: Number = STEP_SIZE,
-    steps: int = STEPS,
-) -> Attack:
+def single(exit: int, eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """PGD on the cross-entropy of one exit (negative: from the end).
 
     Args:
