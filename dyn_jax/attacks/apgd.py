@@ -96,12 +96,7 @@ def apgd(
     Croce and Hein 2021 for L1 and radii.
     """
     threat = ball(norm, eps, bounds)
-    _validate.positive_int("restarts", restarts)
-    run = runs(steps, course)
-
-    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        return best_of(run, problem, keys, start, restarts)
-
+    search = best_of(runs(steps, course), restarts)
     return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all, reach=threat.eps)
 
 
@@ -122,15 +117,13 @@ def runs(steps: int, course: Course) -> Search:
     def run(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         x, random, records = start, start is None and len(radii) == 1, []
         for number, (radius, part) in enumerate(zip(radii, parts)):
-            threat = problem.ball.replace(eps=radius * jnp.asarray(problem.ball.eps))
-            domain = dataclasses.replace(problem.domain, threat=threat)  # pyright: ignore[reportArgumentType]
-            wide = problem if radius == 1 else dataclasses.replace(problem, domain=domain)
+            wide = problem if radius == 1 else problem.in_radius(radius * jnp.asarray(problem.ball.eps))
             if x is None:
                 x = random_start(wide, keys)
             elif start is not None or len(radii) > 1:
                 x = wide.project(x)  # the largest loss is kept, and that of a start outside the ball would stay so
             last = errors and number == len(radii) - 1  # a wider ball hands on where the loss is largest
-            if isinstance(threat, L1):
+            if isinstance(problem.ball, L1):
                 found = apgd_l1.maximise(wide, x, part, drawn=random, errors=last)
             else:
                 found = maximise(wide, x, part, errors=last)

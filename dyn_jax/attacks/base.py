@@ -139,6 +139,11 @@ class Problem:
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ball (Linf, L2, L1 or Ray)")
         return threat
 
+    def in_radius(self, eps: jax.typing.ArrayLike) -> Problem:
+        """The problem in a ball of another radius."""
+        domain: Any = self.domain
+        return dataclasses.replace(self, domain=dataclasses.replace(domain, threat=self.ball.replace(eps=eps)))
+
     def project(self, x: jax.Array) -> jax.Array:
         """Nearest allowed value."""
         return self.domain.project(x)

@@ -106,11 +106,7 @@ def begun(problem: Problem, start: jax.Array | None) -> jax.Array:
 
     The search measures what it has found, and a norm that only a forbidden value reaches is none.
     """
-    if start is None:
-        return problem.domain.clean
-    threat = problem.ball.replace(eps=jnp.inf)
-    domain = dataclasses.replace(problem.domain, threat=threat)  # pyright: ignore[reportArgumentType]
-    return domain.project(start)
+    return problem.domain.clean if start is None else problem.in_radius(jnp.inf).project(start)
 
 
 def within(problem: Problem, x: jax.Array) -> jax.Array:

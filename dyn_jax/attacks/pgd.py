@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 
-from dyn_jax import _validate
 from dyn_jax.attacks.ascent import ascent
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.base import Attack, Problem
 from dyn_jax.attacks.restarts import best_of
 from dyn_jax.attacks.threat import Ball, Bounds, Number, ball
 from dyn_jax.objectives import Objective, resolve
@@ -52,13 +51,7 @@ def pgd(
 
     Raises as `bim`; restarts not a positive integer; no ``key`` when called.
     """
-    threat = ball(norm, eps, bounds)
-    _validate.positive_int("restarts", restarts)
     start_of = lambda problem, keys: problem.project(problem.domain.clean + noise(problem, keys))
     fields = {"objective": resolve(objective), "random": True, "attack_all": attack_all}
-    one = ascent(threat, step_size, steps, start_of=start_of, **fields)
-
-    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        return best_of(one.search, problem, keys, start, restarts)
-
-    return dataclasses.replace(one, search=search)
+    one = ascent(ball(norm, eps, bounds), step_size, steps, start_of=start_of, **fields)
+    return dataclasses.replace(one, search=best_of(one.search, restarts))

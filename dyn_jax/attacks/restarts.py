@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from dyn_jax import _validate
 from dyn_jax.attacks.base import Found, Problem, Search, Steps
 
 
@@ -13,36 +14,39 @@ def folded(keys: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
-def best_of(run: Search, problem: Problem, keys: jax.Array, start: jax.Array | None, restarts: int) -> Found:
-    """Runs `run` `restarts` times (one after the other, in one compiled loop), run r with ``fold_in(key, r)``.
+def best_of(run: Search, restarts: int) -> Search:
+    """The search that runs `run` `restarts` times (in one compiled loop), run r with ``fold_in(key, r)``.
 
     Per example a success on the victim beats none, then the larger loss wins; the steps are those of the kept run.
     Run 0 uses the keys as they are, so that one restart and the first of many are the same.
     """
-    if restarts == 1:
-        return run(problem, keys, start)
-    # a given start is the first run's alone, so that one is traced by itself
-    fixed = 0 if start is None else 1
+    if _validate.positive_int("restarts", restarts) == 1:
+        return run
 
-    def ranked(found: Found) -> tuple[Found, Score]:
+    def ranked(problem: Problem, keys: jax.Array, start: jax.Array | None) -> tuple[Found, Score]:
+        found = run(problem, keys, start)
         output = problem.victim(problem.project(found.x))
         return found, (problem.succeeds(output.logits), problem.losses(output))
 
-    def body(_: None, number: jax.Array) -> tuple[None, tuple[Found, Score]]:
-        return None, ranked(run(problem, jnp.where(number == 0, keys, folded(keys, number)), None))
+    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        def body(_: None, number: jax.Array) -> tuple[None, tuple[Found, Score]]:
+            return None, ranked(problem, jnp.where(number == 0, keys, folded(keys, number)), None)
 
-    _, runs = jax.lax.scan(body, None, jnp.arange(fixed, restarts))
-    if fixed:
-        first = ranked(run(problem, keys, start))
-        runs = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, runs)
+        # a given start is the first run's alone, so that one is traced by itself
+        _, runs = jax.lax.scan(body, None, jnp.arange(0 if start is None else 1, restarts))
+        if start is not None:
+            first = ranked(problem, keys, start)
+            runs = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, runs)
 
-    def keep(best: tuple[Found, Score], one: tuple[Found, Score]) -> tuple[tuple[Found, Score], None]:
-        better, score = beats(one[1], best[1])
-        steps = jax.tree.map(lambda a, b: jnp.where(better[None, :], a, b), one[0].steps, best[0].steps)
-        return (Found(problem.pick(better, one[0].x, best[0].x), steps), score), None
+        def keep(best: tuple[Found, Score], one: tuple[Found, Score]) -> tuple[tuple[Found, Score], None]:
+            better, score = beats(one[1], best[1])
+            steps = jax.tree.map(lambda a, b: jnp.where(better[None, :], a, b), one[0].steps, best[0].steps)
+            return (Found(problem.pick(better, one[0].x, best[0].x), steps), score), None
 
-    (best, _), _ = jax.lax.scan(keep, *(jax.tree.map(take, runs) for take in (lambda all: all[0], lambda all: all[1:])))
-    return best
+        first, others = (jax.tree.map(take, runs) for take in (lambda all: all[0], lambda all: all[1:]))
+        return jax.lax.scan(keep, first, others)[0][0]
+
+    return search
 
 
 Score = tuple[jax.Array, jax.Array]
