@@ -33,12 +33,7 @@ class _State(NamedTuple):
 
 
 def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, errors: bool) -> Found:
-    """Algorithm 1 of the paper from `start`.
-
-    Args:
-      drawn: `start` is random, so that its sparsity says nothing.
-      errors: see `dyn_jax.attacks.kept`.
-    """
+    """Algorithm 1 of the paper from `start`, whose sparsity says nothing where it is `drawn`; errors: see `Kept`."""
     domain = problem.domain
     axes = tuple(range(1, domain.split(domain.clean).ndim))
     values = jnp.sum(domain.split(jnp.ones_like(domain.clean)), axis=axes)

@@ -40,10 +40,8 @@ def ascent(
 ) -> Attack:
     """The attack that `ascend`s by `step_size` times what `directions`, in a chain, make of the gradient.
 
-    Args:
-      directions: default that of the steepest ascent in the norm of `threat`.
-      start_of: (problem, keys) -> where it begins unless a start is given.
-      **fields: of `Attack`.
+    By default that is the steepest in the norm of `threat`. Begins at `start_of` unless a start is given; `fields` of
+    `Attack`.
     """
     step_size = _validate.number("step_size", step_size, minimum=0)
     _validate.positive_int("steps", steps)

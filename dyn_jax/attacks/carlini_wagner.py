@@ -33,8 +33,7 @@ def carlini_wagner(
       learning_rate: Adam's; of coordinates in metres.
       initial_constant: first c.
       confidence: kappa, in logits; a success must exceed this margin on the victim.
-      bounds: lowest and highest pixel value; x is mapped onto this range.
-      attack_all: also perturb examples that are misclassified to begin with.
+      bounds, attack_all: see `dyn_jax.attacks.bim`; x is mapped onto the range of the bounds.
 
     Raises:
       ValueError, TypeError: a number out of range.

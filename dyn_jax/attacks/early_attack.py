@@ -23,16 +23,13 @@ _NO_TARGETS = "Early Attack has no target class"
 def early_loss(
     exits: jax.Array, kept: jax.Array, alpha: jax.typing.ArrayLike, classes: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """(T2 - alpha T1, alpha T1) with ``T1 = sum_{j != p} max(y^N_p - y^N_j, 0)`` and ``T2 = sum_{i < N} y^i_p``.
+    """(T2 - alpha T1, alpha T1), ``T1 = sum_{j != p} max(y^N_p - y^N_j, 0)``, ``T2 = sum_{i < N} y^i_p``, [batch].
 
     Args:
       exits: logits [batch, exit, class]; y^i is the softmax of exit i, N the last.
       kept: [batch], p, the class that the last exit shall keep saying.
       alpha: weight of T1.
       classes: T1 sums over the first `classes` classes; default all.
-
-    Returns:
-      Two [batch].
     """
     probabilities = jax.nn.softmax(exits)
     own = jnp.take_along_axis(probabilities, kept[:, None, None], axis=2)[..., 0]

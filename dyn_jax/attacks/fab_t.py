@@ -115,11 +115,7 @@ class TargetedFab(Walk):
 
 
 def likeliest_wrong(problem: Problem, count: int) -> jax.Array:
-    """[example, count], the wrong classes with the largest logits on the clean value, the largest first.
-
-    Raises:
-      ValueError: there are not that many wrong classes.
-    """
+    """[example, count], the wrong classes with the largest clean logits, largest first; ValueError for too many."""
     logits = (problem.clean if problem.same else problem.forward(problem.domain.clean)).logits
     if count >= logits.shape[1]:
         raise ValueError(f"target_classes: got {count} of {logits.shape[1]} classes, expected fewer")

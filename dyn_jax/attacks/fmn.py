@@ -97,12 +97,11 @@ def fmn(
 
     Args:
       steps: of both schedules; an evaluation each. The x after the last one is not evaluated.
-      norm: ``linf``, ``l2`` or ``l1``.
+      norm, bounds: see `dyn_jax.attacks.bim`; also ``l1``.
       criterion: of `dyn_jax.attacks.criteria`; default ``misclassified()``; ``recovered(0.5)`` finds the smallest
         perturbation that brings half of the saved computation back.
       step_size: first and last one, an L2 length whatever the norm; of points in metres.
       gamma: first and last relative change of eps.
-      bounds: lowest and highest pixel value.
 
     Raises:
       ValueError, TypeError: steps not a positive integer; unknown norm; a schedule that is no pair of numbers of at

@@ -100,7 +100,7 @@ def knn_pert(
 
     Args:
       eps: metres.
-      steps, learning_rate, constant, search_steps, confidence: as for `point_pert`.
+      steps, learning_rate, constant, search_steps, confidence: see `point_pert`.
       distance: see `KNNDistance`.
 
     Raises as `point_pert`. Source: Tsai et al. 2020 (distances). LGM's paper names the attack without its constants,

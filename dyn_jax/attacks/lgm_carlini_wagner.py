@@ -25,12 +25,9 @@ def lgm_carlini_wagner(
     a constant. It is what the "C&W" rows of LGM's table II were computed with.
 
     Args:
-      eps: Linf radius in pixel units of [0, 1] images, or metres.
-      step_size: Adam's learning rate, same units; betas 0.9 and 0.999, epsilon 1e-8 (PyTorch's defaults).
-      steps: number of steps.
+      eps, steps, bounds, attack_all: see `dyn_jax.attacks.bim`; the norm is Linf.
+      step_size: Adam's learning rate, same units as eps; betas 0.9 and 0.999, epsilon 1e-8 (PyTorch's defaults).
       objective: default ``hinge_margin(0)``; give a confidence in logits, `dyn_jax.objectives.hinge_margin`.
-      bounds: lowest and highest pixel value.
-      attack_all: also perturb examples that are misclassified to begin with.
 
     Raises as `dyn_jax.attacks.bim`.
     """

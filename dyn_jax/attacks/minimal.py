@@ -65,11 +65,7 @@ class Descent(abc.ABC):
 
 
 def unbounded(norm: str, bounds: Bounds) -> Ball:
-    """A ball without end: whatever the box allows, measured in the norm `norm`.
-
-    Raises:
-      ValueError: unknown norm; bounds not (low, high).
-    """
+    """A ball without end: whatever the box allows, measured in the norm `norm`. ValueError for an unknown one."""
     _validate.choice("norm", norm, BALLS)
     check_bounds(bounds)
     return BALLS[norm](jnp.inf, bounds)

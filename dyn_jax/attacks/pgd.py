@@ -20,13 +20,7 @@ def noise(problem: Problem, keys: jax.Array) -> jax.Array:
 
 
 def unclipped(threat: Ball, step_size: Number, steps: int, **fields: Any) -> Attack:
-    """PGD whose start may lie outside the box, as several released codes have it; one start, the last iterate.
-
-    Args:
-      threat: a ball.
-      step_size, steps: see `bim`.
-      **fields: of `Attack`.
-    """
+    """PGD whose start may lie outside the box, as several released codes have it; `fields` of `Attack`."""
     start_of = lambda problem, keys: problem.domain.clean + noise(problem, keys)
     return ascent(threat, step_size, steps, start_of=start_of, random=True, **fields)
 

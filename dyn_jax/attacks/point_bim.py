@@ -54,8 +54,7 @@ def point_bim(
       objective: ``ce``, ``margin``, ``dlr`` or a callable; mean over the rows that count.
       attack_all: also move clouds that are misclassified to begin with.
 
-    Raises:
-      ValueError, TypeError: eps or step negative; steps not a positive integer; unknown names.
+    Raises as `dyn_jax.attacks.bim`; an unknown direction.
 
     Source: LGM paper section VI.A, after Liu et al. 2019; released code for the direction.
     """

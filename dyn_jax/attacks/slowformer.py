@@ -88,16 +88,9 @@ class PatchSearch:
     def fit(
         self, forward: Callable[[jax.Array], Output], images: jax.Array, labels: jax.Array, patch: jax.Array
     ) -> tuple[jax.Array, PatchSteps]:
-        """The patch after all steps, and the record.
+        """(the patch as Adam left it, of which ``pasted(patch)`` is pasted, record), from `patch` on.
 
-        Args:
-          forward: images -> `Output`.
-          images: [n, height, width, channel] in [0, 1].
-          labels: [n], for objectives that look at them.
-          patch: [rows, columns, channel] in normalised units, where the search begins.
-
-        Returns:
-          The patch in normalised units, as Adam left it: what is pasted is ``pasted(patch)``.
+        Images [n, height, width, channel] in [0, 1], labels [n], patches [rows, columns, channel] in normalised units.
         """
         size = len(images) if self.batch_size is None else self.batch_size
         if len(images) % size:
@@ -228,8 +221,7 @@ def ponder_objective(weight: float = 5e-4, prior: float = 0.0, target: jax.Array
 def paste_at(images: jax.Array, patch: jax.Array, place: tuple[int, int] = (0, 0)) -> jax.Array:
     """Images [n, height, width, channel] whose pixels from `place` on are `patch` [rows, columns, channel].
 
-    Raises:
-      ValueError: it does not fit.
+    Raises ValueError where it does not fit.
     """
     check_place(images, patch.shape[:2], place)
     (rows, columns), (top, left) = patch.shape[:2], place

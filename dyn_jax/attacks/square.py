@@ -21,12 +21,9 @@ CHANGES = (0, 11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001)  # iterations of 1
 
 
 def schedule(queries: int, *, p: float = 0.8, rescale: bool = False) -> np.ndarray:
-    """[queries], the share of the image that a square covers: `p`, halved at the iterations of `CHANGES`.
+    """[queries], the share of the image that a square covers: first `p`, halved at the iterations of `CHANGES`.
 
-    Args:
-      queries: of the whole run.
-      p: first share.
-      rescale: stretch the 10,000 iterations of the paper to `queries` (AutoAttack: no).
+    `rescale` stretches the 10,000 iterations of the paper to `queries` (AutoAttack: no).
     """
     number = np.arange(queries)
     if rescale:

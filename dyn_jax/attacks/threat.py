@@ -291,9 +291,7 @@ def ball(name: str, eps: Number, bounds: Bounds = (0.0, 1.0)) -> Ball:
 
     Args:
       name: ``linf``, ``l2``, ``l1``, or for points ``ray``, see `Ray`.
-      eps: radius, at least 0: in pixel units of [0, 1] images a number or "8/255", for points metres; a scalar array
-        inside a vmap.
-      bounds: lowest and highest pixel value.
+      eps, bounds: see `dyn_jax.attacks.bim`.
 
     Raises:
       ValueError, TypeError: unknown norm; eps negative, not finite or not parseable; bounds not (low, high).

@@ -63,13 +63,8 @@ def class_universal(
 ) -> Attack:
     """`universal` with one delta for the images of every label.
 
-    ``table.at[labels].set(result.record.delta[:, 0])`` makes the table [class, height, width, channel].
-
-    Args:
-      eps, step_size, steps, norm, objective, bounds: see `universal`.
-      delta: where to begin, [class, height, width, channel]; default 0.
-
-    Raises as `universal`.
+    ``table.at[labels].set(result.record.delta[:, 0])`` makes the table [class, height, width, channel], the shape of
+    `delta` too. Arguments and errors as of `universal`.
     """
     return _attack(eps, norm, bounds, objective, step_size, steps, delta, True)
 

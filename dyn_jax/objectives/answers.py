@@ -46,16 +46,7 @@ def _largest_other(logits: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def cross_entropy(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-    """``-log softmax(z)_y``; targeted ``log softmax(z)_t``.
-
-    Args:
-      output: logits [batch, class].
-      labels: [batch], the true classes.
-      targets: [batch] or None.
-
-    Returns:
-      [batch].
-    """
+    """``-log softmax(z)_y`` of logits z [batch, class], labels y [batch]; targeted ``log softmax(z)_t``; [batch]."""
     log_probability = jax.nn.log_softmax(single(output.logits))
     return -_at(log_probability, labels) if targets is None else _at(log_probability, targets)
 

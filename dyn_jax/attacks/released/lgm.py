@@ -82,9 +82,8 @@ def worst_of_clouds(
 ) -> Found:
     """The iterate of every cloud on which the victim is worst, the clean one too; the last evaluation makes no step.
 
-    Args:
-      badness_of: (predictions [row], [row] bool which rows of one cloud count, classes) -> number.
-      moved: x -> (x after a step, record).
+    ``badness_of(predictions [row], which rows of one cloud count [row], classes)`` says how bad;
+    ``moved(x)`` is x after a step, and the record.
     """
     clean, domain = problem.domain.clean, problem.domain
     own, counted = domain.split(jnp.ones_like(clean))[..., 0] > 0, problem.counted
