@@ -128,7 +128,7 @@ def point_bim(
 
         def badness_of(predictions: jax.Array, own: jax.Array, classes: int) -> jax.Array:
             if problem.targets is not None:
-                return jnp.mean((predictions == problem.targets) & own, dtype=problem.clean.logits.dtype)
+                return jnp.mean(((predictions == problem.targets) & own).astype(problem.clean.logits.dtype))
             labels = jnp.where(own, problem.labels, -1)
             return -metrics.mean_iou(metrics.confusion(predictions, labels, classes))
 
