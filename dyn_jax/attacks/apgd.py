@@ -46,7 +46,6 @@ class _State(NamedTuple):
     gradient: jax.Array
     step_size: jax.Array  # [batch]
     loss: jax.Array  # at x
-    best_gradient: jax.Array
     kept: Kept
     increases: jax.Array  # since the last checkpoint
     checked_loss: jax.Array  # best loss at the last checkpoint
@@ -161,10 +160,8 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = F
         alpha = jnp.where(number == 0, 1.0, MOMENTUM).astype(target.dtype)
         x = state.x + alpha * (target - state.x) + (1 - alpha) * (state.x - state.previous)
         x = jnp.where(first, start, problem.project(x))
-        gradient, output, record = problem.evaluate(x)
+        kept, gradient, record = state.kept.after(problem, x, first)
         increases = state.increases + (record.loss > state.loss)
-        kept, better = state.kept.after(problem, x, output, record.loss, first)
-        best_gradient = problem.pick(better, gradient, state.best_gradient)
 
         few_increases = increases < RHO * period
         no_progress = ~state.just_halved & (state.checked_loss >= kept.loss)
@@ -172,10 +169,9 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = F
         return _State(
             x=problem.pick(halve, kept.best, x),
             previous=state.x,
-            gradient=problem.pick(halve, best_gradient, gradient),
+            gradient=problem.pick(halve, kept.gradient, gradient),
             step_size=jnp.where(halve, state.step_size / 2, state.step_size),
             loss=record.loss,
-            best_gradient=best_gradient,
             kept=kept,
             increases=jnp.where(check, 0, increases),
             checked_loss=jnp.where(check | first, kept.loss, state.checked_loss),
@@ -189,7 +185,6 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = F
         gradient=jnp.zeros_like(start),
         step_size=jnp.full_like(loss, 2 * jnp.asarray(threat.eps, start.dtype)),
         loss=loss + jnp.inf,
-        best_gradient=jnp.zeros_like(start),
         kept=Kept.nothing(problem, start, errors),
         increases=jnp.zeros_like(loss, jnp.int32),
         checked_loss=loss,

@@ -34,5 +34,5 @@ def bim(
       ValueError, TypeError: eps or step negative, an array or not parseable; steps not a positive integer; unknown
         norm or objective.
     """
-    fields = {"objective": resolve(objective), "attack_all": attack_all}
-    return ascent(ball(norm, eps, bounds), step_size, steps, **fields)
+    threat = ball(norm, eps, bounds)
+    return ascent(threat, step_size, steps, objective=resolve(objective), attack_all=attack_all)
