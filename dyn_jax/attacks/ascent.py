@@ -11,7 +11,15 @@ import optax
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem
 from dyn_jax.attacks.threat import Ball, Number
-from dyn_jax.attacks.transforms import each_step
+
+
+def each_step(direction: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
+    """``direction(gradient)``, such as a threat set's, as a transform."""
+
+    def update(updates: Any, params: Any = None) -> jax.Array:
+        return direction(updates)
+
+    return optax.stateless(update)
 
 
 def ascend(problem: Problem, start: jax.Array, chain: optax.GradientTransformation, steps: int) -> Found:

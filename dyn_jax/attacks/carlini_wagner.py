@@ -35,10 +35,8 @@ def carlini_wagner(
       confidence: kappa, in logits; a success must exceed this margin on the victim.
       bounds, attack_all: see `dyn_jax.attacks.bim`; x is mapped onto the range of the bounds.
 
-    Raises:
-      ValueError, TypeError: a number out of range.
-
-    Source: Carlini and Wagner 2017, section V and VI.A (f_6). Without the released code's early abort.
+    Raises as `point_pert`. Source: Carlini and Wagner 2017, section V and VI.A (f_6). Without the released code's early
+    abort.
     """
     check_bounds(bounds)
     search = Bisection(

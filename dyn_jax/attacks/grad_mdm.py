@@ -165,12 +165,9 @@ def grad_mdm(
         False: the losses alone, for any network.
       form: see `dyn_jax.attacks.energy.Form`; its code's is ``released.form().replace(update_last=False)``.
 
-    Raises:
-      ValueError, TypeError: a number out of range, an unknown name; when called, a network without adaptive units, or
-        with ``even`` one whose units have several elements or that does not take ``tap=``.
-
-    Source: GradMDM's released code (read). Without its option to keep the accuracy, in which the order of the backward
-    passes mixes up the nodes' counts.
+    Raises as `grad_auto`; when called with ``even``, for a network whose units have several elements or that does not
+    take ``tap=``. Source: GradMDM's released code (read). Without its option to keep the accuracy, in which the order
+    of the backward passes mixes up the nodes' counts.
     """
     gamma = _validate.number("gamma", gamma, minimum=0)
     _validate.positive("active", active)

@@ -47,10 +47,7 @@ def ilfo(
       steps, learning_rate: of Adam; of coordinates in metres.
       eps, tau, weights, form: see `grad_auto`.
 
-    Raises:
-      ValueError, TypeError: a number out of range, an unknown name; when called, a network without adaptive units.
-
-    Source: GradAuto section 3 (eq. 5), which describes ILFO's loss.
+    Raises as `grad_auto`. Source: GradAuto section 3 (eq. 5), which describes ILFO's loss.
     """
     weight = _validate.number("weight", weight, minimum=0)
     fields = {"form": form, "steps": steps, "learning_rate": learning_rate, "weight": weight}

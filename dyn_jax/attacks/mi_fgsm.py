@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascent
+from dyn_jax.attacks.ascent import ascent, each_step
 from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.threat import Ball, Bounds, Number, ball
-from dyn_jax.attacks.transforms import each_step, l1_normalised
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -39,6 +39,12 @@ def mi_fgsm(
     threat = ball(norm, eps, bounds)
     fields = {"objective": resolve(objective), "attack_all": attack_all}
     return ascent(threat, step_size, steps, *momentum(threat, decay, l1_normalised), **fields)
+
+
+def l1_normalised(gradient: jax.Array) -> jax.Array:
+    """``g / ||g||_1`` per row (image or point); 0 stays 0 (Dong et al. 2018, eq. 6)."""
+    norm = jnp.sum(jnp.abs(gradient), axis=tuple(range(1, gradient.ndim)), keepdims=True)
+    return gradient / jnp.where(norm > 0, norm, 1)
 
 
 def momentum(threat: Ball, decay: float, normalised: Callable[[jax.Array], jax.Array]) -> tuple:

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascent
+from dyn_jax.attacks.ascent import ascent, each_step
 from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.threat import ball
-from dyn_jax.attacks.transforms import each_step
 from dyn_jax.objectives import Objective, resolve
 
 DIRECTIONS = ("linf", "sign", "l2")

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascent
+from dyn_jax.attacks.ascent import ascent, each_step
 from dyn_jax.attacks.base import Attack, Problem
 from dyn_jax.attacks.forward import Network, as_forward
+from dyn_jax.attacks.mi_fgsm import l1_normalised
 from dyn_jax.attacks.released.rdi import mean_of_exits, worst_of_exits
 from dyn_jax.attacks.threat import L1, Ball, Number, ball, drawn
-from dyn_jax.attacks.transforms import each_step, l1_normalised
 from dyn_jax.objectives import Objective, exit_objective
 
 EPS, STEP_SIZE, STEPS = 0.03125, 0.001, 20

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from dyn_jax import _validate, metrics
+from dyn_jax.attacks.ascent import each_step
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.released.lgm import worst_of_clouds
 from dyn_jax.attacks.threat import ball
-from dyn_jax.attacks.transforms import each_step
 from dyn_jax.objectives import Objective, lovasz_softmax
 from dyn_jax.occupancy import voxel
 from dyn_jax.types import Output
