@@ -309,22 +309,11 @@ class Attack:
 
         clean_success = is_adversarial(clean.logits, labels, targets) & counted
         reach = None if self.reach is None or isinstance(domain, Pixels) else Reach(self.reach)
-        problem = Problem(
-            domain,
-            lambda x, reach=None, **options: forward(domain.input(x), reach, **options),
-            judge,
-            same and reach is None,
-            labels,
-            targets,
-            counted,
-            jnp.ones(domain.examples, bool),
-            self.objective,
-            reach,
-            clean,
-        )
-        left_alone = (
-            jnp.zeros_like(problem.succeeds(clean.logits)) if self.attack_all else problem.succeeds(clean.logits)
-        )
+        at = lambda x, reach=None, **options: forward(domain.input(x), reach, **options)
+        every, same = jnp.ones(domain.examples, bool), same and reach is None
+        problem = Problem(domain, at, judge, same, labels, targets, counted, every, self.objective, reach, clean)
+        left_alone = problem.succeeds(clean.logits)
+        left_alone = jnp.zeros_like(left_alone) if self.attack_all else left_alone
         problem = dataclasses.replace(problem, attacked=~left_alone)
         found = self.search(problem, keys, start)
 
@@ -380,9 +369,8 @@ def is_adversarial(logits: jax.Array, labels: jax.Array, targets: jax.Array | No
       ValueError, TypeError: shapes that do not fit, labels that are no integers.
     """
     logits = _validate.logits("logits", logits)
-    wanted = _validate.labels(
-        "labels" if targets is None else "targets", labels if targets is None else targets, len(logits)
-    )
+    name, wanted = ("labels", labels) if targets is None else ("targets", targets)
+    wanted = _validate.labels(name, wanted, len(logits))
     prediction = jnp.argmax(logits, axis=-1)
     return ((prediction != wanted) if targets is None else (prediction == wanted)) & _finite(logits)
 
@@ -394,7 +382,7 @@ def _finite(logits: jax.Array) -> jax.Array:
 def _labels(name: str, got: Any, rows: int, classes: int, ignore: int | None) -> jax.Array:
     """`_validate.labels` that lets `ignore` pass."""
     got = _validate.labels(name, got, rows)
-    wrong = ((got < 0) | (got >= classes)) & (got != ignore) if ignore is not None else (got < 0) | (got >= classes)
+    wrong = ((got < 0) | (got >= classes)) & (True if ignore is None else got != ignore)
     if _validate.is_concrete(wrong) and np.asarray(wrong).any():
         also = "" if ignore is None else f" or {ignore} (ignored)"
         values = sorted(set(np.asarray(got)[np.asarray(wrong)].tolist()))[:5]

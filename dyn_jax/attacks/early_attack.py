@@ -53,17 +53,11 @@ def fools_early_exits(exits: jax.Array, kept: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyForm:
-    """What the paper and the released code do differently.
+    """What the paper and the released code do differently."""
 
-    Attributes:
-      distance: (domain, x) -> [batch].
-      first_return: iteration from which a success ends the search for an example.
-      classes: T1 sums over the first `classes` classes; None: all.
-    """
-
-    distance: Callable[[Domain, jax.Array], jax.Array] = l2
-    first_return: int = 0
-    classes: int | None = None
+    distance: Callable[[Domain, jax.Array], jax.Array] = l2  # (domain, x) -> [batch]
+    first_return: int = 0  # iteration from which a success ends the search for an example
+    classes: int | None = None  # T1 sums over the first so many classes; None: all
 
 
 PAPER = EarlyForm()

@@ -207,7 +207,6 @@ def ponder_objective(weight: float = 5e-4, prior: float = 0.0, target: jax.Array
         raise ValueError("target: got None, expected gates.prior_target(layers, centre) for a prior")
 
     def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        del labels, targets
         costs = [jnp.mean(p.cost.reshape(len(p.cost), -1), 1) for p in gates.ponder_of_trace(output.trace).values()]
         value = weight * sum(costs[1:], start=costs[0])
         if target is None or not prior:

@@ -252,7 +252,6 @@ class Dropped(flax.struct.PyTreeNode):
 
     def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
         """None: random points are dropped by `dyn_jax.attacks.point_drop` with the saliency ``random``."""
-        del keys
         return jnp.zeros_like(like)
 
 
@@ -263,7 +262,6 @@ class Box(flax.struct.PyTreeNode):
 
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Clipping to the box."""
-        del clean
         return jnp.clip(x, *self.bounds)
 
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
@@ -272,7 +270,6 @@ class Box(flax.struct.PyTreeNode):
 
     def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """[row], true where x is in the box up to 1e-6."""
-        del clean
         return in_box(x, self.bounds)
 
 

@@ -108,19 +108,12 @@ def deepfool(logits: Callable, image: jax.Array, overshoot: float = 0.02, steps:
 
 
 class UAP(NamedTuple):
-    """A universal perturbation.
+    """A universal perturbation."""
 
-    Attributes:
-      delta: [height, width, channel].
-      after: [visit, height, width, channel], what it was after each visit.
-      visits: [visit, 4]: image, iterations of `deepfool`, old and new class; -1 where the answer had changed already.
-      rate: share of the images whose answer it changes.
-    """
-
-    delta: jax.Array
-    after: jax.Array
-    visits: jax.Array
-    rate: jax.Array
+    delta: jax.Array  # [height, width, channel]
+    after: jax.Array  # [visit, height, width, channel], what it was after each visit
+    visits: jax.Array  # [visit, 4]: image, iterations of `deepfool`, old and new class; -1 where it had changed already
+    rate: jax.Array  # share of the images whose answer it changes
 
 
 def uap(

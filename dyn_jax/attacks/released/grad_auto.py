@@ -49,9 +49,7 @@ def form(normalization: MeanStd | None = IMAGENET_MEAN_STD, **fields: object) ->
     Source: GradAuto's released code, which uses CIFAR-10's bounds on images normalised for ImageNet.
     """
     mean, std = ((0.0,) * 3, (1.0,) * 3) if normalization is None else normalization
-
-    def channels(values: tuple[float, ...], like: jax.Array) -> jax.Array:
-        return jnp.asarray(values, like.dtype).reshape(1, 1, 1, -1)
+    channels = lambda values, like: jnp.asarray(values, like.dtype).reshape(1, 1, 1, -1)
 
     def change(domain: Domain, delta: jax.Array) -> jax.Array:
         m, s, low, high = (channels(v, delta) for v in (mean, std, LOW, HIGH))

@@ -33,22 +33,16 @@ class OverflowingSigmoid:
     lam: jax.typing.ArrayLike
 
     def __call__(self, distance: jax.Array, inside: jax.Array) -> jax.Array:
-        del inside
         return jnp.prod(1 / (1 + jnp.exp(jnp.asarray(self.lam, distance.dtype) * (distance - 0.5))), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the release pairs with a budget.
+    """What the release pairs with a budget."""
 
-    Attributes:
-      step_size: metres.
-      input_lam, network_lam: slopes of the relations of features and of occupancy.
-    """
-
-    step_size: float
-    input_lam: float
-    network_lam: float
+    step_size: float  # metres
+    input_lam: float  # slope of the relation of features
+    network_lam: float  # and of occupancy
 
     def occupancy(self) -> voxel.VoxelOccupancy:
         """The occupancy of LGM; FGM's is None."""
