@@ -60,7 +60,8 @@ class PatchRecord(flax.struct.PyTreeNode):
 class PatchSearch:
     """Adam on a patch, ascending the mean objective of a batch of images that carry it; attributes as of `slowformer`.
 
-    The batch of step k is the k-th of the images in their order, beginning again behind the last.
+    It starts uniform in [-1/2, 1/2] in normalised units, on its levels. The batch of step k is the k-th of the images
+    in their order, beginning again behind the last.
     """
 
     size: tuple[int, int]
@@ -80,7 +81,8 @@ class PatchSearch:
         check_place(clean, self.size, self.place)
         if len(self.mean_std[0]) != clean.shape[-1]:
             raise ValueError(f"mean_std: got {len(self.mean_std[0])} channels, expected the images' {clean.shape[-1]}")
-        patch = self.random(keys[0], clean) if start is None else self.normalized(cut(start[0], self.size, self.place))
+        drawn = jax.random.uniform(keys[0], (*self.size, clean.shape[-1]), clean.dtype, -0.5, 0.5)
+        patch = self.pasted(drawn) if start is None else self.normalized(cut(start[0], self.size, self.place))
         patch, steps = self.fit(problem.forward, clean, problem.labels, patch)
         record = PatchRecord(jnp.broadcast_to(steps.objective[:, None], (self.steps, len(clean))))
         return Found(paste_at(clean, self.pixels(self.pasted(patch)), self.place), record=record)
@@ -119,11 +121,6 @@ class PatchSearch:
             return jnp.mean(self.objective(output, labels, None))
 
         return jax.value_and_grad(total)(patch)
-
-    def random(self, key: jax.Array, like: jax.Array) -> jax.Array:
-        """A start: uniform in [-1/2, 1/2] in normalised units, then on its levels."""
-        draw = jax.random.uniform(key, (*self.size, like.shape[-1]), like.dtype, -0.5, 0.5)
-        return self.pasted(draw)
 
     def pasted(self, patch: jax.Array) -> jax.Array:
         """The patch on its levels, in normalised units."""
