@@ -29,8 +29,7 @@ def _on_pixels(domain: Domain, x: jax.Array) -> jax.Array:
 def printed(**fields: Any) -> Form:
     """``x' = (tanh(x + delta) + 1) / 2``, eq. 3 as printed: at delta = 0 a grey image in [0.5, 0.88].
 
-    Args:
-      **fields: others of `Form`.
+    `fields`: others of `Form`.
     """
     change = lambda domain, delta: _on_pixels(domain, (jnp.tanh(domain.clean + delta) + 1) / 2)
     return Form(change=change, **fields)
