@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.attacks.ascent import ascent, each_step
-from dyn_jax.attacks.base import Attack, Problem
+from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.forward import Network, as_forward
 from dyn_jax.attacks.mi_fgsm import l1_normalised
 from dyn_jax.attacks.released.rdi import mean_of_exits, worst_of_exits
@@ -30,18 +30,18 @@ def _pgd(norm: str, eps: Any, step_size: Any, steps: int, objective: Objective, 
     eps = _validate.number("eps", eps, minimum=0)
     threat: Ball = L1(eps, scaled=True) if norm == "l1" else ball(norm, eps)
     direction = each_step(l1_normalised if norm == "l1" else threat.direction)
+    first = lambda problem, keys: start_of(problem.domain.clean, keys, eps)
     fields = {"objective": objective, "random": True, "attack_all": True}
-    return ascent(threat, step_size, steps, direction, start_of=start_of, **fields)
+    return ascent(threat, step_size, steps, direction, start_of=first, **fields)
 
 
-def _random(problem: Problem, keys: jax.Array) -> jax.Array:
-    clean = problem.domain.clean
-    return clean + problem.ball.eps * drawn(jax.random.uniform, keys, clean, -1, 1)
+def _random(clean: jax.Array, keys: jax.Array, eps: jax.Array) -> jax.Array:
+    return clean + eps * drawn(jax.random.uniform, keys, clean, -1, 1)
 
 
-def _contrast(problem: Problem, keys: jax.Array) -> jax.Array:
+def _contrast(clean: jax.Array, keys: jax.Array, eps: jax.Array) -> jax.Array:
     """The start of `pgd_max`: meant to be random, but the drawn numbers are not used."""
-    return problem.domain.clean + (2 * problem.domain.clean - 1) * problem.ball.eps
+    return clean + (2 * clean - 1) * eps
 
 
 def pgd(norm: str = "linf", eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
