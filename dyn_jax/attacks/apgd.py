@@ -14,10 +14,10 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.attacks import apgd_l1
 from dyn_jax.attacks.base import Attack, Found, Problem, Search, Steps
-from dyn_jax.attacks.kept import Kept, errors_of
+from dyn_jax.attacks.kept import Kept
 from dyn_jax.attacks.pgd import noise
 from dyn_jax.attacks.restarts import best_of
-from dyn_jax.attacks.threat import L1, Bounds, ball
+from dyn_jax.attacks.threat import L1, Bounds, Number, ball, drawn
 from dyn_jax.objectives import Objective, resolve
 
 MOMENTUM = 0.75  # alpha, weight of the new step
@@ -46,7 +46,6 @@ class _State(NamedTuple):
     gradient: jax.Array
     step_size: jax.Array  # [batch]
     loss: jax.Array  # at x
-    best_gradient: jax.Array
     kept: Kept
     increases: jax.Array  # since the last checkpoint
     checked_loss: jax.Array  # best loss at the last checkpoint
@@ -70,7 +69,7 @@ class Course:
 
 
 def apgd(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     steps: int = 100,
     *,
     restarts: int = 1,
@@ -91,23 +90,12 @@ def apgd(
       objective: ``ce``, ``dlr``, ``margin`` or a callable.
       course: radii, and which iterate is kept, see `Course`.
 
-    Returns:
-      An `Attack` that needs a ``key``.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; no ``key`` when called; radii that do not end with 1 or leave no
-        step for one.
-
-    Source: Croce and Hein 2020, algorithm 1 and section 3 (alpha 0.75, rho 0.75, first step size 2 eps); Croce and Hein
-    2021 for L1 and radii.
+    Needs a ``key``. Raises as `dyn_jax.attacks.bim`; no ``key`` when called; radii that do not end with 1 or leave no
+    step for one. Source: Croce and Hein 2020, algorithm 1 and section 3 (alpha 0.75, rho 0.75, first step size 2 eps);
+    Croce and Hein 2021 for L1 and radii.
     """
     threat = ball(norm, eps, bounds)
-    _validate.positive_int("restarts", restarts)
-    run = runs(steps, course)
-
-    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        return best_of(run, problem, keys, start, restarts)
-
+    search = best_of(runs(steps, course), restarts)
     return Attack(search, threat, resolve(objective), random=True, attack_all=attack_all, reach=threat.eps)
 
 
@@ -123,21 +111,19 @@ def runs(steps: int, course: Course) -> Search:
     parts.append(steps - sum(parts))
     if parts[-1] < 1:
         raise ValueError(f"radii: got {len(radii)} of them for {steps} steps, expected at least one step for each")
-    errors = errors_of(course.keep)
+    errors = _validate.choice("keep", course.keep, ("loss", "error")) == "error"
 
     def run(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        x, drawn, records = start, start is None and len(radii) == 1, []
+        x, random, records = start, start is None and len(radii) == 1, []
         for number, (radius, part) in enumerate(zip(radii, parts)):
-            threat = problem.ball.replace(eps=radius * jnp.asarray(problem.ball.eps))
-            domain = dataclasses.replace(problem.domain, threat=threat)  # pyright: ignore[reportArgumentType]
-            wide = problem if radius == 1 else dataclasses.replace(problem, domain=domain)
+            wide = problem if radius == 1 else problem.in_radius(radius * jnp.asarray(problem.ball.eps))
             if x is None:
                 x = random_start(wide, keys)
             elif start is not None or len(radii) > 1:
                 x = wide.project(x)  # the largest loss is kept, and that of a start outside the ball would stay so
             last = errors and number == len(radii) - 1  # a wider ball hands on where the loss is largest
-            if isinstance(threat, L1):
-                found = apgd_l1.maximise(wide, x, part, drawn=drawn, errors=last)
+            if isinstance(problem.ball, L1):
+                found = apgd_l1.maximise(wide, x, part, drawn=random, errors=last)
             else:
                 found = maximise(wide, x, part, errors=last)
             x = found.x
@@ -152,33 +138,30 @@ def random_start(problem: Problem, keys: jax.Array) -> jax.Array:
     """A point on the surface of the ball, clipped to the box: noise of norm exactly eps; L1: Gaussian, projected."""
     clean, threat = problem.domain.clean, problem.ball
     if isinstance(threat, L1):
-        normal = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype))(keys)
-        return problem.project(clean + normal)
-    drawn = noise(problem, keys)
-    length = threat.distance(clean + drawn, clean).reshape(-1, *(1,) * (clean.ndim - 1))
-    return problem.project(clean + drawn * (threat.eps / jnp.where(length > 0, length, 1)))
+        return problem.project(clean + drawn(jax.random.normal, keys, clean))
+    moves = noise(problem, keys)
+    length = threat.distance(clean + moves, clean).reshape(-1, *(1,) * (clean.ndim - 1))
+    return problem.project(clean + moves * (threat.eps / jnp.where(length > 0, length, 1)))
 
 
 def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = False) -> Found:
     """Algorithm 1 of the paper from `start`; returns each example's iterate with the largest loss, see `Kept`."""
     threat = problem.ball
     marks = checkpoints(steps)
-    at_mark = np.isin(np.arange(1, steps + 1), marks)
-    periods = np.zeros(steps)
-    periods[marks - 1] = np.diff(marks, prepend=0)
+    periods = np.zeros(steps + 1)  # 0 where nothing is looked at, the start first
+    periods[marks] = np.diff(marks, prepend=0)
 
     def step(state: _State, schedule: tuple) -> tuple[_State, Steps]:
-        number, check, period = schedule
+        number, period = schedule
+        check = period > 0
         first = number < 0  # the start is evaluated by the body of the loop, so that the network is compiled once
         size = problem.domain.spread(state.step_size)
         target = problem.project(state.x + size * threat.direction(state.gradient))
         alpha = jnp.where(number == 0, 1.0, MOMENTUM).astype(target.dtype)
         x = state.x + alpha * (target - state.x) + (1 - alpha) * (state.x - state.previous)
         x = jnp.where(first, start, problem.project(x))
-        gradient, output, record = problem.evaluate(x)
+        kept, gradient, record = state.kept.after(problem, x, first)
         increases = state.increases + (record.loss > state.loss)
-        kept, better = state.kept.after(problem, x, output, record.loss, first)
-        best_gradient = problem.pick(better, gradient, state.best_gradient)
 
         few_increases = increases < RHO * period
         no_progress = ~state.just_halved & (state.checked_loss >= kept.loss)
@@ -186,10 +169,9 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = F
         return _State(
             x=problem.pick(halve, kept.best, x),
             previous=state.x,
-            gradient=problem.pick(halve, best_gradient, gradient),
+            gradient=problem.pick(halve, kept.gradient, gradient),
             step_size=jnp.where(halve, state.step_size / 2, state.step_size),
             loss=record.loss,
-            best_gradient=best_gradient,
             kept=kept,
             increases=jnp.where(check, 0, increases),
             checked_loss=jnp.where(check | first, kept.loss, state.checked_loss),
@@ -203,17 +185,10 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, errors: bool = F
         gradient=jnp.zeros_like(start),
         step_size=jnp.full_like(loss, 2 * jnp.asarray(threat.eps, start.dtype)),
         loss=loss + jnp.inf,
-        best_gradient=jnp.zeros_like(start),
         kept=Kept.nothing(problem, start, errors),
         increases=jnp.zeros_like(loss, jnp.int32),
         checked_loss=loss,
         just_halved=jnp.ones_like(loss, bool),
     )
-    before = lambda values, first: jnp.concatenate([jnp.full(1, first, values.dtype), values])
-    schedule = (
-        jnp.arange(-1, steps),
-        before(jnp.asarray(at_mark), False),
-        before(jnp.asarray(periods, start.dtype), 0),
-    )
-    state, records = jax.lax.scan(step, state, schedule)
+    state, records = jax.lax.scan(step, state, (jnp.arange(-1, steps), jnp.asarray(periods, start.dtype)))
     return Found(state.kept.x(problem), records)

@@ -28,17 +28,11 @@ class _State(NamedTuple):
     step_size: jax.Array  # [example]
     move: jax.Array  # [example], how many of its numbers a step changes
     count: jax.Array  # [example], numbers that the best perturbation changed at the last look
-    best_gradient: jax.Array
     kept: Kept
 
 
 def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, errors: bool) -> Found:
-    """Algorithm 1 of the paper from `start`.
-
-    Args:
-      drawn: `start` is random, so that its sparsity says nothing.
-      errors: see `dyn_jax.attacks.kept`.
-    """
+    """Algorithm 1 of the paper from `start`, whose sparsity says nothing where it is `drawn`; errors: see `Kept`."""
     domain = problem.domain
     axes = tuple(range(1, domain.split(domain.clean).ndim))
     values = jnp.sum(domain.split(jnp.ones_like(domain.clean)), axis=axes)
@@ -61,9 +55,7 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, err
         signs = sparse_sign(state.gradient, state.move)
         x = problem.project(state.x + domain.spread(state.step_size) * signs)
         x = jnp.where(first, start, x)
-        gradient, output, record = problem.evaluate(x)
-        kept, better = state.kept.after(problem, x, output, record.loss, first)
-        best_gradient = problem.pick(better, gradient, state.best_gradient)
+        kept, gradient, record = state.kept.after(problem, x, first)
 
         look = ~first & (number % every == every - 1)
         count = count_of(kept.best)
@@ -73,19 +65,17 @@ def maximise(problem: Problem, start: jax.Array, steps: int, *, drawn: bool, err
         back = look & sparser
         return _State(
             x=problem.pick(back, kept.best, x),
-            gradient=problem.pick(back, best_gradient, gradient),
+            gradient=problem.pick(back, kept.gradient, gradient),
             step_size=jnp.where(look, size, state.step_size),
             move=jnp.where(look, whole(count / SPARSER), state.move),
             count=jnp.where(look, count, state.count),
-            best_gradient=best_gradient,
             kept=kept,
         ), record
 
     eps = jnp.asarray(problem.ball.eps, start.dtype)
     count = values if drawn else count_of(start)
     move = whole(values * FIRST_SHARE if drawn else count / SPARSER)
-    still = jnp.zeros_like(start)
     kept = Kept.nothing(problem, start, errors)
-    state = _State(start, still, jnp.zeros_like(values) + eps, move, count, still, kept)
+    state = _State(start, kept.gradient, jnp.zeros_like(values) + eps, move, count, kept)
     state, records = jax.lax.scan(step, state, jnp.arange(-1, steps))
     return Found(state.kept.x(problem), records)

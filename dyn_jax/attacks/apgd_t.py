@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from dyn_jax import _validate
 from dyn_jax.attacks.apgd import Course, runs
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.restarts import better_of
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.fab_t import likeliest_wrong
+from dyn_jax.attacks.restarts import better_of, folded, nothing
+from dyn_jax.attacks.threat import Bounds, Number, ball
 from dyn_jax.objectives import Objective, margin, resolve
 
 
 def apgd_t(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     steps: int = 100,
     *,
     target_classes: int = 9,
@@ -35,11 +36,8 @@ def apgd_t(
       target_classes: number of classes tried, at most classes - 1.
       objective: used with ``targets`` set; ``dlr`` is the paper's.
 
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.apgd`; ``targets`` given to the attack; more target classes than
-        wrong classes; a segmented cloud.
-
-    Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps; in L1 AutoAttack takes 5).
+    Raises as `dyn_jax.attacks.apgd`; ``targets`` given to the attack; more target classes than wrong classes; a
+    segmented cloud. Source: Croce and Hein 2020, section 4 (9 target classes, 100 steps; in L1 AutoAttack takes 5).
     """
     threat = ball(norm, eps, bounds)
     run = runs(steps, course)
@@ -47,29 +45,19 @@ def apgd_t(
     loss = resolve(objective)
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        if problem.targets is not None:
-            raise ValueError("targets: got targets, expected None: apgd_t chooses its own and is untargeted")
-        if problem.clean.logits.shape[0] != problem.domain.examples:
-            raise ValueError("inputs: got a segmented cloud, expected one row of logits for each example")
-        logits = (problem.clean if problem.same else problem.forward(problem.domain.clean)).logits
-        if target_classes >= logits.shape[1]:
-            raise ValueError(f"target_classes: got {target_classes} of {logits.shape[1]} classes, expected fewer")
-        wrong = jnp.where(jax.nn.one_hot(problem.labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
-        ranked = jax.lax.top_k(wrong, target_classes)[1]
+        problem.of_one_row("apgd_t")
+        ranked = likeliest_wrong(problem, target_classes)
 
         def attack(best: tuple, number: jax.Array) -> tuple[tuple, Steps | None]:
             targets = jax.lax.dynamic_index_in_dim(ranked, number, axis=1, keepdims=False)
             # the loss aims, the criterion stays: any error will do
             aimed = dataclasses.replace(problem, objective=lambda output, labels, _=None: loss(output, labels, targets))
-            run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            found = run(aimed, run_keys, start)
+            found = run(aimed, folded(keys, number), start)
             output = problem.victim(found.x)
             score = problem.succeeds(output.logits), margin(output, problem.labels)
             return better_of(problem, (found.x, score), best), found.steps
 
-        value = problem.losses(problem.clean)
-        nothing = (jnp.zeros_like(problem.attacked), jnp.full_like(value, -jnp.inf))
-        (best, _), records = jax.lax.scan(attack, (problem.domain.clean, nothing), jnp.arange(target_classes))
+        (best, _), records = jax.lax.scan(attack, nothing(problem), jnp.arange(target_classes))
         return Found(best, jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), records))
 
     return Attack(search, threat, margin, random=True, attack_all=attack_all, reach=threat.eps)

@@ -19,7 +19,7 @@ import numpy as np
 from dyn_jax import _validate
 from dyn_jax.attacks.domains import Coordinates, Domain, Pixels, domain_of
 from dyn_jax.attacks.forward import Network, as_forward, traced_once
-from dyn_jax.attacks.threat import Ball, Box, Dropped, Threat
+from dyn_jax.attacks.threat import Ball, Box, Dropped, Threat, in_box
 from dyn_jax.objectives import Objective
 from dyn_jax.types import Output, PointCloud, Reach, Trace
 
@@ -139,6 +139,11 @@ class Problem:
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ball (Linf, L2, L1 or Ray)")
         return threat
 
+    def in_radius(self, eps: jax.typing.ArrayLike) -> Problem:
+        """The problem in a ball of another radius."""
+        domain: Any = self.domain
+        return dataclasses.replace(self, domain=dataclasses.replace(domain, threat=self.ball.replace(eps=eps)))
+
     def project(self, x: jax.Array) -> jax.Array:
         """Nearest allowed value."""
         return self.domain.project(x)
@@ -159,17 +164,14 @@ class Problem:
         error = self.succeeds(output.logits)
         return Steps(losses, nonfinite, overflow, error, self.domain.work(output.trace))
 
-    def no_steps(self) -> Steps:
-        """The record of a search that evaluated nothing, [0, example]."""
+    def no_steps(self, count: int = 0) -> Steps:
+        """`count` empty records, [count, example]."""
         losses = self.losses(self.clean)
         once = self.observed(self.clean, losses, jnp.zeros_like(losses, bool))
-        return jax.tree.map(lambda leaf: leaf[None][:0], once)
+        return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(count, *leaf.shape)), once)
 
-    def evaluate(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Output, Steps]:
-        """(gradient of the objective like x, what `forward` says, record).
-
-        The gradient is 0 where it is not finite, where nothing may move and where nothing is attacked.
-        """
+    def pulled(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Output, jax.Array]:
+        """(gradient of the objective over what is attacked, as it is, what `forward` says, losses [example])."""
 
         def total(x: jax.Array) -> tuple[jax.Array, tuple]:
             output = self.forward(x, self.reach if reach is None else reach)
@@ -177,9 +179,16 @@ class Problem:
             return jnp.sum(jnp.where(self.attacked, losses, 0)), (losses, output)
 
         gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
+        return gradient, output, losses
+
+    def evaluate(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Output, Steps]:
+        """(gradient of the objective like x, what `forward` says, record).
+
+        The gradient is 0 where it is not finite, where nothing may move and where nothing is attacked.
+        """
+        gradient, output, losses = self.pulled(x, reach)
         gradient, bad = self.finite(gradient)
-        gradient = gradient if self.domain.free is None else gradient * self.domain.free
-        return gradient, output, self.observed(output, losses, bad)
+        return self.domain.moving(gradient), output, self.observed(output, losses, bad)
 
     def gradient(self, x: jax.Array, reach: Reach | None = None) -> tuple[jax.Array, Steps]:
         """`evaluate` without the output."""
@@ -300,22 +309,11 @@ class Attack:
 
         clean_success = is_adversarial(clean.logits, labels, targets) & counted
         reach = None if self.reach is None or isinstance(domain, Pixels) else Reach(self.reach)
-        problem = Problem(
-            domain,
-            lambda x, reach=None, **options: forward(domain.input(x), reach, **options),
-            judge,
-            same and reach is None,
-            labels,
-            targets,
-            counted,
-            jnp.ones(domain.examples, bool),
-            self.objective,
-            reach,
-            clean,
-        )
-        left_alone = (
-            jnp.zeros_like(problem.succeeds(clean.logits)) if self.attack_all else problem.succeeds(clean.logits)
-        )
+        at = lambda x, reach=None, **options: forward(domain.input(x), reach, **options)
+        every, same = jnp.ones(domain.examples, bool), same and reach is None
+        problem = Problem(domain, at, judge, same, labels, targets, counted, every, self.objective, reach, clean)
+        left_alone = problem.succeeds(clean.logits)
+        left_alone = jnp.zeros_like(left_alone) if self.attack_all else left_alone
         problem = dataclasses.replace(problem, attacked=~left_alone)
         found = self.search(problem, keys, start)
 
@@ -328,7 +326,8 @@ class Attack:
         lost = jnp.any(jnp.stack(flags)) if flags else jnp.zeros((), bool)
         invalid = counted & ~(_finite(clean.logits) & _finite(adversarial.logits)) | ~sound | lost
         if isinstance(domain, Pixels):
-            invalid |= ~_inside(domain)
+            # what `_validate.within` cannot see inside jit; NaN is not inside
+            invalid |= ~in_box(domain.clean, domain.threat.bounds)
         return AttackResult(
             adversarial=x,
             success=is_adversarial(adversarial.logits, labels, targets) & counted & ~invalid,
@@ -370,9 +369,8 @@ def is_adversarial(logits: jax.Array, labels: jax.Array, targets: jax.Array | No
       ValueError, TypeError: shapes that do not fit, labels that are no integers.
     """
     logits = _validate.logits("logits", logits)
-    wanted = _validate.labels(
-        "labels" if targets is None else "targets", labels if targets is None else targets, len(logits)
-    )
+    name, wanted = ("labels", labels) if targets is None else ("targets", targets)
+    wanted = _validate.labels(name, wanted, len(logits))
     prediction = jnp.argmax(logits, axis=-1)
     return ((prediction != wanted) if targets is None else (prediction == wanted)) & _finite(logits)
 
@@ -381,17 +379,10 @@ def _finite(logits: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(logits), axis=-1)
 
 
-def _inside(domain: Pixels) -> jax.Array:
-    """[example] bool, clean pixels are finite and in the box: what `_validate.within` cannot see inside jit."""
-    low, high = domain.threat.bounds
-    slack = _validate.BOUND_SLACK
-    return jnp.all((domain.clean >= low - slack) & (domain.clean <= high + slack), axis=(1, 2, 3))
-
-
 def _labels(name: str, got: Any, rows: int, classes: int, ignore: int | None) -> jax.Array:
     """`_validate.labels` that lets `ignore` pass."""
     got = _validate.labels(name, got, rows)
-    wrong = ((got < 0) | (got >= classes)) & (got != ignore) if ignore is not None else (got < 0) | (got >= classes)
+    wrong = ((got < 0) | (got >= classes)) & (True if ignore is None else got != ignore)
     if _validate.is_concrete(wrong) and np.asarray(wrong).any():
         also = "" if ignore is None else f" or {ignore} (ignored)"
         values = sorted(set(np.asarray(got)[np.asarray(wrong)].tolist()))[:5]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import jax
-import optax
-
-from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascend
-from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.threat import Bounds, ball
-from dyn_jax.attacks.transforms import steepest
+from dyn_jax.attacks.ascent import ascent
+from dyn_jax.attacks.base import Attack
+from dyn_jax.attacks.threat import Bounds, Number, ball
 from dyn_jax.objectives import Objective, resolve
 
 
 def bim(
-    eps: jax.typing.ArrayLike | str,
-    step_size: jax.typing.ArrayLike | str,
+    eps: Number,
+    step_size: Number,
     steps: int,
     *,
     norm: str = "linf",
@@ -40,11 +35,4 @@ def bim(
         norm or objective.
     """
     threat = ball(norm, eps, bounds)
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    _validate.positive_int("steps", steps)
-    chain = optax.chain(steepest(threat), optax.scale(step_size))
-
-    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        return ascend(problem, problem.domain.clean if start is None else start, chain, steps)
-
-    return Attack(search, threat, resolve(objective), attack_all=attack_all, reach=step_size)
+    return ascent(threat, step_size, steps, objective=resolve(objective), attack_all=attack_all)

@@ -12,11 +12,11 @@ import optax
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Found, Problem, Steps
-from dyn_jax.attacks.restarts import better_of
+from dyn_jax.attacks.restarts import better_of, folded, nothing
+from dyn_jax.attacks.threat import drawn
 from dyn_jax.objectives import margin
-from dyn_jax.types import Output
 
-Penalty = Callable[[Problem, jax.Array], jax.Array]
+Penalty = Callable[[Problem, jax.Array], jax.Array]  # (problem, x) -> [example]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,26 +26,16 @@ class Bisection:
     c goes up tenfold while an example has no success and is bisected afterwards. The answer is the iterate with the
     smallest penalty among those that succeed on the victim; without any, the clean value, or the iterate with the
     largest objective.
-
-    Attributes:
-      penalty: (problem, x) -> [example].
-      steps: of Adam, for every c.
-      learning_rate: Adam's, in the domain's free variable.
-      constant: first c.
-      search_steps: how many values of c.
-      confidence: logits by which the margin must exceed 0 to count as a success; 0: any success.
-      jitter: standard deviation of the start around the clean value; needs keys.
-      best_effort: return the largest objective where nothing succeeds, instead of the clean value.
     """
 
     penalty: Penalty
-    steps: int
-    learning_rate: jax.typing.ArrayLike
-    constant: jax.typing.ArrayLike
-    search_steps: int
-    confidence: float = 0.0
-    jitter: float = 0.0
-    best_effort: bool = False
+    steps: int  # of Adam, for every c
+    learning_rate: jax.typing.ArrayLike  # Adam's, in the domain's free variable
+    constant: jax.typing.ArrayLike  # the first c
+    search_steps: int  # how many values of c
+    confidence: float = 0.0  # logits by which the margin must exceed 0 to count as a success; 0: any success
+    jitter: float = 0.0  # standard deviation of the start around the clean value; needs keys
+    best_effort: bool = False  # the largest objective is returned where nothing succeeds, instead of the clean value
 
     def __post_init__(self) -> None:
         _validate.positive_int("steps", self.steps)
@@ -71,7 +61,10 @@ class Bisection:
             gradient, (x, penalties, losses, output) = jax.grad(total, has_aux=True)(w, constant)
             gradient, bad = problem.finite(gradient)
             judged = problem.judged(x, output)
-            success = self._succeeds(problem, judged)
+            success = problem.succeeds(judged.logits)
+            if self.confidence != 0:
+                margins = margin(judged, problem.labels, problem.targets)
+                success &= domain.mean(margins, problem.counted) > self.confidence
             otherwise = problem.losses(judged) if self.best_effort else jnp.full_like(losses, -jnp.inf)
             best = better_of(problem, (x, (success, jnp.where(success, -penalties, otherwise))), best)
             update, adam_state = adam.update(gradient, adam_state)
@@ -82,9 +75,7 @@ class Bisection:
             constant, lower, upper, best = state
             origin = domain.to_free(first)
             if self.jitter:
-                of_round = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-                drawn = jax.vmap(lambda key: jax.random.normal(key, origin.shape[1:], origin.dtype))(of_round)
-                origin = origin + self.jitter * drawn
+                origin = origin + self.jitter * drawn(jax.random.normal, folded(keys, number), origin)
             begin = (origin, adam.init(origin), best, jnp.zeros_like(problem.attacked))
             along = jnp.broadcast_to(constant, (self.steps, *constant.shape))
             (_, _, best, hit), records = jax.lax.scan(step, begin, along)
@@ -95,14 +86,6 @@ class Bisection:
 
         like = problem.losses(problem.clean)
         full = lambda value: jnp.full_like(like, value)
-        worst = (jnp.zeros_like(problem.attacked), full(-jnp.inf))
-        begin = (full(jnp.asarray(self.constant, like.dtype)), full(0), full(jnp.inf), (domain.clean, worst))
+        begin = (full(jnp.asarray(self.constant, like.dtype)), full(0), full(jnp.inf), nothing(problem))
         (_, _, _, best), records = jax.lax.scan(round_of, begin, jnp.arange(self.search_steps))
         return Found(best[0], jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records))
-
-    def _succeeds(self, problem: Problem, output: Output) -> jax.Array:
-        success = problem.succeeds(output.logits)
-        if self.confidence == 0:
-            return success
-        margins = margin(output, problem.labels, problem.targets)
-        return success & (problem.domain.mean(margins, problem.counted) > self.confidence)

@@ -33,13 +33,10 @@ def carlini_wagner(
       learning_rate: Adam's; of coordinates in metres.
       initial_constant: first c.
       confidence: kappa, in logits; a success must exceed this margin on the victim.
-      bounds: lowest and highest pixel value; x is mapped onto this range.
-      attack_all: also perturb examples that are misclassified to begin with.
+      bounds, attack_all: see `dyn_jax.attacks.bim`; x is mapped onto the range of the bounds.
 
-    Raises:
-      ValueError, TypeError: a number out of range.
-
-    Source: Carlini and Wagner 2017, section V and VI.A (f_6). Without the released code's early abort.
+    Raises as `point_pert`. Source: Carlini and Wagner 2017, section V and VI.A (f_6). Without the released code's early
+    abort.
     """
     check_bounds(bounds)
     search = Bisection(

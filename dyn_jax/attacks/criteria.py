@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate, metrics
-from dyn_jax.attacks.base import Problem
-from dyn_jax.objectives import Objective, resolve
+from dyn_jax.attacks.base import Attack, Problem, Search, Steps
+from dyn_jax.attacks.threat import Threat
+from dyn_jax.objectives.answers import Objective, resolve, untargeted, without_targets
 from dyn_jax.types import Output
 
 
@@ -38,6 +39,25 @@ class Criterion:
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, expected a callable")
 
+    def asked(self, problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array, Steps]:
+        """What the victim tells a query attack about x: objective and whether it holds, [example]; the record."""
+        output = problem.victim(x)
+        value = problem.losses(output)
+        return value, self.holds(problem, output), problem.observed(output, value, ~jnp.isfinite(value))
+
+    def attack(self, search: Search, threat: Threat, **fields: Any) -> Attack:
+        """The attack that looks for it."""
+        return Attack(search, threat, self.objective, attack_all=self.attack_all, **fields)
+
+
+def checked(criterion: Criterion | None, default: str = "margin") -> Criterion:
+    """`criterion`, by default `misclassified`; raises TypeError unless it is one."""
+    if criterion is None:
+        return misclassified(default)
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"criterion: got {type(criterion).__name__}, expected one of dyn_jax.attacks.criteria")
+    return criterion
+
 
 def misclassified(objective: str | Objective = "margin", *, attack_all: bool = False) -> Criterion:
     """The victim errs (says the target, where there are targets).
@@ -46,10 +66,8 @@ def misclassified(objective: str | Objective = "margin", *, attack_all: bool = F
       objective: what is ascended; ``margin`` is 0 on the boundary, as `fmn` needs it.
       attack_all: also perturb examples that are misclassified to begin with.
     """
-    objective = resolve(objective)
-    return Criterion(
-        objective, lambda problem: 0.0, lambda problem, output: problem.succeeds(output.logits), attack_all
-    )
+    errs = lambda problem, output: problem.succeeds(output.logits)
+    return Criterion(resolve(objective), lambda problem: 0.0, errs, attack_all)
 
 
 def executed_share(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
@@ -58,7 +76,7 @@ def executed_share(output: Output, labels: jax.Array, targets: jax.Array | None 
     Raises:
       ValueError: a network without units, or with voxels, which have no dense cost; targets.
     """
-    _no_targets(targets)
+    untargeted(targets)
     return metrics.executed_macs(output.trace) / float(metrics.dense_macs(output.trace))
 
 
@@ -86,9 +104,8 @@ def recovered(share: jax.typing.ArrayLike, objective: Objective = executed_share
         clean = executed_share(problem.clean, problem.labels)
         return clean + share * (1 - clean)
 
-    def holds(problem: Problem, output: Output) -> jax.Array:
-        now = executed_share(output, problem.labels)
-        return now >= level(problem) - 1e-6  # sums of shares round
+    # sums of shares round
+    holds = lambda problem, output: executed_share(output, problem.labels) >= level(problem) - 1e-6
 
     return Criterion(objective, level if objective is executed_share else lambda problem: 0.0, holds, attack_all=True)
 
@@ -104,25 +121,13 @@ def increased(by: jax.typing.ArrayLike) -> Criterion:
     """
     by = _validate.positive("by", by)
 
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        _no_targets(targets)
-        return jnp.log(jnp.maximum(metrics.executed_macs(output.trace), 1.0))
-
-    def level(problem: Problem) -> jax.Array:
-        return objective(problem.clean, problem.labels) + jnp.log1p(by)
-
-    def holds(problem: Problem, output: Output) -> jax.Array:
-        return objective(output, problem.labels) >= level(problem) - 1e-6
-
-    return Criterion(objective, level, holds, attack_all=True)
+    log_macs = lambda output: jnp.log(jnp.maximum(metrics.executed_macs(output.trace), 1.0))
+    level = lambda problem: log_macs(problem.clean) + jnp.log1p(by)
+    holds = lambda problem, output: log_macs(output) >= level(problem) - 1e-6
+    return Criterion(without_targets(lambda output, labels: log_macs(output)), level, holds, attack_all=True)
 
 
 def never(objective: str | Objective) -> Criterion:
     """Nothing is enough: the search goes on to its last step and keeps the largest objective, e.g. of energy."""
     none = lambda problem, output: jnp.zeros_like(problem.attacked)
     return Criterion(resolve(objective), lambda problem: 0.0, none, attack_all=True)
-
-
-def _no_targets(targets: Any) -> None:
-    if targets is not None:
-        raise ValueError("targets: got some, expected None: an attack on the energy has no target class")

@@ -10,30 +10,21 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.criteria import Criterion, misclassified
-from dyn_jax.attacks.fmn import State, checked, length_l2
-from dyn_jax.attacks.minimal import MinimalNorm, begun, closest, cosine, largest_norm, unbounded
+from dyn_jax.attacks.criteria import Criterion, checked
+from dyn_jax.attacks.fmn import length_l2
+from dyn_jax.attacks.minimal import Descent, MinimalNorm, State, closest, cosine, largest_norm, unbounded
 from dyn_jax.attacks.threat import Bounds
 
 _LAST = 0.01  # share of the first step that the last one makes
 
 
 @dataclasses.dataclass(frozen=True)
-class Ddn:
-    """The search of `ddn`, attributes as its arguments."""
+class Ddn(Descent):
+    """The search of `ddn`."""
 
-    steps: int
-    criterion: Criterion
-    init_norm: jax.typing.ArrayLike
     gamma: jax.typing.ArrayLike
     step_size: jax.typing.ArrayLike
     levels: int | None
-
-    def begin(self, problem: Problem, start: jax.Array | None) -> State:
-        domain = problem.domain
-        none = jnp.full_like(length_l2(domain.split(domain.clean)), jnp.inf)
-        radius = jnp.zeros_like(none) + jnp.asarray(self.init_norm, none.dtype)
-        return State(begun(problem, start), radius, (domain.clean, none))
 
     def step(self, problem: Problem, state: State, number: jax.Array) -> tuple[State, tuple[Steps, MinimalNorm]]:
         domain, threat = problem.domain, problem.ball
@@ -52,8 +43,7 @@ class Ddn:
         size_now = length_l2(domain.split(delta))
         x = domain.clean + delta * domain.spread(eps / jnp.where(size_now > 0, size_now, 1))
         x = jnp.clip(x if self.levels is None else self.rounded(x, threat.bounds), *threat.bounds)
-        x = x if domain.free is None else jnp.where(domain.free > 0, x, domain.clean)
-        return State(x, eps, best), (record, MinimalNorm(size, held))
+        return State(domain.unmoved(x), eps, best), (record, MinimalNorm(size, held))
 
     def rounded(self, x: jax.Array, bounds: Bounds) -> jax.Array:
         """To the nearest of `levels` values between the bounds."""
@@ -64,9 +54,7 @@ class Ddn:
     def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
         if self.levels is not None and not all(map(math.isfinite, problem.ball.bounds)):
             raise ValueError("levels: got some for a point cloud, expected None: coordinates have no box")
-        walk = lambda state, number: self.step(problem, state, number)
-        state, (steps, record) = jax.lax.scan(walk, self.begin(problem, start), jnp.arange(self.steps))
-        return Found(state.best[0], steps, record)
+        return super().__call__(problem, keys, start)
 
 
 def ddn(
@@ -104,7 +92,7 @@ def ddn(
     _validate.positive_int("steps", steps)
     if levels is not None:
         _validate.positive_int("levels", levels, minimum=2)
-    criterion = misclassified("ce") if criterion is None else checked(criterion)
-    init_norm, gamma = _validate.positive("init_norm", init_norm), _validate.positive("gamma", gamma)
-    search = Ddn(steps, criterion, init_norm, gamma, _validate.positive("step_size", step_size), levels)
-    return Attack(search, unbounded("l2", bounds), criterion.objective, attack_all=criterion.attack_all)
+    criterion, positive = checked(criterion, "ce"), _validate.positive
+    init_norm, gamma = positive("init_norm", init_norm), positive("gamma", gamma)
+    search = Ddn(steps, criterion, init_norm, gamma, positive("step_size", step_size), levels)
+    return criterion.attack(search, unbounded("l2", bounds))

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, objectives
 from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.domains import Pixels, domain_of
+from dyn_jax.attacks.domains import Pixels, domain_of, pixels_of
 from dyn_jax.attacks.forward import Network, as_forward
-from dyn_jax.attacks.threat import L1, L2, Ball, Box, Linf
+from dyn_jax.attacks.threat import L1, L2, Ball, Box, Linf, Number, drawn
 from dyn_jax.objectives import exits_of
+from dyn_jax.objectives.answers import untargeted
 
 _GUARD = 1e-7  # of the released shrinking: ``bound / (norm + 1e-7)``
 
@@ -35,26 +36,17 @@ def shrunk(x: jax.Array, bound: jax.typing.ArrayLike, order: int) -> jax.Array:
     return x * jnp.where(size > bound, bound / (size + _GUARD), 1).astype(x.dtype)
 
 
-def _drawn(sample: Callable, keys: jax.Array, like: jax.Array, size: Any, order: int | None = None) -> jax.Array:
-    """One draw a row; with an `order` scaled to an Lp norm of `size`, else `size` times the draw."""
-    draw = jax.vmap(lambda key: sample(key, like.shape[1:], like.dtype))(keys)
-    return draw * jnp.asarray(size, like.dtype) / (1 if order is None else _length(draw, order))
-
-
-def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Moves:
     """What all four have: checks, one start, and how the images of a universal one take turns."""
 
-    eps: jax.typing.ArrayLike | str
+    eps: Number
     steps: int
     batches: int = 1
     epochs: int = 1
     clips = True  # the gradient is that at clip(clean + d), through the clipping
     settles = True  # the d of one image is cut to what the box leaves of it
+    order, sample = 2, staticmethod(jax.random.normal)  # of the ball's norm, and of the start
 
     def __post_init__(self) -> None:
         settings = {field.name for field in dataclasses.fields(self)}
@@ -72,6 +64,11 @@ class _Moves:
     def number(self, name: str) -> Any:
         return _validate.number(name, getattr(self, name), minimum=0)
 
+    def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
+        """A draw of length eps."""
+        draw = drawn(self.sample, keys, like)
+        return draw * jnp.asarray(self.number("eps"), like.dtype) / _length(draw, self.order)
+
 
 @dataclasses.dataclass(frozen=True)
 class SlothLinf(_Moves):
@@ -82,17 +79,17 @@ class SlothLinf(_Moves):
       steps: on each of `batches` equal parts of the images of a universal one, `epochs` times.
     """
 
-    eps: jax.typing.ArrayLike | str = 8 / 256
+    eps: Number = 8 / 256
     steps: int = 30
-    step_size: jax.typing.ArrayLike | str = 0.002
-    start: jax.typing.ArrayLike | str = 0.002
+    step_size: Number = 0.002
+    start: Number = 0.002
     clips = False
 
     def threat(self) -> Ball:
         return Linf(self.number("eps"))
 
     def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        return _drawn(_uniform, keys, like, self.number("start"))
+        return drawn(jax.random.uniform, keys, like, -1.0, 1.0) * jnp.asarray(self.number("start"), like.dtype)
 
     def move(self, d: jax.Array, gradient: jax.Array, number: jax.Array) -> jax.Array:
         return d + jnp.asarray(self.number("step_size"), d.dtype) * jnp.sign(gradient)
@@ -113,7 +110,7 @@ class SlothL2(_Moves):
         length depends on the size of that batch; here it is this number, whatever the batch.
     """
 
-    eps: jax.typing.ArrayLike | str = 1.0
+    eps: Number = 1.0
     steps: int = 550
     shrink: float = 0.9
     stage: int = 50
@@ -125,9 +122,6 @@ class SlothL2(_Moves):
 
     def threat(self) -> Ball:
         return L2(self.number("eps") * self.shrink ** ((self.steps - 1) // self.stage))
-
-    def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        return _drawn(jax.random.normal, keys, like, self.number("eps"), 2)
 
     def move(self, d: jax.Array, gradient: jax.Array, number: jax.Array) -> jax.Array:
         turn = (1 + jnp.cos(jnp.pi * number / self.period)) / 2
@@ -147,15 +141,12 @@ class SlothUniversalL2(_Moves):
       steps, batches, epochs: as of `SlothLinf`.
     """
 
-    eps: jax.typing.ArrayLike | str = 1.0
+    eps: Number = 1.0
     steps: int = 50
     batches: int = 5
     epochs: int = 11
     shrink: float = 0.9
     learning_rate: float = 0.1
-
-    def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        return _drawn(jax.random.normal, keys, like, self.number("eps"), 2)
 
     def _scale(self, number: jax.Array, dtype: Any) -> jax.Array:
         return jnp.asarray(self.shrink, dtype) ** (number // (self.steps * self.batches))
@@ -177,16 +168,14 @@ class SlothL1(_Moves):
       steps, batches, epochs: as of `SlothLinf`.
     """
 
-    eps: jax.typing.ArrayLike | str = 8.0
+    eps: Number = 8.0
     steps: int = 250
-    step_size: jax.typing.ArrayLike | str = 0.5
+    step_size: Number = 0.5
     sparsity: float = 0.99
+    order, sample = 1, staticmethod(jax.random.laplace)
 
     def threat(self) -> Ball:
         return L1(self.number("eps"), scaled=True)
-
-    def begin(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        return _drawn(jax.random.laplace, keys, like, self.number("eps"), 1)
 
     def move(self, d: jax.Array, gradient: jax.Array, number: jax.Array) -> jax.Array:
         size = jnp.abs(gradient).reshape(len(gradient), -1)
@@ -242,12 +231,10 @@ def deepsloth(norm: str | Moves = "linf", **settings: Any) -> Attack:
     moves = _chosen(norm, EACH, settings)
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        if problem.targets is not None:
-            raise ValueError("targets: got some, expected None: DeepSloth has no target class")
-        if not isinstance(problem.domain, Pixels):
-            raise TypeError("inputs: got a PointCloud, expected images")
+        untargeted(problem.targets, "DeepSloth has no target class")
+        domain = pixels_of(problem.domain)
         exits_of(problem.clean.trace)
-        clean, free, box = problem.domain.clean, problem.domain.free, problem.domain.threat.bounds
+        clean, box = domain.clean, domain.threat.bounds
         d = moves.begin(keys, clean) if start is None else start - clean
 
         def step(d: jax.Array, number: jax.Array) -> tuple[jax.Array, Any]:
@@ -257,7 +244,7 @@ def deepsloth(norm: str | Moves = "linf", **settings: Any) -> Attack:
             d = _into(box, clean + d)[0] - clean if moves.settles else d
             return moves.bounded(d, number), record
 
-        d, record = jax.lax.scan(step, d if free is None else d * free, jnp.arange(moves.steps))
+        d, record = jax.lax.scan(step, domain.moving(d), jnp.arange(moves.steps))
         return Found(_into(box, clean + d)[0], record)
 
     return Attack(search, moves.threat(), objectives.unsure_exits(), random=True, attack_all=True)
@@ -301,10 +288,8 @@ def deepsloth_universal(norm: str | UniversalMoves = "linf", **settings: Any) ->
       norm: ``linf``, ``l2`` or ``l1`` with the released settings, or `SlothLinf`, `SlothUniversalL2`, `SlothL1`.
       **settings: fields of that record to change.
 
-    Raises:
-      ValueError, TypeError: as `deepsloth`; when called, images that do not divide into the parts.
-
-    Source: Hong et al. 2021, section 5.2 and its released code.
+    Raises as `deepsloth`; when called, images that do not divide into the parts. Source: Hong et al. 2021, section 5.2
+    and its released code.
     """
     moves = _chosen(norm, UNIVERSAL, settings)
     unsure = objectives.unsure_exits()

@@ -7,7 +7,7 @@ or points, its examples images or clouds: a row of pixels is an example, a row o
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,132 +22,108 @@ _INSIDE_TANH = 0.999999  # keeps arctanh finite at the bounds
 _INSIDE_DELTA = 0.99  # tanh's derivative at the darkest and brightest pixels is then 0.02 of the largest, not 0
 
 
-class Domain(Protocol):
-    """What a search may ask.
+class Domain:
+    """What a search may ask; where nothing else is said, a row is an example, as of images.
 
     Attributes:
       clean: the clean value, [row, ...].
       threat: the set x has to stay in.
-      examples: how many there are.
       free: like `clean`, 1 or 0: what may move; None: everything.
     """
 
-    @property
-    def clean(self) -> jax.Array: ...
+    clean: jax.Array
+    threat: Threat
+    free: jax.Array | None
 
     @property
-    def threat(self) -> Threat: ...
-
-    @property
-    def free(self) -> jax.Array | None: ...
-
-    @property
-    def examples(self) -> int: ...
+    def examples(self) -> int:
+        """How many there are."""
+        return self.clean.shape[0]
 
     @property
     def values(self) -> int | jax.Array:
         """How many numbers an example has: one for all, or [example]."""
-        ...
+        return self.clean[0].size
 
     def input(self, x: jax.Array) -> Any:
         """The network's input at x."""
-        ...
+        return x
 
     def project(self, x: jax.Array) -> jax.Array:
         """Nearest allowed value: clean where nothing may move, inside the threat set."""
-        ...
+        raise NotImplementedError
+
+    def moving(self, values: jax.Array) -> jax.Array:
+        """Values like x, 0 where nothing may move."""
+        return values if self.free is None else values * self.free
+
+    def unmoved(self, x: jax.Array) -> jax.Array:
+        """x, clean where nothing may move."""
+        return x if self.free is None else jnp.where(self.free > 0, x, self.clean)
 
     def split(self, x: jax.Array) -> jax.Array:
         """[example, ...]: every example's own part of an array like x, 0 elsewhere."""
-        ...
+        return x
 
     def join(self, parts: jax.Array) -> jax.Array:
         """The inverse of `split`."""
-        ...
+        return parts
 
     def spread(self, values: jax.Array) -> jax.Array:
         """Numbers [example] in a shape that broadcasts to x."""
-        ...
+        return values[:, None, None, None]
 
     def any_row(self, flags: jax.Array) -> jax.Array:
         """[example] bool, whether a flag [row] is set anywhere in the example."""
-        ...
+        return flags
 
     def keys(self, key: jax.Array, index: jax.Array) -> jax.Array:
         """One key per row of x; example i's come from ``fold_in(key, index[i])``."""
-        ...
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
     def perturbed(self, delta: jax.Array) -> jax.Array:
         """The change of variable of the energy attacks: clean at delta = 0, to the last bit."""
-        ...
+        return self.clean + delta
 
     def settled(self, delta: jax.Array) -> jax.Array:
         """The variable of the projected value, where it is a difference (coordinates); else as it is."""
-        ...
+        return delta
 
     def to_free(self, x: jax.Array) -> jax.Array:
         """The variable, unbounded for pixels, that `from_free` makes x of."""
-        ...
+        return x - self.clean
 
     def from_free(self, w: jax.Array) -> jax.Array:
         """x of a free variable."""
-        ...
+        return self.clean + w
 
     def counted(self, labels: jax.Array, classes: int, ignore: int) -> jax.Array:
         """[judged row] bool, the rows of the logits that have a label."""
-        ...
+        return jnp.ones_like(labels, bool)
 
     def judged(self, x: jax.Array, counted: jax.Array) -> jax.Array:
         """[judged row] bool, the counted rows that are still there at x."""
-        ...
+        return counted
 
     def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
         """[example], the mean over an example's counted rows of the logits; [example] values as they are."""
-        ...
+        return values
 
     def work(self, trace: Trace) -> dict[str, jax.Array]:
         """What a pass cost, [example] each."""
-        ...
+        return {"macs": metrics.executed_macs(trace).astype(self.clean.dtype)} if trace.units else {}
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
+class Pixels(Domain):
     """Images [batch, height, width, channel] in a box; `free` is the pixel mask, broadcast."""
 
     clean: jax.Array
     threat: Threat
     free: jax.Array | None = None
 
-    @property
-    def examples(self) -> int:
-        return self.clean.shape[0]
-
-    @property
-    def values(self) -> int:
-        return self.clean[0].size
-
-    def input(self, x: jax.Array) -> jax.Array:
-        return x
-
     def project(self, x: jax.Array) -> jax.Array:
-        if self.free is not None:
-            x = self.clean + (x - self.clean) * self.free
-        return self.threat.project(x, self.clean)
-
-    def split(self, x: jax.Array) -> jax.Array:
-        return x
-
-    def join(self, parts: jax.Array) -> jax.Array:
-        return parts
-
-    def spread(self, values: jax.Array) -> jax.Array:
-        return values[:, None, None, None]
-
-    def any_row(self, flags: jax.Array) -> jax.Array:
-        return flags
-
-    def keys(self, key: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        return self.threat.project(self.masked(x), self.clean)
 
     def perturbed(self, delta: jax.Array) -> jax.Array:
         """``x' = x + (tanh(w + delta) - tanh(w)) / 2`` with ``w = artanh(0.99 (2 x - 1))``, clipped to [0, 1].
@@ -157,11 +133,11 @@ class Pixels:
         """
         origin = jnp.arctanh(_INSIDE_DELTA * (2 * self.clean - 1))
         raw = self.clean + (jnp.tanh(origin + delta) - jnp.tanh(origin)) / 2
-        raw = raw + jax.lax.stop_gradient(jnp.clip(raw, 0.0, 1.0) - raw)
-        return raw if self.free is None else self.clean + (raw - self.clean) * self.free
+        return self.masked(raw + jax.lax.stop_gradient(jnp.clip(raw, 0.0, 1.0) - raw))
 
-    def settled(self, delta: jax.Array) -> jax.Array:
-        return delta
+    def masked(self, x: jax.Array) -> jax.Array:
+        """x, clean outside the pixel mask; differentiable."""
+        return x if self.free is None else self.clean + (x - self.clean) * self.free
 
     def to_free(self, x: jax.Array) -> jax.Array:
         low, high = self.threat.bounds
@@ -172,24 +148,9 @@ class Pixels:
         low, high = self.threat.bounds
         return low + (high - low) * (jnp.tanh(w) + 1) / 2
 
-    def counted(self, labels: jax.Array, classes: int, ignore: int) -> jax.Array:
-        del classes, ignore
-        return jnp.ones_like(labels, bool)
-
-    def judged(self, x: jax.Array, counted: jax.Array) -> jax.Array:
-        del x
-        return counted
-
-    def mean(self, values: jax.Array, counted: jax.Array) -> jax.Array:
-        del counted
-        return values
-
-    def work(self, trace: Trace) -> dict[str, jax.Array]:
-        return {"macs": metrics.executed_macs(trace).astype(self.clean.dtype)} if trace.units else {}
-
 
 @dataclasses.dataclass(frozen=True)
-class Coordinates:
+class Coordinates(Domain):
     """The coordinates [point, 3] of one or several clouds; a ball is around every point, there is no box."""
 
     cloud: PointCloud
@@ -197,7 +158,7 @@ class Coordinates:
     free: jax.Array | None = None
 
     @property
-    def clean(self) -> jax.Array:
+    def clean(self) -> jax.Array:  # pyright: ignore[reportIncompatibleVariableOverride]: a field of images
         return self.cloud.xyz
 
     @property
@@ -256,17 +217,8 @@ class Coordinates:
         place = jnp.take_along_axis(places, cloud[None], axis=0)[0]
         return jax.vmap(jax.random.fold_in)(of_cloud[cloud], place)
 
-    def perturbed(self, delta: jax.Array) -> jax.Array:
-        return self.clean + delta
-
     def settled(self, delta: jax.Array) -> jax.Array:
         return self.project(self.clean + delta) - self.clean
-
-    def to_free(self, x: jax.Array) -> jax.Array:
-        return x - self.clean
-
-    def from_free(self, w: jax.Array) -> jax.Array:
-        return self.clean + w
 
     def counted(self, labels: jax.Array, classes: int, ignore: int) -> jax.Array:
         """Rows labelled `ignore` do not count, nor clouds without points, nor what jit cannot refuse: labels that are
@@ -295,6 +247,13 @@ class Coordinates:
         macs = [jnp.sum(flat(jnp.broadcast_to(unit.macs, unit.score.shape)), axis=1) for unit in trace.units]
         work = sum((m.astype(jnp.float32) for m in macs), start=jnp.float32(0))
         return {"voxels": jnp.max(jnp.stack(voxels), axis=0), "macs": work}
+
+
+def pixels_of(domain: Domain, why: str = "") -> Pixels:
+    """`domain`; raises TypeError unless it is of images."""
+    if not isinstance(domain, Pixels):
+        raise TypeError(f"inputs: got a PointCloud, expected images{why and f': {why}'}")
+    return domain
 
 
 def domain_of(inputs: Any, threat: Threat, mask: Any = None) -> Pixels | Coordinates:

@@ -12,24 +12,24 @@ import optax
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem
 from dyn_jax.attacks.domains import Domain, l2
-from dyn_jax.attacks.threat import Box
+from dyn_jax.attacks.restarts import filled, recorded
+from dyn_jax.attacks.threat import Box, drawn
 from dyn_jax.objectives import Objective, exits_of
-from dyn_jax.types import Output
+from dyn_jax.objectives.answers import untargeted, without_targets
+
+_NO_TARGETS = "Early Attack has no target class"
 
 
 def early_loss(
     exits: jax.Array, kept: jax.Array, alpha: jax.typing.ArrayLike, classes: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """(T2 - alpha T1, alpha T1) with ``T1 = sum_{j != p} max(y^N_p - y^N_j, 0)`` and ``T2 = sum_{i < N} y^i_p``.
+    """(T2 - alpha T1, alpha T1), ``T1 = sum_{j != p} max(y^N_p - y^N_j, 0)``, ``T2 = sum_{i < N} y^i_p``, [batch].
 
     Args:
       exits: logits [batch, exit, class]; y^i is the softmax of exit i, N the last.
       kept: [batch], p, the class that the last exit shall keep saying.
       alpha: weight of T1.
       classes: T1 sums over the first `classes` classes; default all.
-
-    Returns:
-      Two [batch].
     """
     probabilities = jax.nn.softmax(exits)
     own = jnp.take_along_axis(probabilities, kept[:, None, None], axis=2)[..., 0]
@@ -41,13 +41,7 @@ def early_loss(
 def early_objective(alpha: jax.typing.ArrayLike = 1.0) -> Objective:
     """``alpha T1 - T2`` of `early_loss` with the labels as p: an objective for any attack (a projected one, say)."""
     alpha = _validate.number("alpha", alpha, minimum=0)
-
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: Early Attack has no target class")
-        return -early_loss(exits_of(output.trace), labels, alpha)[0]
-
-    return objective
+    return without_targets(lambda output, labels: -early_loss(exits_of(output.trace), labels, alpha)[0], _NO_TARGETS)
 
 
 def fools_early_exits(exits: jax.Array, kept: jax.Array) -> jax.Array:
@@ -59,17 +53,11 @@ def fools_early_exits(exits: jax.Array, kept: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyForm:
-    """What the paper and the released code do differently.
+    """What the paper and the released code do differently."""
 
-    Attributes:
-      distance: (domain, x) -> [batch].
-      first_return: iteration from which a success ends the search for an example.
-      classes: T1 sums over the first `classes` classes; None: all.
-    """
-
-    distance: Callable[[Domain, jax.Array], jax.Array] = l2
-    first_return: int = 0
-    classes: int | None = None
+    distance: Callable[[Domain, jax.Array], jax.Array] = l2  # (domain, x) -> [batch]
+    first_return: int = 0  # iteration from which a success ends the search for an example
+    classes: int | None = None  # T1 sums over the first so many classes; None: all
 
 
 PAPER = EarlyForm()
@@ -109,16 +97,11 @@ def early_attack(
     adam = optax.adam(_validate.positive("learning_rate", learning_rate))
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        if problem.targets is not None:
-            raise ValueError("targets: got some, expected None: Early Attack has no target class")
+        untargeted(problem.targets, _NO_TARGETS)
         domain = problem.domain
-        clean_exits = exits_of(problem.forward(domain.clean).trace)
-        kept = jnp.argmax(clean_exits[:, -1], axis=-1)
-        kept_by_victim = jnp.argmax(exits_of(problem.clean.trace)[:, -1], axis=-1)
-        if start is None:
-            w = jax.vmap(lambda key: jax.random.uniform(key, domain.clean.shape[1:], domain.clean.dtype))(keys)
-        else:
-            w = domain.to_free(start)
+        said = lambda output: jnp.argmax(exits_of(output.trace)[:, -1], axis=-1)
+        kept, kept_by_victim = said(problem.forward(domain.clean)), said(problem.clean)
+        w = drawn(jax.random.uniform, keys, domain.clean) if start is None else domain.to_free(start)
 
         def total(w: jax.Array) -> tuple[jax.Array, tuple]:
             x = problem.project(domain.from_free(w))
@@ -134,23 +117,15 @@ def early_attack(
             exits = exits_of(problem.judged(x, output).trace)
             success = fools_early_exits(exits, kept_by_victim) & (number >= form.first_return)
             best = problem.pick(done, best, x)
-            # an example that is done keeps repeating what it last saw
-            now = jax.tree.map(
-                lambda new, old: jnp.where(done, old[number - 1], new), problem.observed(output, -values, bad), records
-            )
-            now = now.replace(nonfinite=bad & ~done)
-            records = jax.tree.map(lambda all, one: all.at[number].set(one), records, now)
+            nonfinite = records.nonfinite.at[number].set(bad & ~done)
+            records = recorded(records, number, problem.observed(output, -values, bad), done)
+            records = records.replace(nonfinite=nonfinite)
             update, adam_state = adam.update(gradient, adam_state)
             return number + 1, w + update, adam_state, best, done | success, records
 
-        like = jnp.zeros_like(clean_exits[:, 0, 0])
-        first = problem.observed(problem.clean, like, jnp.zeros_like(problem.attacked))
-        records = jax.tree.map(lambda leaf: jnp.zeros_like(jnp.broadcast_to(leaf, (steps, *leaf.shape))), first)
-        begin = (jnp.int32(0), w, adam.init(w), domain.clean, ~problem.attacked, records)
+        begin = (jnp.int32(0), w, adam.init(w), domain.clean, ~problem.attacked, problem.no_steps(steps))
         unfinished = lambda state: (state[0] < steps) & ~jnp.all(state[4])
         number, _, _, best, _, records = jax.lax.while_loop(unfinished, step, begin)
-        rows = jnp.arange(steps)[:, None] < number
-        last = jax.tree.map(lambda leaf: jnp.where(rows, leaf, leaf[number - 1][None]), records)
-        return Found(best, last.replace(nonfinite=records.nonfinite))
+        return Found(best, filled(records, number).replace(nonfinite=records.nonfinite))
 
     return Attack(search, Box((0.0, 1.0)), early_objective(alpha), random=True, attack_all=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,7 +20,8 @@ from dyn_jax.attacks import rectify
 from dyn_jax.attacks.base import Attack, Found, Problem
 from dyn_jax.attacks.domains import Domain, l2
 from dyn_jax.attacks.restarts import better_of
-from dyn_jax.attacks.threat import Bounds, Box, Threat, ball
+from dyn_jax.attacks.threat import Bounds, Box, Number, Threat, ball
+from dyn_jax.objectives.answers import untargeted
 from dyn_jax.types import Output, Trace, UnitTrace
 
 KEEP = ("most", "least_loss", "last")
@@ -102,64 +104,58 @@ class Form:
 PAPER = Form()
 """Eq. 3 of GradAuto, started exactly at the clean value, eq. 7's L2 norm; the paper names no iterate to return."""
 
-Combine = Callable[[Gradients, jax.Array], rectify.Rectified]
-Losses = Callable[[Trace, jax.Array], tuple[jax.Array, jax.Array]]
+Combine = Callable[[Gradients], rectify.Rectified]  # what Adam gets
+Losses = Callable[[Trace, jax.Array], tuple[jax.Array, jax.Array]]  # at a step: complexity, finished, [example]
 
 
-def gate_losses(tau: jax.typing.ArrayLike | None, weights: objectives.Weights) -> Losses:
-    """Eq. 6 and 20: `objectives.complexity_loss` and `objectives.finished_loss`, the same at every step."""
-    objectives.check_tau(tau)
-    objectives.check_weights(weights)
+def combined(turn: Combine) -> Combine:
+    """``n * turn(gradients) + g_D`` with n the number of values of an example: the gradient of eq. 7."""
 
-    def losses(trace: Trace, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        del number
-        return (
-            objectives.complexity_loss(trace, tau=tau, weights=weights),
-            objectives.finished_loss(trace, tau=tau, weights=weights),
-        )
+    def combine(gradients: Gradients) -> rectify.Rectified:
+        turned = turn(gradients)
+        return turned._replace(gradient=gradients.values * turned.gradient + gradients.distortion)
 
-    return losses
+    return combine
+
+
+def gate_attack(
+    combine: Combine, eps: Number | None, tau: jax.typing.ArrayLike | None, weights: objectives.Weights, **fields: Any
+) -> Attack:
+    """The attack on `objectives.complexity_loss` and `finished_loss` (eq. 6 and 20); `fields` of `EnergySearch`."""
+    objective = objectives.energy(tau=tau, weights=weights)
+    given: Any = {"tau": tau, "weights": weights}
+    losses = lambda trace, _: (objectives.complexity_loss(trace, **given), objectives.finished_loss(trace, **given))
+    return EnergySearch(combine, losses, tau=tau, **fields).attack(eps, objective)
 
 
 @dataclasses.dataclass(frozen=True)
 class EnergySearch:
-    """Adam on delta from 0.
-
-    Attributes:
-      combine: (gradients, step number) -> the gradient that Adam gets.
-      losses: (trace, step number) -> (complexity [example], finished [example]).
-      form: see `Form`.
-      steps, learning_rate: of Adam.
-      weight: of the complexity loss in the total that ``keep="least_loss"`` compares; None: the number of values of an
-        example, as in eq. 7.
-      finished_from: step from which the finished gradient is computed; None: never.
-      tau: for the record.
-      prepare: (problem, x, step number) -> the forward pass that is differentiated at that x; None: the problem's own.
-    """
+    """Adam on delta from 0."""
 
     combine: Combine
     losses: Losses
     form: Form
     steps: int
     learning_rate: jax.typing.ArrayLike
+    # of the complexity loss in the total that keep="least_loss" compares; None: the values of an example, as in eq. 7
     weight: jax.typing.ArrayLike | None = None
-    finished_from: int | None = None
-    tau: jax.typing.ArrayLike | None = 0.5
+    finished_from: int | None = None  # step from which the finished gradient is computed; None: never
+    tau: jax.typing.ArrayLike | None = 0.5  # for the record
+    # (problem, x, step number) -> the forward pass that is differentiated at that x; None: the problem's own
     prepare: Callable[[Problem, jax.Array, jax.Array], Callable] | None = None
 
     def __post_init__(self) -> None:
         _validate.positive_int("steps", self.steps)
         _validate.positive("learning_rate", self.learning_rate)
 
-    def attack(self, eps: jax.typing.ArrayLike | str | None, objective: objectives.Objective) -> Attack:
+    def attack(self, eps: Number | None, objective: objectives.Objective) -> Attack:
         """The attack that makes this search; inside a ball where `eps` is given, else anywhere in the box."""
         bounds = self.form.bounds
         threat: Threat = Box(bounds) if eps is None else ball("linf", eps, bounds)
         return Attack(self, threat, objective, attack_all=True, reach=2 * self.learning_rate)
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        if problem.targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the energy has no target class")
+        untargeted(problem.targets)
         if start is not None:
             raise ValueError("start: got some, expected None: an attack on the energy starts at delta = 0")
         objectives.check_adaptive(problem.clean.trace)
@@ -210,16 +206,18 @@ class EnergySearch:
             if keeps_logits:
                 g_distortion += of(zeros, zeros, one * form.keep_logits)
             gradients = Gradients(g_complexity, g_finished, g_distortion, values)
-            rectified = self.combine(gradients, number)
+            rectified = self.combine(gradients)
             gradient, bad = problem.finite(domain.join(rectified.gradient))
             update, adam_state = adam.update(gradient, adam_state)
             away = form.distance(domain, x)
             best = (x, best[1]) if form.keep == "last" else better_of(problem, (x, judge(x, output, away)), best)
-            record = _record(output.trace, gradients, rectified, (complexity, finished), away, self.tau)
-            on = [unit.on for unit in output.trace.units]
-            record = record.replace(**_switched(output.trace.units, on, before, number, record.complexity_norm))
+            seen = {"complexity": complexity, "finished": finished, "distortion": away}
+            record = _record(output.trace.units, before, number, gradients, rectified, self.tau, **seen)
             steps = problem.observed(output, -complexity, bad)
-            return (domain.settled(delta + update), adam_state, best, on), (steps, record)
+            return (domain.settled(delta + update), adam_state, best, [unit.on for unit in output.trace.units]), (
+                steps,
+                record,
+            )
 
         worst = jnp.full_like(zeros, -jnp.inf)
         best = (domain.clean, (worst, worst))
@@ -241,41 +239,30 @@ def _count(flags: jax.Array) -> jax.Array:
     return jnp.sum(flags.reshape(flags.shape[0], -1), axis=1, dtype=jnp.int32)
 
 
-def _switched(
-    units: tuple[UnitTrace, ...], on: list[jax.Array], before: list[jax.Array], number: jax.Array, length: jax.Array
-) -> dict[str, jax.Array]:
-    """The fields of `EnergySteps` that compare elements with themselves."""
-    none = jnp.zeros_like(length, jnp.int32)
-    fixed = [(a, b) for unit, a, b in zip(units, on, before) if unit.dense_macs is not None]
-    moved = lambda count: jnp.where(number > 0, count, none)
-    return {
-        "zero_gradient": (sum(_count(~a) for a in on) > 0) & (length == 0),
-        "switched_on": moved(sum((_count(a & ~b) for a, b in fixed), start=none)),
-        "switched_off": moved(sum((_count(b & ~a) for a, b in fixed), start=none)),
-    }
-
-
 def _record(
-    trace: Trace,
+    units: tuple[UnitTrace, ...],
+    before: list[jax.Array],
+    number: jax.Array,
     gradients: Gradients,
     rectified: rectify.Rectified,
-    losses: tuple[jax.Array, jax.Array],
-    distortion: jax.Array,
     tau: jax.typing.ArrayLike | None,
+    **seen: jax.Array,
 ) -> EnergySteps:
+    """What step `number` saw; `before`: what was on in the step before, elements of a fixed place are compared."""
     mean = lambda x: jnp.mean(x.reshape(x.shape[0], -1), axis=1)
     length = rectify.norm(gradients.complexity).reshape(-1)
+    none = jnp.zeros_like(length, jnp.int32)
+    fixed = [(unit.on, old) for unit, old in zip(units, before) if unit.dense_macs is not None]
+    moved = lambda counts: jnp.where(number > 0, sum(counts, start=none), none)
     return EnergySteps(
-        complexity=losses[0],
-        finished=losses[1],
-        distortion=distortion,
         complexity_norm=length,
         finished_norm=rectify.norm(gradients.finished).reshape(-1),
         cosine=rectify.cosine(gradients.complexity, gradients.finished),
         projected=rectified.projected,
-        zero_gradient=jnp.zeros_like(length, bool),
-        gating=jnp.stack([mean(objectives.gating_excess(unit, tau)) for unit in trace.units], axis=1),
-        on=jnp.stack([mean(unit.on.astype(jnp.float32)) for unit in trace.units], axis=1),
-        switched_on=jnp.zeros_like(length, jnp.int32),
-        switched_off=jnp.zeros_like(length, jnp.int32),
+        zero_gradient=(sum(_count(~unit.on) for unit in units) > 0) & (length == 0),
+        gating=jnp.stack([mean(objectives.gating_excess(unit, tau)) for unit in units], axis=1),
+        on=jnp.stack([mean(unit.on.astype(jnp.float32)) for unit in units], axis=1),
+        switched_on=moved(_count(now & ~old) for now, old in fixed),
+        switched_off=moved(_count(old & ~now) for now, old in fixed),
+        **seen,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.fab_t import Walk
 from dyn_jax.attacks.fmn import dual
 from dyn_jax.attacks.minimal import begun
-from dyn_jax.attacks.threat import Bounds, Linf, ball
+from dyn_jax.attacks.restarts import folded
+from dyn_jax.attacks.threat import Bounds, Linf, Number, ball, drawn
 
 _SMALL = 1e-12
 
@@ -36,7 +38,7 @@ class NearestFab(Walk):
             """The nearer of the plane of one class and the best so far: distance, gap, normal."""
             aim = jax.nn.one_hot(number, logits.shape[1], dtype=logits.dtype)[None] - own
             w, bad = problem.finite(back(jnp.where(problem.attacked[:, None], aim, 0))[0])
-            w = w if domain.free is None else w * domain.free
+            w = domain.moving(w)
             gap = jnp.take(gaps, number, axis=1)
             far = jnp.where(
                 problem.labels == number, jnp.inf, jnp.abs(gap) / (dual(self.norm, domain.split(w)) + _SMALL)
@@ -51,16 +53,12 @@ class NearestFab(Walk):
 
     def started(self, problem: Problem, keys: jax.Array, reach: jax.Array) -> jax.Array:
         """A point at half of `reach` [example] from the clean value, before the box: Linf uniform, else Gaussian."""
-        clean, threat = problem.domain.clean, problem.ball
-        if isinstance(threat, Linf):
-            draw = lambda key: jax.random.uniform(key, clean.shape[1:], clean.dtype, -1, 1)
-        else:
-            draw = lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype)
-        drawn = jax.vmap(draw)(keys)
-        drawn = drawn if problem.domain.free is None else drawn * problem.domain.free
-        size = self.measured(problem, clean + drawn)
-        spread = problem.domain.spread(reach / 2 / jnp.where(size > 0, size, 1))
-        return jnp.clip(clean + spread * drawn, *threat.bounds)
+        domain, threat = problem.domain, problem.ball
+        draw = partial(jax.random.uniform, minval=-1, maxval=1) if isinstance(threat, Linf) else jax.random.normal
+        moves = domain.moving(drawn(draw, keys, domain.clean))
+        size = self.measured(problem, domain.clean + moves)
+        spread = domain.spread(reach / 2 / jnp.where(size > 0, size, 1))
+        return jnp.clip(domain.clean + spread * moves, *threat.bounds)
 
     def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
         problem.of_one_row("fab")
@@ -69,15 +67,14 @@ class NearestFab(Walk):
         def again(best: tuple, number: jax.Array) -> tuple[tuple, tuple]:
             if keys is None:
                 return self.walk(problem, best, first, problem)
-            folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            drawn = self.started(problem, folded, jnp.minimum(best[1], problem.ball.eps))
-            return self.walk(problem, best, jnp.where(number == 0, first, drawn), problem)
+            other = self.started(problem, folded(keys, number), jnp.minimum(best[1], problem.ball.eps))
+            return self.walk(problem, best, jnp.where(number == 0, first, other), problem)
 
         return self.found(problem, *jax.lax.scan(again, self.nothing(problem), jnp.arange(self.restarts)))
 
 
 def fab(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     steps: int = 100,
     *,
     restarts: int = 1,
@@ -97,19 +94,11 @@ def fab(
       restarts: walks; the first one from the clean value, others from a random point at half the smaller of eps and
         the smallest norm so far.
 
-    Returns:
-      An `Attack` that needs a ``key`` where there are restarts; a ``start`` is where the first walk begins.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; restarts not a positive integer; ``targets`` given to the attack;
-        a segmented cloud.
-
-    Source: Croce and Hein 2020, algorithm 1 without the final search, as in AutoAttack's code.
+    Needs a ``key`` where there are restarts; a ``start`` is where the first walk begins. Raises as
+    `dyn_jax.attacks.bim`; restarts not a positive integer; ``targets`` given to the attack; a segmented cloud. Source:
+    Croce and Hein 2020, algorithm 1 without the final search, as in AutoAttack's code.
     """
     threat = ball(norm, eps, bounds)
-    _validate.positive_int("steps", steps)
     _validate.positive_int("restarts", restarts)
-    number = lambda name, value: _validate.number(name, value, minimum=0)
-    biased = number("alpha_max", alpha_max), number("eta", eta), number("beta", beta)
-    search = NearestFab(norm, steps, *biased, restarts)
+    search = NearestFab(norm, steps, alpha_max, eta, beta, restarts)
     return Attack(search, threat, objectives.margin, random=restarts > 1, reach=threat.eps)

@@ -12,7 +12,7 @@ from dyn_jax import _validate, objectives
 from dyn_jax.attacks import hyperplane
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.minimal import MinimalNorm, begun, closest, length, within
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.threat import Bounds, Number, ball
 from dyn_jax.types import Output
 
 _LEAST = 1e-8  # norm of a step onto the plane, at least
@@ -35,6 +35,11 @@ class Walk(abc.ABC):
     alpha_max: jax.typing.ArrayLike
     eta: jax.typing.ArrayLike
     beta: jax.typing.ArrayLike
+
+    def __post_init__(self) -> None:
+        _validate.positive_int("steps", self.steps)
+        for name in ("alpha_max", "eta", "beta"):
+            _validate.number(name, getattr(self, name), minimum=0)
 
     @abc.abstractmethod
     def step(self, problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
@@ -110,12 +115,8 @@ class TargetedFab(Walk):
 
 
 def likeliest_wrong(problem: Problem, count: int) -> jax.Array:
-    """[example, count], the wrong classes with the largest logits on the clean value, the largest first.
-
-    Raises:
-      ValueError: there are not that many wrong classes.
-    """
-    logits = problem.forward(problem.domain.clean).logits
+    """[example, count], the wrong classes with the largest clean logits, largest first; ValueError for too many."""
+    logits = (problem.clean if problem.same else problem.forward(problem.domain.clean)).logits
     if count >= logits.shape[1]:
         raise ValueError(f"target_classes: got {count} of {logits.shape[1]} classes, expected fewer")
     wrong = jnp.where(jax.nn.one_hot(problem.labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
@@ -123,7 +124,7 @@ def likeliest_wrong(problem: Problem, count: int) -> jax.Array:
 
 
 def fab_t(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     steps: int = 100,
     *,
     target_classes: int = 9,
@@ -150,20 +151,12 @@ def fab_t(
       target_classes: number of classes, at most classes - 1.
       alpha_max, eta, beta: bias towards the clean value, overshoot, and how far a step back goes.
 
-    Returns:
-      An `Attack`; a ``start`` is where the search of every class begins.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; ``targets`` given to the attack; more target classes than wrong
-        classes; a segmented cloud.
-
-    Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
-    algorithm 1 without the final search, as in AutoAttack's code; one restart, from the clean value.
+    A ``start`` is where the search of every class begins. Raises as `dyn_jax.attacks.bim`; ``targets`` given to the
+    attack; more target classes than wrong classes; a segmented cloud. Source: Croce and Hein 2020, "Minimally distorted
+    adversarial examples with a fast adaptive boundary attack", algorithm 1 without the final search, as in AutoAttack's
+    code; one restart, from the clean value.
     """
     threat = ball(norm, eps, bounds)
-    _validate.positive_int("steps", steps)
     _validate.positive_int("target_classes", target_classes)
-    numbers = [_validate.number(n, v, minimum=0) for n, v in (("alpha_max", alpha_max), ("eta", eta), ("beta", beta))]
-    return Attack(
-        TargetedFab(norm, steps, *numbers, target_classes=target_classes), threat, objectives.margin, reach=threat.eps
-    )
+    search = TargetedFab(norm, steps, alpha_max, eta, beta, target_classes)
+    return Attack(search, threat, objectives.margin, reach=threat.eps)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.bim import bim
+from dyn_jax.attacks.threat import Number
 
 
-def fgsm(
-    eps: jax.typing.ArrayLike | str, *, step_size: jax.typing.ArrayLike | str | None = None, **options: Any
-) -> Attack:
+def fgsm(eps: Number, *, step_size: Number | None = None, **options: Any) -> Attack:
     """``x + eps * sign(gradient)``, projected; `bim` with a single step.
 
     Args:
@@ -20,7 +17,6 @@ def fgsm(
       step_size: length of the step; default `eps`.
       **options: ``norm``, ``objective``, ``bounds``, ``attack_all`` of `bim`.
 
-    Raises:
-      ValueError, TypeError: as `bim`.
+    Raises as `bim`.
     """
     return bim(eps, eps if step_size is None else step_size, 1, **options)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.criteria import Criterion, misclassified
-from dyn_jax.attacks.domains import Domain, l2
-from dyn_jax.attacks.minimal import MinimalNorm, begun, closest, cosine, largest_norm, length, unbounded
+from dyn_jax.attacks.base import Attack, Problem, Steps
+from dyn_jax.attacks.criteria import Criterion, checked
+from dyn_jax.attacks.domains import Domain
+from dyn_jax.attacks.minimal import Descent, MinimalNorm, State, closest, cosine, largest_norm, length, unbounded
 from dyn_jax.attacks.threat import Bounds, into_l1
 
 _SMALL = 1e-12
@@ -20,25 +19,13 @@ _LEAST = 1e-3  # share of the norm that a step to the boundary has at least (not
 Range = tuple[float, float]
 
 
-class State(NamedTuple):
-    x: jax.Array
-    eps: jax.Array  # [example], radius of the ball
-    best: tuple[jax.Array, jax.Array]  # the nearest x that held, its norm
-
-
 @dataclasses.dataclass(frozen=True)
-class Fmn:
-    """The search of `fmn`, attributes as its arguments."""
+class Fmn(Descent):
+    """The search of `fmn`."""
 
     norm: str
-    steps: int
-    criterion: Criterion
     step_size: Range
     gamma: Range
-
-    def begin(self, problem: Problem, start: jax.Array | None) -> State:
-        endless = jnp.full_like(l2(problem.domain, problem.domain.clean), jnp.inf)
-        return State(begun(problem, start), endless, (problem.domain.clean, endless))
 
     def step(self, problem: Problem, state: State, number: jax.Array) -> tuple[State, tuple[Steps, MinimalNorm]]:
         domain, threat = problem.domain, problem.ball
@@ -76,11 +63,6 @@ class Fmn:
             return domain.join(into_l1(parts, endless, eps.reshape(-1, *(1,) * (parts.ndim - 1))))
         return delta * (radius / domain.spread(jnp.maximum(length_l2(parts), _SMALL)))
 
-    def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
-        walk = lambda state, number: self.step(problem, state, number)
-        state, (steps, record) = jax.lax.scan(walk, self.begin(problem, start), jnp.arange(self.steps))
-        return Found(state.best[0], steps, record)
-
 
 def length_l2(parts: jax.Array) -> jax.Array:
     """[example], the L2 norm of [example, ...]."""
@@ -115,12 +97,11 @@ def fmn(
 
     Args:
       steps: of both schedules; an evaluation each. The x after the last one is not evaluated.
-      norm: ``linf``, ``l2`` or ``l1``.
+      norm, bounds: see `dyn_jax.attacks.bim`; also ``l1``.
       criterion: of `dyn_jax.attacks.criteria`; default ``misclassified()``; ``recovered(0.5)`` finds the smallest
         perturbation that brings half of the saved computation back.
       step_size: first and last one, an L2 length whatever the norm; of points in metres.
       gamma: first and last relative change of eps.
-      bounds: lowest and highest pixel value.
 
     Raises:
       ValueError, TypeError: steps not a positive integer; unknown norm; a schedule that is no pair of numbers of at
@@ -130,16 +111,9 @@ def fmn(
     """
     threat = unbounded(norm, bounds)
     _validate.positive_int("steps", steps)
-    criterion = misclassified() if criterion is None else checked(criterion)
-    search = Fmn(norm, steps, criterion, _range("step_size", step_size), _range("gamma", gamma))
-    return Attack(search, threat, criterion.objective, attack_all=criterion.attack_all)
-
-
-def checked(criterion: Criterion) -> Criterion:
-    """Raises TypeError unless `criterion` is one."""
-    if not isinstance(criterion, Criterion):
-        raise TypeError(f"criterion: got {type(criterion).__name__}, expected one of dyn_jax.attacks.criteria")
-    return criterion
+    criterion = checked(criterion)
+    search = Fmn(steps, criterion, jnp.inf, norm, _range("step_size", step_size), _range("gamma", gamma))
+    return criterion.attack(search, threat)
 
 
 def _range(name: str, got: Range) -> Range:

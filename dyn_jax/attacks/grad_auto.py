@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from dyn_jax import _validate, objectives
 from dyn_jax.attacks import rectify
 from dyn_jax.attacks.base import Attack
-from dyn_jax.attacks.energy import PAPER, Combine, EnergySearch, Form, Gradients, gate_losses
+from dyn_jax.attacks.energy import PAPER, Form, Gradients, combined, gate_attack
+from dyn_jax.attacks.threat import Number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +35,9 @@ class Rectify:
         return steps // 2 if self.begin is None else _validate.positive_int("begin", self.begin, 0)
 
 
-def combined(lipschitz: jax.typing.ArrayLike, how: Rectify) -> Combine:
-    """``n * rectified(g_C) + g_D`` with n the number of values of an example: the gradient of eq. 7."""
-
-    def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
-        del number
-        scaled = rectify.magnitude(gradients.complexity, lipschitz) if how.magnitude else gradients.complexity
-        none = jnp.zeros_like(scaled, bool).reshape(len(scaled), -1)[:, 0]
-        turned = rectify.direction(scaled, gradients.finished) if how.direction else rectify.Rectified(scaled, none)
-        return rectify.Rectified(gradients.values * turned.gradient + gradients.distortion, turned.projected)
-
-    return combine
+def _rectified(gradients: Gradients, lipschitz: jax.typing.ArrayLike, how: Rectify) -> rectify.Rectified:
+    scaled = rectify.magnitude(gradients.complexity, lipschitz) if how.magnitude else gradients.complexity
+    return rectify.direction(scaled, gradients.finished) if how.direction else rectify.untouched(scaled)
 
 
 def grad_auto(
@@ -52,7 +45,7 @@ def grad_auto(
     *,
     steps: int = 300,
     learning_rate: jax.typing.ArrayLike = 0.01,
-    eps: jax.typing.ArrayLike | str | None = None,
+    eps: Number | None = None,
     rectify: Rectify = Rectify(),
     tau: jax.typing.ArrayLike | None = 0.5,
     weights: objectives.Weights = "macs",
@@ -86,14 +79,6 @@ def grad_auto(
 
     Source: GradAuto section 4; the authors' code is `dyn_jax.attacks.released.grad_auto`.
     """
-    lipschitz = _validate.positive("lipschitz", lipschitz)
-    search = EnergySearch(
-        combined(lipschitz, rectify),
-        gate_losses(tau, weights),
-        form,
-        steps,
-        learning_rate,
-        finished_from=rectify.first(steps),
-        tau=tau,
-    )
-    return search.attack(eps, objectives.energy(tau=tau, weights=weights))
+    turn = partial(_rectified, lipschitz=_validate.positive("lipschitz", lipschitz), how=rectify)
+    fields = {"form": form, "steps": steps, "learning_rate": learning_rate, "finished_from": rectify.first(steps)}
+    return gate_attack(combined(turn), eps, tau, weights, **fields)

@@ -6,6 +6,7 @@ Losses by power norms, and gradients evened out where the gates branch off the t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from dyn_jax.attacks.base import Attack, Problem
 from dyn_jax.attacks.domains import squares
 from dyn_jax.attacks.energy import PAPER, EnergySearch, Form
 from dyn_jax.attacks.ilfo import weighted
-from dyn_jax.types import Output, Trace
+from dyn_jax.types import Trace
 
 GRAD_MDM = PAPER.replace(distance=squares)
 WARM_UP = 10  # steps with plain sums and without the nodes
@@ -42,13 +43,14 @@ def power_norm(x: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
     return largest[:, 0] * jnp.where(total > 0, total, 1) ** (1 / exponent) * (total > 0)
 
 
-def power_losses(trace: Trace, active: jax.typing.ArrayLike, inactive: jax.typing.ArrayLike):
+def power_losses(trace: Trace, number: jax.Array, active: float, inactive: float) -> tuple[jax.Array, jax.Array]:
     """(Q, P), both [batch]: ``Q = -||min(p, 1/2)||_b`` over the gates that are off, ``P = ||1 - max(p, 1/2)||_a``.
 
-    Source: GradMDM's released code (read); p are the gates' probabilities.
+    p are the gates' probabilities; a and b are 1 in the first steps. Source: GradMDM's released code (read).
     """
     p = probabilities(trace)
-    return -power_norm(jnp.minimum(p, 0.5), inactive), power_norm(1 - jnp.maximum(p, 0.5), active)
+    a, b = (jnp.where(number < WARM_UP, 1.0, exponent) for exponent in (active, inactive))
+    return -power_norm(jnp.minimum(p, 0.5), b), power_norm(1 - jnp.maximum(p, 0.5), a)
 
 
 @jax.custom_vjp
@@ -62,7 +64,6 @@ def node(x: jax.Array, token: jax.Array, count: jax.Array, against: jax.Array, w
       against: like x; a component of the gradient against it is taken off; 0: nothing is.
       working: scalar, 1, or 0: an ordinary branching, the gradients are added.
     """
-    del token, count, against, working
     return x, x
 
 
@@ -83,31 +84,26 @@ def _node_bwd(residuals, cotangents):
 node.defvjp(_node_fwd, _node_bwd)
 
 
-def evened_forward(active: float, inactive: float) -> Callable:
-    """(problem, x, step number) -> the network with nodes before its gates, ready for the backward pass of Q at x.
+def evened_forward(active: float, inactive: float, problem: Problem, x: jax.Array, number: jax.Array) -> Callable:
+    """The network with nodes before its gates, ready for the backward pass of Q at x.
 
     The pass of P comes first: its nodes count the gates that are off, and what they pass on is kept. The pass of Q
     counts the gates that are on and takes off what runs against the kept gradient.
     """
+    forward = problem.forward
+    if any(unit.score.ndim != 1 for unit in problem.clean.trace.units):
+        raise ValueError("forward: got units of several elements, expected one gate a unit; use even=False")
+    zeros = [jnp.zeros(shape, dtype) for shape, dtype in _tapped_shapes(forward, x)]
+    on = [unit.on for unit in forward(x).trace.units]
+    on_from, off_from = _from_each(on), _from_each([~gate for gate in on])
+    working = jnp.asarray(number >= WARM_UP, x.dtype)
 
-    def prepare(problem: Problem, x: jax.Array, number: jax.Array) -> Callable[[jax.Array], Output]:
-        forward = problem.forward
-        if any(unit.score.ndim != 1 for unit in problem.clean.trace.units):
-            raise ValueError("forward: got units of several elements, expected one gate a unit; use even=False")
-        zeros = [jnp.zeros(shape, dtype) for shape, dtype in _tapped_shapes(forward, x)]
-        on = [unit.on for unit in forward(x).trace.units]
-        on_from, off_from = _from_each(on), _from_each([~gate for gate in on])
-        working = jnp.asarray(number >= WARM_UP, x.dtype)
-        exponents = _exponents(number, active, inactive)
+    def total(tokens: list[jax.Array]) -> jax.Array:
+        tapped = forward(x, tap=lambda h, i: node(h, tokens[i], off_from[i], zeros[i], working))
+        return jnp.sum(power_losses(tapped.trace, number, active, inactive)[1])
 
-        def total(tokens: list[jax.Array]) -> jax.Array:
-            tapped = forward(x, tap=lambda h, i: node(h, tokens[i], off_from[i], zeros[i], working))
-            return jnp.sum(power_losses(tapped.trace, *exponents)[1])
-
-        kept = jax.grad(total)(zeros)
-        return lambda x, reach=None: forward(x, tap=lambda h, i: node(h, zeros[i], on_from[i], kept[i], working))
-
-    return prepare
+    kept = jax.grad(total)(zeros)
+    return lambda x, reach=None: forward(x, tap=lambda h, i: node(h, zeros[i], on_from[i], kept[i], working))
 
 
 def _tapped_shapes(forward: Callable, x: jax.Array) -> list[tuple]:
@@ -132,11 +128,6 @@ def _from_each(flags: list[jax.Array]) -> list[jax.Array]:
     return [
         sum((flag.astype(jnp.float32) for flag in flags[first:]), start=jnp.float32(0)) for first in range(len(flags))
     ]
-
-
-def _exponents(number: jax.Array, active: float, inactive: float) -> tuple[jax.Array, jax.Array]:
-    early = number < WARM_UP
-    return jnp.where(early, 1.0, active), jnp.where(early, 1.0, inactive)
 
 
 def grad_mdm(
@@ -165,23 +156,20 @@ def grad_mdm(
         False: the losses alone, for any network.
       form: see `dyn_jax.attacks.energy.Form`; its code's is ``released.form().replace(update_last=False)``.
 
-    Raises:
-      ValueError, TypeError: a number out of range, an unknown name; when called, a network without adaptive units, or
-        with ``even`` one whose units have several elements or that does not take ``tap=``.
-
-    Source: GradMDM's released code (read). Without its option to keep the accuracy, in which the order of the backward
-    passes mixes up the nodes' counts.
+    Raises as `grad_auto`; when called with ``even``, for a network whose units have several elements or that does not
+    take ``tap=``. Source: GradMDM's released code (read). Without its option to keep the accuracy, in which the order
+    of the backward passes mixes up the nodes' counts.
     """
     gamma = _validate.number("gamma", gamma, minimum=0)
     _validate.positive("active", active)
     _validate.positive("inactive", inactive)
     search = EnergySearch(
         weighted(COMPLEXITY_WEIGHT, gamma),
-        lambda trace, number: power_losses(trace, *_exponents(number, active, inactive)),
+        partial(power_losses, active=active, inactive=inactive),
         form,
         steps,
         learning_rate,
         COMPLEXITY_WEIGHT,
-        prepare=evened_forward(active, inactive) if even else None,
+        prepare=partial(evened_forward, active, inactive) if even else None,
     )
     return search.attack(None, objectives.energy(weights="equal"))

@@ -42,16 +42,6 @@ def step(norm: str, x: jax.Array, w: jax.Array, gap: jax.Array, bounds: Bounds) 
     return STEPS[norm](w, gap, jnp.where(down, x - low, high - x))
 
 
-def _linf(w: jax.Array, gap: jax.Array, room: jax.Array) -> jax.Array:
-    """Every coordinate moves by ``min(t, room)``."""
-    return _filled(w, gap, room, jnp.ones_like(w), jnp.abs(w) > 0)
-
-
-def _l2(w: jax.Array, gap: jax.Array, room: jax.Array) -> jax.Array:
-    """Every coordinate moves by ``min(t |w|, room)``."""
-    return _filled(w, gap, room, jnp.abs(w), jnp.abs(w) > STILL)
-
-
 def _filled(w: jax.Array, gap: jax.Array, room: jax.Array, speed: jax.Array, moves: jax.Array) -> jax.Array:
     """``min(t speed, room)`` with t such that ``sum |w| min(t speed, room) = |gap|``.
 
@@ -95,4 +85,8 @@ def _l1(w: jax.Array, gap: jax.Array, room: jax.Array) -> jax.Array:
     return -jnp.sign(w) * jnp.sign(gap).reshape(-1, *(1,) * (w.ndim - 1)) * length.reshape(w.shape)
 
 
-STEPS = {"linf": _linf, "l2": _l2, "l1": _l1}
+STEPS = {
+    "linf": lambda w, gap, room: _filled(w, gap, room, jnp.ones_like(w), jnp.abs(w) > 0),
+    "l2": lambda w, gap, room: _filled(w, gap, room, jnp.abs(w), jnp.abs(w) > STILL),
+    "l1": _l1,
+}

@@ -9,7 +9,8 @@ from dyn_jax import _validate, objectives
 from dyn_jax.attacks import rectify
 from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.domains import squares
-from dyn_jax.attacks.energy import PAPER, Combine, EnergySearch, Form, Gradients, gate_losses
+from dyn_jax.attacks.energy import PAPER, Combine, Form, Gradients, gate_attack
+from dyn_jax.attacks.threat import Number
 
 ILFO = PAPER.replace(distance=squares, keep="least_loss")
 
@@ -17,12 +18,10 @@ ILFO = PAPER.replace(distance=squares, keep="least_loss")
 def weighted(weight: jax.typing.ArrayLike, distortion: jax.typing.ArrayLike = 1.0) -> Combine:
     """``weight * g_C + distortion * g_D``: gradients as they are."""
 
-    def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
-        del number
+    def combine(gradients: Gradients) -> rectify.Rectified:
         dtype = gradients.complexity.dtype
         gradient = jnp.asarray(weight, dtype) * gradients.complexity
-        gradient = gradient + jnp.asarray(distortion, dtype) * gradients.distortion
-        return rectify.Rectified(gradient, jnp.zeros_like(gradient, bool).reshape(len(gradient), -1)[:, 0])
+        return rectify.untouched(gradient + jnp.asarray(distortion, dtype) * gradients.distortion)
 
     return combine
 
@@ -32,7 +31,7 @@ def ilfo(
     weight: jax.typing.ArrayLike = 1e5,
     steps: int = 1000,
     learning_rate: jax.typing.ArrayLike = 5e-4,
-    eps: jax.typing.ArrayLike | str | None = None,
+    eps: Number | None = None,
     tau: jax.typing.ArrayLike | None = 0.5,
     weights: objectives.Weights = "equal",
     form: Form = ILFO,
@@ -48,13 +47,8 @@ def ilfo(
       steps, learning_rate: of Adam; of coordinates in metres.
       eps, tau, weights, form: see `grad_auto`.
 
-    Raises:
-      ValueError, TypeError: a number out of range, an unknown name; when called, a network without adaptive units.
-
-    Source: GradAuto section 3 (eq. 5), which describes ILFO's loss.
+    Raises as `grad_auto`. Source: GradAuto section 3 (eq. 5), which describes ILFO's loss.
     """
     weight = _validate.number("weight", weight, minimum=0)
-    search = EnergySearch(
-        weighted(weight), gate_losses(tau, weights), form, steps, learning_rate, weight=weight, tau=tau
-    )
-    return search.attack(eps, objectives.energy(tau=tau, weights=weights))
+    fields = {"form": form, "steps": steps, "learning_rate": learning_rate, "weight": weight}
+    return gate_attack(weighted(weight), eps, tau, weights, **fields)

@@ -6,51 +6,38 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import _validate
-from dyn_jax.attacks.base import Problem
-from dyn_jax.types import Output
-
-KEEP = ("loss", "error")
+from dyn_jax.attacks.base import Problem, Steps
 
 
 class Kept(flax.struct.PyTreeNode):
-    """What a run has found so far.
+    """What a run has found so far."""
 
-    Attributes:
-      best, loss: the iterate of the largest objective, and that objective [example].
-      last, fooled: the last iterate on which the network errs, and whether there is one [example]; None where nobody
-        asks.
-    """
-
-    best: jax.Array
-    loss: jax.Array
-    last: jax.Array | None = None
-    fooled: jax.Array | None = None
+    best: jax.Array  # the iterate of the largest objective
+    gradient: jax.Array  # there
+    loss: jax.Array  # that objective [example]
+    last: jax.Array | None = None  # the last iterate on which the network errs; None where nobody asks
+    fooled: jax.Array | None = None  # whether there is one [example]
 
     @classmethod
     def nothing(cls, problem: Problem, like: jax.Array, errors: bool) -> Kept:
         """Before the first iterate."""
         none = jnp.zeros_like(problem.losses(problem.clean))
-        return cls(like, none, like, none > 0) if errors and problem.same else cls(like, none)
+        kept = cls(like, jnp.zeros_like(like), none)
+        return kept.replace(last=like, fooled=none > 0) if errors and problem.same else kept
 
-    def after(
-        self, problem: Problem, x: jax.Array, output: Output, loss: jax.Array, first: jax.Array
-    ) -> tuple[Kept, jax.Array]:
-        """(after one more, where its objective is the largest so far); the `first` one is the best so far."""
-        better = first | (loss > self.loss)
+    def after(self, problem: Problem, x: jax.Array, first: jax.Array) -> tuple[Kept, jax.Array, Steps]:
+        """(after x is evaluated, the gradient there, record); the `first` x is the best so far."""
+        gradient, output, record = problem.evaluate(x)
+        better = first | (record.loss > self.loss)
         last, fooled = self.last, self.fooled
         if last is not None and fooled is not None:
             fools = problem.succeeds(output.logits)
             last, fooled = problem.pick(fools, x, last), fooled | fools
-        return Kept(problem.pick(better, x, self.best), jnp.where(better, loss, self.loss), last, fooled), better
+        best, best_gradient = problem.pick(better, x, self.best), problem.pick(better, gradient, self.gradient)
+        return Kept(best, best_gradient, jnp.where(better, record.loss, self.loss), last, fooled), gradient, record
 
     def x(self, problem: Problem) -> jax.Array:
         """What the run returns."""
         if self.last is None or self.fooled is None:
             return self.best
         return problem.pick(self.fooled, self.last, self.best)
-
-
-def errors_of(keep: str) -> bool:
-    """Whether ``keep`` asks for an iterate that fools; ValueError unless it is one of `KEEP`."""
-    return _validate.choice("keep", keep, KEEP) == "error"

@@ -11,9 +11,7 @@ from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Problem
 from dyn_jax.attacks.bisection import Bisection
 from dyn_jax.attacks.domains import Coordinates
-from dyn_jax.attacks.point_pert import JITTER
-from dyn_jax.attacks.threat import ball
-from dyn_jax.objectives import hinge_margin
+from dyn_jax.attacks.point_pert import FROM_POINTS, in_cube
 
 _FAR = 1e10
 
@@ -102,16 +100,11 @@ def knn_pert(
 
     Args:
       eps: metres.
-      steps, learning_rate, constant, search_steps, confidence: as for `point_pert`.
+      steps, learning_rate, constant, search_steps, confidence: see `point_pert`.
       distance: see `KNNDistance`.
 
-    Raises:
-      ValueError, TypeError: as for `point_pert`.
-
-    Source: Tsai et al. 2020 (distances). LGM's paper names the attack without its constants, and no code was released
-    for it: the defaults are common ones, and the iterates are clipped to the cube.
+    Raises as `point_pert`. Source: Tsai et al. 2020 (distances). LGM's paper names the attack without its constants,
+    and no code was released for it: the defaults are common ones, and the iterates are clipped to the cube.
     """
-    search = Bisection(distance, steps, learning_rate, constant, search_steps, jitter=JITTER, best_effort=True)
-    return Attack(
-        search, ball("linf", eps), hinge_margin(confidence), random=True, attack_all=True, reach=learning_rate
-    )
+    search = Bisection(distance, steps, learning_rate, constant, search_steps, **FROM_POINTS)
+    return in_cube(search, eps, confidence)

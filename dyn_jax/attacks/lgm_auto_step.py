@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.threat import Bounds, Number, ball
 from dyn_jax.objectives import Objective, resolve
 
 _START_LOSS = 1e10
@@ -27,8 +27,8 @@ class _State(NamedTuple):
 
 
 def lgm_auto_step(
-    eps: jax.typing.ArrayLike | str,
-    step_size: jax.typing.ArrayLike | str,
+    eps: Number,
+    step_size: Number,
     steps: int,
     *,
     objective: str | Objective = "ce",
@@ -46,10 +46,8 @@ def lgm_auto_step(
     Args:
       eps, step_size, steps, objective, bounds, attack_all: see `dyn_jax.attacks.bim`.
 
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`.
-
-    Source: the rows "AutoAttack" of LGM's table II, released code; the idea is Croce and Hein 2020.
+    Raises as `dyn_jax.attacks.bim`. Source: the rows "AutoAttack" of LGM's table II, released code; the idea is Croce
+    and Hein 2020.
     """
     threat = ball("linf", eps, bounds)
     step_size = _validate.number("step_size", step_size, minimum=0)
@@ -80,18 +78,9 @@ def lgm_auto_step(
                 stalled=stalled,
             )
             zero = jnp.zeros((), jnp.int32)
-            back = _State(
-                state.best,
-                state.best,
-                state.step_size / 2,
-                jnp.full_like(loss, _START_LOSS),
-                state.lowest,
-                zero,
-                zero,
-                zero,
-            )
-            state = jax.tree.map(lambda a, b: jnp.where(reset, a, b), back, onward)
-            return state, record
+            back = state._replace(x=state.best, step_size=state.step_size / 2, count=zero, improved=zero, stalled=zero)
+            back = back._replace(previous=jnp.full_like(loss, _START_LOSS))
+            return jax.tree.map(lambda a, b: jnp.where(reset, a, b), back, onward), record
 
         # counters and losses begin as constants of the batch's own device, also where the batch is sharded
         none = jnp.zeros_like(jnp.sum(problem.attacked), jnp.int32)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascend
-from dyn_jax.attacks.base import Attack, Found, Problem
-from dyn_jax.attacks.threat import Bounds, ball
-from dyn_jax.attacks.transforms import l1_normalise, steepest
+from dyn_jax.attacks.ascent import ascent, each_step
+from dyn_jax.attacks.base import Attack
+from dyn_jax.attacks.threat import Ball, Bounds, Number, ball
 from dyn_jax.objectives import Objective, resolve
 
 
 def mi_fgsm(
-    eps: jax.typing.ArrayLike | str,
-    step_size: jax.typing.ArrayLike | str,
+    eps: Number,
+    step_size: Number,
     steps: int,
     *,
     decay: float = 1.0,
@@ -32,16 +34,20 @@ def mi_fgsm(
       eps, step_size, steps, norm, objective, bounds, attack_all: see `dyn_jax.attacks.bim`.
       decay: mu, weight of the accumulated gradient, at least 0.
 
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; a negative decay.
+    Raises as `dyn_jax.attacks.bim`; a negative decay.
     """
     threat = ball(norm, eps, bounds)
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    decay = _validate.number("decay", decay, minimum=0)
-    _validate.positive_int("steps", steps)
-    chain = optax.chain(l1_normalise(), optax.trace(decay), steepest(threat), optax.scale(step_size))
+    fields = {"objective": resolve(objective), "attack_all": attack_all}
+    return ascent(threat, step_size, steps, *momentum(threat, decay, l1_normalised), **fields)
 
-    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        return ascend(problem, problem.domain.clean if start is None else start, chain, steps)
 
-    return Attack(search, threat, resolve(objective), attack_all=attack_all, reach=step_size)
+def l1_normalised(gradient: jax.Array) -> jax.Array:
+    """``g / ||g||_1`` per row (image or point); 0 stays 0 (Dong et al. 2018, eq. 6)."""
+    norm = jnp.sum(jnp.abs(gradient), axis=tuple(range(1, gradient.ndim)), keepdims=True)
+    return gradient / jnp.where(norm > 0, norm, 1)
+
+
+def momentum(threat: Ball, decay: float, normalised: Callable[[jax.Array], jax.Array]) -> tuple:
+    """The steps of `mi_fgsm` along what `normalised` makes of a gradient."""
+    trace = optax.trace(_validate.number("decay", decay, minimum=0))
+    return each_step(normalised), trace, each_step(threat.direction)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.attacks.base import Problem
-from dyn_jax.attacks.domains import Domain
+from dyn_jax.attacks.base import Found, Problem, Steps
+from dyn_jax.attacks.criteria import Criterion
+from dyn_jax.attacks.domains import Domain, l2
 from dyn_jax.attacks.threat import BALLS, Ball, Bounds, check_bounds
 
 
@@ -32,12 +35,37 @@ class MinimalNorm(flax.struct.PyTreeNode):
         return jnp.min(jnp.where(self.held, self.norm, jnp.inf), axis=1)
 
 
-def unbounded(norm: str, bounds: Bounds) -> Ball:
-    """A ball without end: whatever the box allows, measured in the norm `norm`.
+class State(NamedTuple):
+    x: jax.Array
+    eps: jax.Array  # [example], radius of the ball
+    best: tuple[jax.Array, jax.Array]  # the nearest x that held, its norm
 
-    Raises:
-      ValueError: unknown norm; bounds not (low, high).
-    """
+
+@dataclasses.dataclass(frozen=True)
+class Descent(abc.ABC):
+    """What `fmn` and `ddn` share, attributes as their arguments: a walk inside a radius that follows the boundary."""
+
+    steps: int
+    criterion: Criterion
+    init_norm: jax.typing.ArrayLike
+
+    @abc.abstractmethod
+    def step(self, problem: Problem, state: State, number: jax.Array) -> tuple[State, tuple[Steps, MinimalNorm]]:
+        """(the next state, what was seen at this one's x)."""
+
+    def begin(self, problem: Problem, start: jax.Array | None) -> State:
+        clean = problem.domain.clean
+        none = jnp.full_like(l2(problem.domain, clean), jnp.inf)
+        return State(begun(problem, start), jnp.full_like(none, self.init_norm), (clean, none))
+
+    def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
+        walk = lambda state, number: self.step(problem, state, number)
+        state, (steps, record) = jax.lax.scan(walk, self.begin(problem, start), jnp.arange(self.steps))
+        return Found(state.best[0], steps, record)
+
+
+def unbounded(norm: str, bounds: Bounds) -> Ball:
+    """A ball without end: whatever the box allows, measured in the norm `norm`. ValueError for an unknown one."""
     _validate.choice("norm", norm, BALLS)
     check_bounds(bounds)
     return BALLS[norm](jnp.inf, bounds)
@@ -54,7 +82,7 @@ def largest_norm(domain: Domain, threat: Ball) -> jax.Array:
     room = jnp.maximum(domain.clean - low, high - domain.clean)
     if not all(map(math.isfinite, threat.bounds)):
         return jnp.full_like(length(threat, domain.split(domain.clean)), jnp.inf)
-    return length(threat, domain.split(room if domain.free is None else room * domain.free))
+    return length(threat, domain.split(domain.moving(room)))
 
 
 def cosine(first: float, last: float, done: jax.Array) -> jax.Array:
@@ -74,11 +102,7 @@ def begun(problem: Problem, start: jax.Array | None) -> jax.Array:
 
     The search measures what it has found, and a norm that only a forbidden value reaches is none.
     """
-    if start is None:
-        return problem.domain.clean
-    threat = problem.ball.replace(eps=jnp.inf)
-    domain = dataclasses.replace(problem.domain, threat=threat)  # pyright: ignore[reportArgumentType]
-    return domain.project(start)
+    return problem.domain.clean if start is None else problem.in_radius(jnp.inf).project(start)
 
 
 def within(problem: Problem, x: jax.Array) -> jax.Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,8 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.domains import Pixels
-from dyn_jax.attacks.threat import Bounds, Box, check_bounds
+from dyn_jax.attacks.domains import pixels_of
+from dyn_jax.attacks.threat import Bounds, Box, Number, check_bounds
 from dyn_jax.objectives import Objective, resolve
 
 
@@ -48,71 +46,9 @@ def paste(images: jax.Array, values: jax.Array, row: jax.Array, col: jax.Array, 
     return jnp.where(covered[..., None], values[at], images)
 
 
-@dataclasses.dataclass(frozen=True)
-class PatchSearch:
-    """The search of `patch`, attributes as its arguments."""
-
-    size: tuple[int, int]
-    step_size: jax.typing.ArrayLike
-    steps: int
-    place: tuple[int, int] | None
-    shape: np.ndarray
-    values: jax.typing.ArrayLike | None
-
-    def corners(self, problem: Problem, keys: jax.Array | None, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of step `number`, [example] each."""
-        height, width = problem.domain.clean.shape[1:3]
-        room = (height - self.size[0], width - self.size[1])
-        if min(room) < 0:
-            raise ValueError(f"size: got {self.size}, expected at most the images' ({height}, {width})")
-        if self.place is not None:
-            if not all(0 <= at <= most for at, most in zip(self.place, room)):
-                raise ValueError(f"place: got {self.place}, expected (row, column) of at most {room}")
-            row, col = (jnp.full_like(problem.labels, at) for at in self.place)
-            return row, col
-
-        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            pair = jax.random.split(jax.random.fold_in(key, number))
-            row, col = (jax.random.randint(k, (), 0, most + 1) for k, most in zip(pair, room))
-            return row, col
-
-        return jax.vmap(draw)(jnp.asarray(keys))
-
-    def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        domain = problem.domain
-        if not isinstance(domain, Pixels):
-            raise TypeError("inputs: got a PointCloud, expected images: a patch is a region of an image")
-        if start is not None:
-            raise ValueError("start: got some, expected None: a patch starts at `values`")
-        low, high = domain.threat.bounds
-        outline = jnp.asarray(self.shape)
-
-        def step(state: tuple, number: jax.Array) -> tuple[tuple, Steps]:
-            values, best, value = state
-            row, col = self.corners(problem, keys, number)
-            x, pull = jax.vjp(lambda values: paste(domain.clean, values, row, col, outline), values)
-            gradient, record = problem.gradient(problem.project(x))
-            now = jnp.sum(jnp.where(problem.attacked & jnp.isfinite(record.loss), record.loss, 0))
-            best, value = jnp.where(now > value, values, best), jnp.maximum(now, value)
-            values = jnp.clip(values + self.step_size * jnp.sign(pull(gradient)[0]), low, high)
-            return (values, best, value), record
-
-        wanted = (*self.size, domain.clean.shape[3])
-        values = jnp.zeros_like(domain.clean[0, : self.size[0], : self.size[1]]) + (low + high) / 2
-        if self.values is not None:
-            _validate.within("values", self.values, (low, high))
-            values = jnp.clip(_validate.finite("values", self.values, values), low, high)
-        self.corners(problem, keys, jnp.int32(0))  # a size or place that does not fit is met here
-        worst = jnp.full_like(jnp.sum(problem.losses(problem.clean)), -jnp.inf)
-        (_, values, _), steps = jax.lax.scan(step, (values, values, worst), jnp.arange(self.steps + 1))
-        row, col = self.corners(problem, keys, jnp.int32(self.steps + 1))
-        every = jnp.broadcast_to(values, (1, domain.examples, *wanted))
-        return Found(paste(domain.clean, values, row, col, outline), steps, Patch(every, row[None], col[None]))
-
-
 def patch(
     size: tuple[int, int],
-    step_size: jax.typing.ArrayLike | str,
+    step_size: Number,
     steps: int,
     *,
     place: tuple[int, int] | None = None,
@@ -139,13 +75,11 @@ def patch(
         to the attack, the patch says one class everywhere.
       bounds: lowest and highest pixel value.
 
-    Returns:
-      An `Attack`, anywhere in the box; it needs a ``key`` where `place` is None.
-
     Raises:
       ValueError, TypeError: a size, place, shape or values that do not fit; a ``start``; a point cloud.
 
-    Source: Brown et al. 2017, over places only (no rotation or scaling).
+    The result lies anywhere in the box. Needs a ``key`` where `place` is None. Source: Brown et al. 2017, over places
+    only (no rotation or scaling).
     """
     check_bounds(bounds)
     size = _pair("size", size, 1)
@@ -155,7 +89,54 @@ def patch(
     outline = np.ones(size) if shape is None else np.asarray(shape)
     if outline.shape != size or not np.isin(outline, (0, 1)).all() or not outline.any():
         raise ValueError(f"shape: got an array of shape {outline.shape}, expected {size} of 1 and 0, not all 0")
-    search = PatchSearch(size, step_size, steps, place, outline, values)
+
+    def corners(problem: Problem, keys: jax.Array | None, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of step `number`, [example] each."""
+        height, width = problem.domain.clean.shape[1:3]
+        room = (height - size[0], width - size[1])
+        if min(room) < 0:
+            raise ValueError(f"size: got {size}, expected at most the images' ({height}, {width})")
+        if place is not None:
+            if not all(0 <= at <= most for at, most in zip(place, room)):
+                raise ValueError(f"place: got {place}, expected (row, column) of at most {room}")
+            row, col = (jnp.full_like(problem.labels, at) for at in place)
+            return row, col
+
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            pair = jax.random.split(jax.random.fold_in(key, number))
+            row, col = (jax.random.randint(k, (), 0, most + 1) for k, most in zip(pair, room))
+            return row, col
+
+        return jax.vmap(draw)(jnp.asarray(keys))
+
+    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+        domain = pixels_of(problem.domain, "a patch is a region of an image")
+        if start is not None:
+            raise ValueError("start: got some, expected None: a patch starts at `values`")
+        low, high = domain.threat.bounds
+        shown = jnp.asarray(outline)
+
+        def step(state: tuple, number: jax.Array) -> tuple[tuple, Steps]:
+            patch, best, value = state
+            row, col = corners(problem, keys, number)
+            x, pull = jax.vjp(lambda patch: paste(domain.clean, patch, row, col, shown), patch)
+            gradient, record = problem.gradient(problem.project(x))
+            now = jnp.sum(jnp.where(problem.attacked & jnp.isfinite(record.loss), record.loss, 0))
+            best, value = jnp.where(now > value, patch, best), jnp.maximum(now, value)
+            patch = jnp.clip(patch + step_size * jnp.sign(pull(gradient)[0]), low, high)
+            return (patch, best, value), record
+
+        first = jnp.zeros_like(domain.clean[0, : size[0], : size[1]]) + (low + high) / 2
+        if values is not None:
+            _validate.within("values", values, (low, high))
+            first = jnp.clip(_validate.finite("values", values, first), low, high)
+        corners(problem, keys, jnp.int32(0))  # a size or place that does not fit is met here
+        worst = jnp.full_like(jnp.sum(problem.losses(problem.clean)), -jnp.inf)
+        (_, best, _), steps_of = jax.lax.scan(step, (first, first, worst), jnp.arange(steps + 1))
+        row, col = corners(problem, keys, jnp.int32(steps + 1))
+        every = jnp.broadcast_to(best, (1, domain.examples, *best.shape))
+        return Found(paste(domain.clean, best, row, col, shown), steps_of, Patch(every, row[None], col[None]))
+
     return Attack(search, Box(bounds), resolve(objective), random=place is None, attack_all=True)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascend
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.ascent import ascent, each_step
+from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import Objective, resolve
 
@@ -30,16 +29,6 @@ def direction_of(gradient: jax.Array, kind: str) -> jax.Array:
         return gradient / (jnp.max(size, axis=1, keepdims=True) + 1e-8)
     square = jnp.sum(gradient * gradient, axis=1, keepdims=True)
     return gradient / (jnp.sqrt(jnp.where(square > 0, square, 1)) + 1e-8)
-
-
-def along(kind: str) -> optax.GradientTransformation:
-    """`direction_of` as an optax transform."""
-    _validate.choice("direction", kind, DIRECTIONS)
-
-    def direction(updates: Any, params: Any = None) -> jax.Array:
-        return direction_of(updates, kind)
-
-    return optax.stateless(direction)
 
 
 def point_bim(
@@ -64,16 +53,10 @@ def point_bim(
       objective: ``ce``, ``margin``, ``dlr`` or a callable; mean over the rows that count.
       attack_all: also move clouds that are misclassified to begin with.
 
-    Raises:
-      ValueError, TypeError: eps or step negative; steps not a positive integer; unknown names.
+    Raises as `dyn_jax.attacks.bim`; an unknown direction.
 
     Source: LGM paper section VI.A, after Liu et al. 2019; released code for the direction.
     """
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    _validate.positive_int("steps", steps)
-    chain = optax.chain(along(direction), optax.scale(step_size))
-
-    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        return ascend(problem, problem.domain.clean if start is None else start, chain, steps)
-
-    return Attack(search, ball("linf", eps), resolve(objective), attack_all=attack_all, reach=step_size)
+    along = partial(direction_of, kind=_validate.choice("direction", direction, DIRECTIONS))
+    fields = {"objective": resolve(objective), "attack_all": attack_all}
+    return ascent(ball("linf", eps), step_size, steps, each_step(along), **fields)

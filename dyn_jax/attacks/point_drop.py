@@ -17,16 +17,11 @@ SALIENCIES = ("shift", "gradient", "random")
 
 
 def saliency_of(gradient: jax.Array, xyz: jax.Array, kind: str, power: float = 1.0) -> jax.Array:
-    """How much the loss is taken to rise where a point goes, [point].
+    """How much the loss is taken to rise where a point goes, [point], of gradient and xyz [point, 3].
 
     ``shift``: ``-dL/dr r^(1 + power)`` with r the distance from the origin: a point at the centre tells nothing, so
     that dropping it is the limit of shifting it there (for a LiDAR: along its beam into the sensor).
-    ``gradient``: the length of dL/dx.
-
-    Args:
-      gradient, xyz: [point, 3].
-
-    Source: Zheng et al. 2019, eq. 4 to 6, with the origin for the centre.
+    ``gradient``: the length of dL/dx. Source: Zheng et al. 2019, eq. 4 to 6, with the origin for the centre.
     """
     if kind == "gradient":
         return norm(gradient)[:, 0]
@@ -94,11 +89,6 @@ def point_drop(
 
 
 def remaining(cloud: PointCloud, adversarial: jax.Array) -> PointCloud:
-    """The cloud that the networks saw: dropped points are not valid.
-
-    Args:
-      cloud: that was attacked.
-      adversarial: [point, 3], of the result.
-    """
+    """What the networks saw of the cloud attacked, given the result's points [point, 3]: dropped ones are not valid."""
     dropped = jnp.all(adversarial == 0, axis=1) & jnp.any(cloud.xyz != 0, axis=1)
     return cloud.replace(xyz=adversarial, valid=cloud.valid & ~dropped)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from dyn_jax.attacks.base import Attack
@@ -10,7 +12,8 @@ from dyn_jax.attacks.domains import squares
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import hinge_margin
 
-JITTER = 1e-5  # metres, of the start: at the clean cloud itself distances have no gradient
+# metres, of the start: at the clean cloud itself distances have no gradient
+FROM_POINTS: Any = {"jitter": 1e-5, "best_effort": True}
 
 
 def point_pert(
@@ -39,14 +42,12 @@ def point_pert(
     how the attack is bounded by eps: here the iterates are clipped. No code was released for it.
     """
     search = Bisection(
-        lambda problem, x: squares(problem.domain, x),
-        steps,
-        learning_rate,
-        constant,
-        search_steps,
-        jitter=JITTER,
-        best_effort=True,
+        lambda problem, x: squares(problem.domain, x), steps, learning_rate, constant, search_steps, **FROM_POINTS
     )
-    return Attack(
-        search, ball("linf", eps), hinge_margin(confidence), random=True, attack_all=True, reach=learning_rate
-    )
+    return in_cube(search, eps, confidence)
+
+
+def in_cube(search: Bisection, eps: jax.typing.ArrayLike, confidence: float) -> Attack:
+    """The attack that `point_pert` and `knn_pert` make of their search."""
+    threat = ball("linf", eps)
+    return Attack(search, threat, hinge_margin(confidence), random=True, attack_all=True, reach=search.learning_rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -10,10 +9,9 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.criteria import Criterion, misclassified
-from dyn_jax.attacks.fmn import checked
+from dyn_jax.attacks.criteria import Criterion, checked
 from dyn_jax.attacks.minimal import MinimalNorm, closest, length, within
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.threat import Bounds, Number, ball
 
 
 class _State(NamedTuple):
@@ -26,66 +24,8 @@ class _State(NamedTuple):
     best: tuple[jax.Array, jax.Array]  # x and its norm
 
 
-@dataclasses.dataclass(frozen=True)
-class Rays:
-    """The search of `rays`, attributes as its arguments."""
-
-    queries: int
-    criterion: Criterion
-    largest: jax.typing.ArrayLike
-    tolerance: jax.typing.ArrayLike
-
-    def __call__(self, problem: Problem, keys: None, start: jax.Array | None) -> Found:
-        domain, threat = problem.domain, problem.ball
-        flat = lambda parts: parts.reshape(parts.shape[0], -1)
-        # blocks are runs of the values that may move, in the order of the array
-        free = domain.split(jnp.ones_like(domain.clean) if domain.free is None else domain.free)
-        rank = (jnp.cumsum(flat(free), axis=1, dtype=jnp.int32) - 1).reshape(free.shape)
-        count = jnp.sum(flat(free), axis=1).astype(jnp.int32)
-        each = lambda values: values.reshape(-1, *(1,) * (free.ndim - 1))
-
-        def step(state: _State, _: None) -> tuple[_State, tuple[Steps, MinimalNorm]]:
-            size = -(-count // jnp.left_shift(1, state.level))
-            first = each(state.block * size)
-            flipped = (rank >= first) & (rank < first + each(size)) & (free > 0)
-            flip = domain.join(jnp.where(flipped, -1.0, 0.0).astype(domain.clean.dtype))
-            trial = jnp.where(flip < 0, -state.signs, state.signs)
-            signs = problem.pick(state.searching, state.signs, trial)
-            middle = (state.low + state.radius) / 2
-            radius = jnp.where(state.searching, middle, state.radius)
-            x = jnp.clip(domain.clean + domain.spread(radius) * signs, *threat.bounds)
-            x = x if domain.free is None else jnp.where(domain.free > 0, x, domain.clean)
-            output = problem.victim(x)
-            held = self.criterion.holds(problem, output) | ~problem.attacked
-            norm = jnp.where(problem.attacked, length(threat, domain.split(x - domain.clean)), 0)
-            value = problem.losses(output)
-            records = problem.observed(output, value, ~jnp.isfinite(value)), MinimalNorm(norm, held)
-
-            low = jnp.where(state.searching & ~held, middle, jnp.where(state.searching, state.low, 0))
-            outer = jnp.where(held, radius, state.radius)
-            searching = jnp.where(state.searching, True, held) & (outer - low > self.tolerance)
-            onward = ~searching
-            last = (state.block + 1) * size >= count
-            # where every block is a single value already, the next round begins with halves
-            deepest = size <= 1
-            level = jnp.where(onward & last, jnp.where(deepest, 1, state.level + 1), state.level)
-            block = jnp.where(onward, jnp.where(last, 0, state.block + 1), state.block)
-            kept = problem.pick(state.searching | held, signs, state.signs)
-            best = closest(problem, (x, norm, held), state.best)
-            return _State(kept, outer, searching, low, level, block, best), records
-
-        none = jnp.full_like(length(threat, domain.split(domain.clean)), jnp.inf)
-        signs = jnp.ones_like(domain.clean) if start is None else jnp.where(start < domain.clean, -1.0, 1.0)
-        zero, number = jnp.zeros_like(none), jnp.zeros_like(count)
-        radius = zero + jnp.asarray(self.largest, zero.dtype)
-        searching = jnp.zeros_like(problem.attacked)
-        first = _State(signs.astype(none.dtype), radius, searching, zero, number, number, (domain.clean, none))
-        state, (steps, record) = jax.lax.scan(step, first, None, length=self.queries)
-        return Found(within(problem, state.best[0]), steps, record)
-
-
 def rays(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     queries: int = 1000,
     *,
     criterion: Criterion | None = None,
@@ -107,17 +47,59 @@ def rays(
       largest: radius of the first query; of points in metres.
       tolerance: at which a bisection ends, same unit.
 
-    Returns:
-      An `Attack`; the signs of ``start - clean`` are the first direction (default: +1).
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; largest or tolerance not positive.
-
-    Source: Chen and Gu 2020, algorithms 1 to 3. Blocks follow the order of the array: an image's are bands of rows.
+    The signs of ``start - clean`` are the first direction (default: +1). Raises as `dyn_jax.attacks.bim`; largest or
+    tolerance not positive. Source: Chen and Gu 2020, algorithms 1 to 3. Blocks follow the order of the array: an
+    image's are bands of rows.
     """
     threat = ball("linf", eps, bounds)
     _validate.positive_int("queries", queries)
-    criterion = misclassified() if criterion is None else checked(criterion)
-    numbers = _validate.positive("largest", largest), _validate.positive("tolerance", tolerance)
-    search = Rays(queries, criterion, *numbers)
-    return Attack(search, threat, criterion.objective, attack_all=criterion.attack_all)
+    criterion = checked(criterion)
+    largest, tolerance = _validate.positive("largest", largest), _validate.positive("tolerance", tolerance)
+
+    def search(problem: Problem, keys: None, start: jax.Array | None) -> Found:
+        domain, threat = problem.domain, problem.ball
+        flat = lambda parts: parts.reshape(parts.shape[0], -1)
+        # blocks are runs of the values that may move, in the order of the array
+        free = domain.split(domain.moving(jnp.ones_like(domain.clean)))
+        rank = (jnp.cumsum(flat(free), axis=1, dtype=jnp.int32) - 1).reshape(free.shape)
+        count = jnp.sum(flat(free), axis=1).astype(jnp.int32)
+        each = lambda values: values.reshape(-1, *(1,) * (free.ndim - 1))
+
+        def step(state: _State, _: None) -> tuple[_State, tuple[Steps, MinimalNorm]]:
+            size = -(-count // jnp.left_shift(1, state.level))
+            first = each(state.block * size)
+            flipped = (rank >= first) & (rank < first + each(size)) & (free > 0)
+            flip = domain.join(jnp.where(flipped, -1.0, 0.0).astype(domain.clean.dtype))
+            trial = jnp.where(flip < 0, -state.signs, state.signs)
+            signs = problem.pick(state.searching, state.signs, trial)
+            middle = (state.low + state.radius) / 2
+            radius = jnp.where(state.searching, middle, state.radius)
+            x = jnp.clip(domain.clean + domain.spread(radius) * signs, *threat.bounds)
+            x = domain.unmoved(x)
+            held, steps = criterion.asked(problem, x)[1:]
+            held |= ~problem.attacked
+            norm = jnp.where(problem.attacked, length(threat, domain.split(x - domain.clean)), 0)
+
+            low = jnp.where(state.searching & ~held, middle, jnp.where(state.searching, state.low, 0))
+            outer = jnp.where(held, radius, state.radius)
+            searching = jnp.where(state.searching, True, held) & (outer - low > tolerance)
+            onward = ~searching
+            last = (state.block + 1) * size >= count
+            # where every block is a single value already, the next round begins with halves
+            deepest = size <= 1
+            level = jnp.where(onward & last, jnp.where(deepest, 1, state.level + 1), state.level)
+            block = jnp.where(onward, jnp.where(last, 0, state.block + 1), state.block)
+            kept = problem.pick(state.searching | held, signs, state.signs)
+            best = closest(problem, (x, norm, held), state.best)
+            return _State(kept, outer, searching, low, level, block, best), (steps, MinimalNorm(norm, held))
+
+        none = jnp.full_like(length(threat, domain.split(domain.clean)), jnp.inf)
+        signs = jnp.ones_like(domain.clean) if start is None else jnp.where(start < domain.clean, -1.0, 1.0)
+        zero, number = jnp.zeros_like(none), jnp.zeros_like(count)
+        radius = zero + jnp.asarray(largest, zero.dtype)
+        searching = jnp.zeros_like(problem.attacked)
+        first = _State(signs.astype(none.dtype), radius, searching, zero, number, number, (domain.clean, none))
+        state, (steps, record) = jax.lax.scan(step, first, None, length=queries)
+        return Found(within(problem, state.best[0]), steps, record)
+
+    return criterion.attack(search, threat)

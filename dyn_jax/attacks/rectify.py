@@ -7,15 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dyn_jax.attacks.threat import norm
+from dyn_jax.attacks.threat import norm, unit
 
 _ROUNDING = 2e-6  # what a projection leaves of a vector that it should remove, relative
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """``x / ||x||`` per example, 0 where x is 0."""
-    length = norm(x)
-    return x / jnp.where(length > 0, length, 1)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -24,10 +18,7 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def magnitude(complexity: jax.Array, constant: jax.typing.ArrayLike) -> jax.Array:
-    """``K g / ||g||``: the gradient of the rectified complexity loss.
-
-    Source: GradAuto eq. 17, the norm held constant; a K-Lipschitz loss (eq. 16).
-    """
+    """``K g / ||g||``: the gradient of the rectified complexity loss (GradAuto eq. 17, the norm held constant)."""
     return jnp.asarray(constant, complexity.dtype) * unit(complexity)
 
 
@@ -38,16 +29,16 @@ class Rectified(NamedTuple):
     projected: jax.Array
 
 
+def untouched(gradient: jax.Array) -> Rectified:
+    """A gradient as it is."""
+    return Rectified(gradient, jnp.zeros_like(gradient, bool).reshape(len(gradient), -1)[:, 0])
+
+
 def direction(complexity: jax.Array, finished: jax.Array) -> Rectified:
-    """Takes off the component of the complexity gradient that runs against the finished gradient.
+    """Takes off the component of the complexity gradient g [batch, ...] against the finished one, g_F like it.
 
     ``g - min(<g, u>, 0) u`` with ``u = g_F / ||g_F||``; unchanged where they agree, or where g_F is 0. Where the two
     are opposite nothing is left: rounding errors are taken as 0, since Adam would scale them up to a full step.
-
-    Args:
-      complexity: g_C, [batch, ...].
-      finished: g_F, like it.
-
     Source: GradAuto eq. 23 to 25.
     """
     u = unit(finished)

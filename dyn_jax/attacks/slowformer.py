@@ -19,6 +19,7 @@ from dyn_jax.attacks.threat import Box
 from dyn_jax.nn import IMAGENET_MEAN_STD
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.objectives import Objective
+from dyn_jax.objectives.answers import untargeted
 from dyn_jax.types import Output
 
 Levels = Callable[[jax.Array, np.ndarray, np.ndarray], jax.Array]
@@ -57,17 +58,10 @@ class PatchRecord(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class PatchSearch:
-    """Adam on a patch, ascending the mean objective of a batch of images that carry it.
+    """Adam on a patch, ascending the mean objective of a batch of images that carry it; attributes as of `slowformer`.
 
-    Attributes:
-      size: rows and columns of the patch, pixels.
-      steps, batch_size: batch b of step k is the k-th of the images in their order, beginning again behind the last;
-        None: all images in every step.
-      learning_rate: of Adam, in normalised units.
-      objective: see `slowformer`.
-      place: row and column of the patch's corner.
-      mean_std: (mean, std) per channel, the unit that the patch moves in; the network's own normalisation.
-      levels: what is pasted.
+    It starts uniform in [-1/2, 1/2] in normalised units, on its levels. The batch of step k is the k-th of the images
+    in their order, beginning again behind the last.
     """
 
     size: tuple[int, int]
@@ -79,18 +73,16 @@ class PatchSearch:
     mean_std: MeanStd
     levels: Levels
 
-    def __call__(self, problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        if problem.targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the energy has no target class")
+    def __call__(self, problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        untargeted(problem.targets)
         if not isinstance(problem.domain, Pixels):
             raise ValueError("inputs: got a point cloud, expected images: a patch is made of pixels")
         clean = problem.domain.clean
         check_place(clean, self.size, self.place)
         if len(self.mean_std[0]) != clean.shape[-1]:
             raise ValueError(f"mean_std: got {len(self.mean_std[0])} channels, expected the images' {clean.shape[-1]}")
-        if keys is None:
-            raise ValueError("key: got None, expected one typed PRNG key")
-        patch = self.random(keys[0], clean) if start is None else self.normalized(cut(start[0], self.size, self.place))
+        drawn = jax.random.uniform(keys[0], (*self.size, clean.shape[-1]), clean.dtype, -0.5, 0.5)
+        patch = self.pasted(drawn) if start is None else self.normalized(cut(start[0], self.size, self.place))
         patch, steps = self.fit(problem.forward, clean, problem.labels, patch)
         record = PatchRecord(jnp.broadcast_to(steps.objective[:, None], (self.steps, len(clean))))
         return Found(paste_at(clean, self.pixels(self.pasted(patch)), self.place), record=record)
@@ -98,16 +90,9 @@ class PatchSearch:
     def fit(
         self, forward: Callable[[jax.Array], Output], images: jax.Array, labels: jax.Array, patch: jax.Array
     ) -> tuple[jax.Array, PatchSteps]:
-        """The patch after all steps, and the record.
+        """(the patch as Adam left it, of which ``pasted(patch)`` is pasted, record), from `patch` on.
 
-        Args:
-          forward: images -> `Output`.
-          images: [n, height, width, channel] in [0, 1].
-          labels: [n], for objectives that look at them.
-          patch: [rows, columns, channel] in normalised units, where the search begins.
-
-        Returns:
-          The patch in normalised units, as Adam left it: what is pasted is ``pasted(patch)``.
+        Images [n, height, width, channel] in [0, 1], labels [n], patches [rows, columns, channel] in normalised units.
         """
         size = len(images) if self.batch_size is None else self.batch_size
         if len(images) % size:
@@ -137,11 +122,6 @@ class PatchSearch:
 
         return jax.value_and_grad(total)(patch)
 
-    def random(self, key: jax.Array, like: jax.Array) -> jax.Array:
-        """A start: uniform in [-1/2, 1/2] in normalised units, then on its levels."""
-        draw = jax.random.uniform(key, (*self.size, like.shape[-1]), like.dtype, -0.5, 0.5)
-        return self.pasted(draw)
-
     def pasted(self, patch: jax.Array) -> jax.Array:
         """The patch on its levels, in normalised units."""
         mean, std = (np.asarray(values, patch.dtype) for values in self.mean_std)
@@ -149,17 +129,13 @@ class PatchSearch:
 
     def pixels(self, patch: jax.Array) -> jax.Array:
         """Normalised units -> [0, 1]."""
-        mean, std = self._units(patch)
-        return patch * std + mean
+        mean, std = (jnp.asarray(values, patch.dtype) for values in self.mean_std)
+        return patch * std[None, None] + mean[None, None]
 
     def normalized(self, pixels: jax.Array) -> jax.Array:
         """[0, 1] -> normalised units."""
-        mean, std = self._units(pixels)
-        return (pixels - mean) / std
-
-    def _units(self, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mean, std = (jnp.asarray(values, like.dtype).reshape(1, 1, -1) for values in self.mean_std)
-        return mean, std
+        mean, std = (jnp.asarray(values, pixels.dtype) for values in self.mean_std)
+        return (pixels - mean[None, None]) / std[None, None]
 
 
 def slowformer(
@@ -228,7 +204,6 @@ def ponder_objective(weight: float = 5e-4, prior: float = 0.0, target: jax.Array
         raise ValueError("target: got None, expected gates.prior_target(layers, centre) for a prior")
 
     def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        del labels, targets
         costs = [jnp.mean(p.cost.reshape(len(p.cost), -1), 1) for p in gates.ponder_of_trace(output.trace).values()]
         value = weight * sum(costs[1:], start=costs[0])
         if target is None or not prior:
@@ -242,8 +217,7 @@ def ponder_objective(weight: float = 5e-4, prior: float = 0.0, target: jax.Array
 def paste_at(images: jax.Array, patch: jax.Array, place: tuple[int, int] = (0, 0)) -> jax.Array:
     """Images [n, height, width, channel] whose pixels from `place` on are `patch` [rows, columns, channel].
 
-    Raises:
-      ValueError: it does not fit.
+    Raises ValueError where it does not fit.
     """
     check_place(images, patch.shape[:2], place)
     (rows, columns), (top, left) = patch.shape[:2], place

@@ -8,14 +8,13 @@ import optax
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.criteria import Criterion, misclassified
-from dyn_jax.attacks.fmn import checked
-from dyn_jax.attacks.restarts import better_of
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.criteria import Criterion, checked
+from dyn_jax.attacks.restarts import better_of, folded, nothing
+from dyn_jax.attacks.threat import Bounds, Number, ball, drawn
 
 
 def spsa(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     steps: int = 100,
     *,
     samples: int = 128,
@@ -39,12 +38,7 @@ def spsa(
       learning_rate: Adam's.
       criterion: of `dyn_jax.attacks.criteria`; default ``misclassified()``, with the margin.
 
-    Returns:
-      An `Attack` that needs a ``key``.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; samples not a positive integer; delta or rate not positive.
-
+    Needs a ``key``. Raises as `dyn_jax.attacks.bim`; samples not a positive integer; delta or rate not positive.
     Source: Uesato et al. 2018, algorithm 1 (Adam, signs, the margin).
     """
     threat = ball(norm, eps, bounds)
@@ -52,16 +46,15 @@ def spsa(
     _validate.positive_int("samples", samples)
     delta = _validate.positive("delta", delta)
     adam = optax.adam(_validate.positive("learning_rate", learning_rate))
-    criterion = misclassified() if criterion is None else checked(criterion)
+    criterion = checked(criterion)
 
     def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
         domain = problem.domain
 
         def estimate(x: jax.Array, number: jax.Array) -> jax.Array:
             def one(total: jax.Array, sample: jax.Array) -> tuple[jax.Array, None]:
-                of_sample = jax.vmap(jax.random.fold_in, (0, None))(keys, number * samples + sample)
-                v = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(of_sample)
-                v = v if domain.free is None else v * domain.free
+                of_sample = folded(keys, number * samples + sample)
+                v = domain.moving(drawn(jax.random.rademacher, of_sample, x))
                 read = lambda step: problem.losses(problem.victim(jnp.clip(x + step * v, *problem.ball.bounds)))
                 slope = (read(jnp.asarray(delta)) - read(-jnp.asarray(delta))) / (2 * delta)
                 return total + domain.spread(jnp.where(problem.attacked, slope, 0)) * v, None
@@ -69,10 +62,8 @@ def spsa(
             return jax.lax.scan(one, jnp.zeros_like(x), jnp.arange(samples))[0] / samples
 
         def judged(x: jax.Array, best: tuple) -> tuple[tuple, Steps]:
-            output = problem.victim(x)
-            value = problem.losses(output)
-            best = better_of(problem, (x, (criterion.holds(problem, output), value)), best)
-            return best, problem.observed(output, value, ~jnp.isfinite(value))
+            value, held, record = criterion.asked(problem, x)
+            return better_of(problem, (x, (held, value)), best), record
 
         def step(state: tuple, number: jax.Array) -> tuple[tuple, Steps]:
             x, adam_state, best = state
@@ -83,12 +74,8 @@ def spsa(
             return (x, adam_state, best), record
 
         x = domain.clean if start is None else problem.project(start)
-        value = problem.losses(problem.clean)
-        nothing = (domain.clean, (jnp.zeros_like(problem.attacked), jnp.full_like(value, -jnp.inf)))
-        best, first = judged(x, nothing)
+        best, first = judged(x, nothing(problem))
         (_, _, best), records = jax.lax.scan(step, (x, adam.init(x), best), jnp.arange(steps))
         return Found(best[0], jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, records))
 
-    return Attack(
-        search, threat, criterion.objective, random=True, attack_all=criterion.attack_all, reach=learning_rate
-    )
+    return criterion.attack(search, threat, random=True, reach=learning_rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,23 +10,20 @@ import numpy as np
 
 from dyn_jax import _validate
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.criteria import Criterion, misclassified
-from dyn_jax.attacks.domains import Pixels
-from dyn_jax.attacks.fmn import checked
+from dyn_jax.attacks.criteria import Criterion, checked
+from dyn_jax.attacks.domains import pixels_of
+from dyn_jax.attacks.restarts import filled, recorded
 from dyn_jax.attacks.squares import MOVES, SquareDraws, windows
 from dyn_jax.attacks.squares import bump as bump
-from dyn_jax.attacks.threat import Bounds, ball
+from dyn_jax.attacks.threat import Bounds, Number, ball
 
 CHANGES = (0, 11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001)  # iterations of 10,000 from which p is halved
 
 
 def schedule(queries: int, *, p: float = 0.8, rescale: bool = False) -> np.ndarray:
-    """[queries], the share of the image that a square covers: `p`, halved at the iterations of `CHANGES`.
+    """[queries], the share of the image that a square covers: first `p`, halved at the iterations of `CHANGES`.
 
-    Args:
-      queries: of the whole run.
-      p: first share.
-      rescale: stretch the 10,000 iterations of the paper to `queries` (AutoAttack: no).
+    `rescale` stretches the 10,000 iterations of the paper to `queries` (AutoAttack: no).
     """
     number = np.arange(queries)
     if rescale:
@@ -44,66 +40,8 @@ class _State(NamedTuple):
     records: Steps  # [query, example]
 
 
-@dataclasses.dataclass(frozen=True)
-class Square:
-    """The search of `square`, attributes as its arguments."""
-
-    queries: int
-    p: float
-    criterion: Criterion
-    rescale: bool
-    draws: SquareDraws | None
-
-    def __call__(self, problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        domain = problem.domain
-        if not isinstance(domain, Pixels):
-            raise TypeError("inputs: got a PointCloud, expected images: squares are regions of an image")
-        shape = domain.clean.shape
-        kind = MOVES[type(problem.ball)](problem, (shape[1], shape[2]))
-        share = schedule(self.queries, p=self.p, rescale=self.rescale)
-        of_query = windows(share, shape[1], shape[2], kind.norm)
-        sides, kinds = jnp.asarray(of_query, jnp.int32), tuple(sorted(set(of_query.tolist())))
-        draws = None if self.draws is None else kind.checked(self.draws, shape, self.queries)
-
-        def judged(x: jax.Array) -> tuple[jax.Array, jax.Array, Steps]:
-            output = problem.victim(x)
-            value = problem.losses(output)
-            return value, self.criterion.holds(problem, output), problem.observed(output, value, ~jnp.isfinite(value))
-
-        if start is None:
-            start = kind.start(keys) if draws is None else kind.started(draws)
-        start = problem.project(start)
-
-        def query(state: _State) -> _State:
-            number = state.number
-            first = number == 0  # the start; here, so that the network is compiled once
-            side = sides[number - 1]
-            drawn = kind.draw(keys, number, side) if draws is None else kind.replayed(draws, number - 1)
-            x = jnp.where(first, start, problem.project(kind.proposal(state.x, side, kinds, drawn)))
-            value, held, steps = judged(x)
-            better = first | ~state.done & ((value > state.value) | held)
-            # an example that is done keeps repeating what it last saw
-            steps = jax.tree.map(lambda new, old: jnp.where(state.done, old[number - 1], new), steps, state.records)
-            records = jax.tree.map(lambda all, one: all.at[number].set(one), state.records, steps)
-            # NaN: nothing is better than it, so that the first finite value may be
-            value = jnp.where(first & jnp.isnan(value), -jnp.inf, value)
-            x, value = problem.pick(better, x, state.x), jnp.where(better, value, state.value)
-            done = state.done | held | first & ~problem.attacked
-            return _State(number + 1, x, value, done, records)
-
-        value = problem.losses(problem.clean)
-        steps = problem.observed(problem.clean, value, jnp.zeros_like(value, bool))
-        empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(self.queries + 1, *leaf.shape)), steps)
-        begin = _State(jnp.int32(0), start, jnp.zeros_like(value), jnp.zeros_like(value, bool), empty)
-        going = lambda state: (state.number <= self.queries) & ~jnp.all(state.done)
-        state = jax.lax.while_loop(going, query, begin)
-        rows = jnp.arange(self.queries + 1)[:, None] < state.number
-        fill = lambda leaf: jnp.where(rows, leaf, leaf[state.number - 1][None])
-        return Found(state.x, jax.tree.map(fill, state.records))
-
-
 def square(
-    eps: jax.typing.ArrayLike | str,
+    eps: Number,
     queries: int = 5000,
     *,
     norm: str = "linf",
@@ -132,20 +70,45 @@ def square(
       rescale: see `schedule`.
       draws: random numbers to replay instead of those of the key, see `SquareDraws`.
 
-    Returns:
-      An `Attack` on images that needs a ``key``; a ``start`` replaces the stripes or the grid.
-
-    Raises:
-      ValueError, TypeError: as `dyn_jax.attacks.bim`; p outside (0, 1]; draws that do not fit the images or are fewer
-        than queries; a point cloud.
-
-    Source: Andriushchenko et al. 2020, algorithms 1 to 3, with the constants of AutoAttack's code; L1: the same
-    code, and Croce and Hein 2021.
+    Needs images and a ``key``; a ``start`` replaces the stripes or the grid. Raises as `dyn_jax.attacks.bim`; p outside
+    (0, 1]; draws that do not fit the images or are fewer than queries; a point cloud. Source: Andriushchenko et al.
+    2020, algorithms 1 to 3, with the constants of AutoAttack's code; L1: the same code, and Croce and Hein 2021.
     """
     threat = ball(norm, eps, bounds)
     _validate.positive_int("queries", queries)
     if not 0 < _validate.number("p", p) <= 1:
         raise ValueError(f"p: got {p}, expected a share in (0, 1]")
-    criterion = misclassified() if criterion is None else checked(criterion)
-    search = Square(queries, p, criterion, rescale, draws)
-    return Attack(search, threat, criterion.objective, random=True, attack_all=criterion.attack_all)
+    criterion = checked(criterion)
+
+    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
+        domain = pixels_of(problem.domain, "squares are regions of an image")
+        shape = domain.clean.shape
+        kind = MOVES[type(problem.ball)](problem, (shape[1], shape[2]))
+        share = schedule(queries, p=p, rescale=rescale)
+        of_query = windows(share, shape[1], shape[2], kind.norm)
+        sides, kinds = jnp.asarray(of_query, jnp.int32), tuple(sorted(set(of_query.tolist())))
+        replayed = None if draws is None else kind.checked(draws, queries)
+        start = problem.project(kind.start(keys, replayed) if start is None else start)
+
+        def query(state: _State) -> _State:
+            number = state.number
+            first = number == 0  # the start; here, so that the network is compiled once
+            side = sides[number - 1]
+            drawn = kind.draw(keys, number, side, replayed)
+            x = jnp.where(first, start, problem.project(kind.proposal(state.x, side, kinds, drawn)))
+            value, held, steps = criterion.asked(problem, x)
+            better = first | ~state.done & ((value > state.value) | held)
+            records = recorded(state.records, number, steps, state.done)
+            # NaN: nothing is better than it, so that the first finite value may be
+            value = jnp.where(first & jnp.isnan(value), -jnp.inf, value)
+            x, value = problem.pick(better, x, state.x), jnp.where(better, value, state.value)
+            done = state.done | held | first & ~problem.attacked
+            return _State(number + 1, x, value, done, records)
+
+        empty = problem.no_steps(queries + 1)
+        begin = _State(jnp.int32(0), start, empty.loss[0], empty.error[0], empty)
+        going = lambda state: (state.number <= queries) & ~jnp.all(state.done)
+        state = jax.lax.while_loop(going, query, begin)
+        return Found(state.x, filled(state.records, state.number))
+
+    return criterion.attack(search, threat, random=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax.attacks.base import Problem
+from dyn_jax.attacks.restarts import folded
 from dyn_jax.attacks.threat import L1, L2, Ball, Linf, norm
 
 _TINY = 1e-10
@@ -70,16 +72,46 @@ def bump(side: int, norm: str = "l2") -> np.ndarray:
     return values / length(values)
 
 
+def _signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return 2 * jax.random.bernoulli(key, shape=shape).astype(jnp.float32) - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Moves:
-    """Where squares lie: positions, masks, random corners."""
+    """Where squares lie and what they hold, at the start and in a proposal.
+
+    `fields` of `SquareDraws` make a proposal, in the order in which it takes them.
+    """
 
     problem: Problem
     size: tuple[int, int]
+    norm: ClassVar[str]
+    fields: ClassVar[tuple[str, ...]]
 
     @property
     def channels(self) -> int:
         return self.problem.domain.clean.shape[3]
+
+    def given(self, draws: SquareDraws, count: int, **start: tuple[int, ...]) -> SquareDraws:
+        """The fields that this norm reads, in the shapes that they must have."""
+        batch = len(self.problem.domain.clean)
+        each = {name: (count, batch, *((self.channels,) if name == "signs" else ())) for name in self.fields}
+        return SquareDraws(**{n: self.spread_over(getattr(draws, n), n, shape) for n, shape in (start | each).items()})
+
+    def spread_over(self, leaf: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
+        """A given array, with the shape that it must have."""
+        got = jnp.shape(leaf)
+        if leaf is None or len(got) != len(shape) or any(a not in (1, b) for a, b in zip(got[1:], shape[1:])):
+            raise ValueError(f"draws: got {name} of shape {None if leaf is None else got}, expected {shape}")
+        if got[0] < shape[0]:
+            raise ValueError(f"draws: got {name} of {got[0]} rows, expected at least {shape[0]}")
+        return jnp.broadcast_to(jnp.asarray(leaf)[: shape[0]], shape)
+
+    def numbers(self, one: Callable, keys: jax.Array, number: jax.Array, draws: SquareDraws | None) -> tuple:
+        """The random numbers of proposal `number`, from 1: ``one(key)`` for every image, or those given."""
+        if draws is None:
+            return jax.vmap(one)(folded(keys, number))
+        return tuple(getattr(draws, name)[number - 1] for name in self.fields)
 
     def corner(self, key: jax.Array, side: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A corner; the last row and column are never drawn, as in the released code."""
@@ -94,55 +126,27 @@ class Moves:
         in_rows, in_cols = (rows >= 0) & (rows < side), (cols >= 0) & (cols < side)
         return (in_rows[:, :, None] & in_cols[:, None, :])[..., None]
 
-    def keys_of(self, keys: jax.Array, number: int | jax.Array) -> jax.Array:
-        return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-
-    def spread_over(self, leaf: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
-        """A given array, with the shape that it must have."""
-        got = jnp.shape(leaf)
-        if leaf is None or len(got) != len(shape) or any(a not in (1, b) for a, b in zip(got[1:], shape[1:])):
-            raise ValueError(f"draws: got {name} of shape {None if leaf is None else got}, expected {shape}")
-        if got[0] < shape[0]:
-            raise ValueError(f"draws: got {name} of {got[0]} rows, expected at least {shape[0]}")
-        return jnp.broadcast_to(jnp.asarray(leaf)[: shape[0]], shape)
-
-
-def _signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return 2 * jax.random.bernoulli(key, shape=shape).astype(jnp.float32) - 1
-
 
 class LinfMoves(Moves):
     """Vertical stripes to start with, then squares that go from one face of the cube to another."""
 
     norm = "linf"
+    fields = ("row", "col", "signs")
 
-    def checked(self, draws: SquareDraws, shape: tuple[int, ...], count: int) -> SquareDraws:
-        batch, _, width, channels = shape
-        of = lambda name, shape: self.spread_over(getattr(draws, name), name, shape)
-        numbers = {"row": of("row", (count, batch)), "col": of("col", (count, batch))}
-        signs = of("signs", (count, batch, channels))
-        return SquareDraws(start_signs=of("start_signs", (batch, width, channels)), signs=signs, **numbers)
+    def checked(self, draws: SquareDraws, count: int) -> SquareDraws:
+        return self.given(draws, count, start_signs=(len(self.problem.domain.clean), self.size[1], self.channels))
 
-    def start(self, keys: jax.Array) -> jax.Array:
-        draw = jax.vmap(lambda key: _signs(key, (self.size[1], self.channels)))
-        return self._striped(draw(self.keys_of(keys, 0)))
-
-    def started(self, draws: SquareDraws) -> jax.Array:
-        return self._striped(jnp.asarray(draws.start_signs))
-
-    def _striped(self, signs: jax.Array) -> jax.Array:
-        clean = self.problem.domain.clean
+    def start(self, keys: jax.Array, draws: SquareDraws | None) -> jax.Array:
+        clean, draw = self.problem.domain.clean, lambda key: _signs(key, (self.size[1], self.channels))
+        signs = jax.vmap(draw)(folded(keys, 0)) if draws is None else jnp.asarray(draws.start_signs)
         return clean + self.problem.ball.eps * signs[:, None].astype(clean.dtype)
 
-    def draw(self, keys: jax.Array, number: jax.Array, side: jax.Array) -> tuple:
-        def of(key: jax.Array) -> tuple:
+    def draw(self, keys: jax.Array, number: jax.Array, side: jax.Array, draws: SquareDraws | None) -> tuple:
+        def one(key: jax.Array) -> tuple:
             where, sign = jax.random.split(key)
             return *self.corner(where, side), _signs(sign, (self.channels,))
 
-        return jax.vmap(of)(self.keys_of(keys, number))
-
-    def replayed(self, draws: SquareDraws, number: jax.Array) -> tuple:
-        return tuple(jnp.asarray(leaf)[number] for leaf in (draws.row, draws.col, draws.signs))
+        return self.numbers(one, keys, number, draws)
 
     def proposal(self, x: jax.Array, side: jax.Array, kinds: tuple[int, ...], drawn: tuple) -> jax.Array:
         row, col, signs = drawn
@@ -153,7 +157,7 @@ class LinfMoves(Moves):
 class BumpMoves(Moves, abc.ABC):
     """A grid of bumps to start with; then one square's norm goes to a bump in another square."""
 
-    norm: str
+    fields = ("row", "col", "row2", "col2", "signs", "turned")
 
     @property
     def tiles(self) -> tuple[int, int, int]:
@@ -161,33 +165,20 @@ class BumpMoves(Moves, abc.ABC):
         side = max(self.size[0] // 5, 1)
         return side, self.size[0] // side, self.size[1] // side
 
-    def checked(self, draws: SquareDraws, shape: tuple[int, ...], count: int) -> SquareDraws:
-        batch, _, _, channels = shape
-        _, rows, cols = self.tiles
-        of = lambda name, shape: self.spread_over(getattr(draws, name), name, shape)
-        names = ("row", "col", "row2", "col2", "turned")
-        start = {
-            "start_signs": of("start_signs", (rows * cols, batch, channels)),
-            "start_turned": of("start_turned", (rows * cols, batch)),
-        }
-        signs = of("signs", (count, batch, channels))
-        return SquareDraws(**start, signs=signs, **{name: of(name, (count, batch)) for name in names})
+    def checked(self, draws: SquareDraws, count: int) -> SquareDraws:
+        tiles = self.tiles[1] * self.tiles[2], len(self.problem.domain.clean)
+        return self.given(draws, count, start_signs=(*tiles, self.channels), start_turned=tiles)
 
-    def start(self, keys: jax.Array) -> jax.Array:
-        _, rows, cols = self.tiles
+    def start(self, keys: jax.Array, draws: SquareDraws | None) -> jax.Array:
+        clean = self.problem.domain.clean
+        side, rows, cols = self.tiles
 
         def of(key: jax.Array) -> tuple:
             sign, turn = jax.random.split(key)
             return _signs(sign, (rows * cols, self.channels)), jax.random.bernoulli(turn, shape=(rows * cols,))
 
-        return self._tiled(*jax.vmap(of, out_axes=1)(self.keys_of(keys, 0)))
-
-    def started(self, draws: SquareDraws) -> jax.Array:
-        return self._tiled(jnp.asarray(draws.start_signs), jnp.asarray(draws.start_turned))
-
-    def _tiled(self, signs: jax.Array, turned: jax.Array) -> jax.Array:
-        clean = self.problem.domain.clean
-        side, rows, cols = self.tiles
+        drawn = jax.vmap(of, out_axes=1)(folded(keys, 0)) if draws is None else (draws.start_signs, draws.start_turned)
+        signs, turned = map(jnp.asarray, drawn)
         one = jnp.asarray(bump(side, self.norm), clean.dtype)
         tile = jnp.where(turned[..., None, None].astype(bool), one.T, one)[..., None] * signs[:, :, None, None, :]
         batch = signs.shape[1]
@@ -197,25 +188,25 @@ class BumpMoves(Moves, abc.ABC):
         below, right = self.size[0] - rows * side - top, self.size[1] - cols * side - left
         return clean + self.to_eps(jnp.pad(grid, ((0, 0), (top, below), (left, right), (0, 0))))
 
-    @abc.abstractmethod
     def to_eps(self, delta: jax.Array) -> jax.Array:
         """A perturbation with what it is short of eps, or too long (the runner projects it)."""
+        return delta
 
     @abc.abstractmethod
-    def refilled(self, placed: jax.Array, delta: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-        """What the new square holds: the bump added to the direction that was there, with the norm of both squares."""
+    def length(self, values: jax.Array) -> jax.Array:
+        """The norm of every channel, [image, 1, 1, channel]."""
 
-    def draw(self, keys: jax.Array, number: jax.Array, side: jax.Array) -> tuple:
-        def of(key: jax.Array) -> tuple:
+    @abc.abstractmethod
+    def refilled(self, delta: jax.Array, both: jax.Array) -> jax.Array:
+        """The norm of the new square, of what `both` squares had and a channel's share of what is free."""
+
+    def draw(self, keys: jax.Array, number: jax.Array, side: jax.Array, draws: SquareDraws | None) -> tuple:
+        def one(key: jax.Array) -> tuple:
             first, second, sign, turn = jax.random.split(key, 4)
             corners = (*self.corner(first, side), *self.corner(second, side))
             return *corners, _signs(sign, (self.channels,)), jax.random.bernoulli(turn)
 
-        return jax.vmap(of)(self.keys_of(keys, number))
-
-    def replayed(self, draws: SquareDraws, number: jax.Array) -> tuple:
-        leaves = (draws.row, draws.col, draws.row2, draws.col2, draws.signs, draws.turned)
-        return tuple(jnp.asarray(leaf)[number] for leaf in leaves)
+        return self.numbers(one, keys, number, draws)
 
     def proposal(self, x: jax.Array, side: jax.Array, kinds: tuple[int, ...], drawn: tuple) -> jax.Array:
         row, col, row2, col2, signs, turned = drawn
@@ -223,8 +214,11 @@ class BumpMoves(Moves, abc.ABC):
         delta = x - clean
         new, old = self.inside(row, col, side), self.inside(row2, col2, side)
         placed = self.placed(row, col, side, kinds, turned, x.dtype) * signs[:, None, None, :].astype(x.dtype)
-        delta = jnp.where(new, self.refilled(placed, delta, new, old), jnp.where(old, 0, delta))
-        return clean + self.to_eps(delta)
+        # the bump is added to the direction that was there
+        here, both = jnp.where(new, delta, 0), self.length(jnp.where(new | old, delta, 0))
+        fresh = placed + here / (_TINY + self.length(here))
+        fresh = fresh * (self.refilled(delta, both) / (_TINY + self.length(fresh)))
+        return clean + self.to_eps(jnp.where(new, fresh, jnp.where(old, 0, delta)))
 
     def placed(
         self, row: jax.Array, col: jax.Array, side: jax.Array, kinds: tuple[int, ...], turned: jax.Array, dtype: Any
@@ -247,18 +241,17 @@ class L2Moves(BumpMoves):
     norm = "l2"
 
     def to_eps(self, delta: jax.Array) -> jax.Array:
-        delta = delta if self.problem.domain.free is None else delta * self.problem.domain.free
+        delta = self.problem.domain.moving(delta)
         size = norm(delta)
         return delta * (self.problem.ball.eps / jnp.where(size > 0, size, 1))
 
-    def refilled(self, placed: jax.Array, delta: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    def length(self, values: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(values * values, axis=(1, 2), keepdims=True))
+
+    def refilled(self, delta: jax.Array, both: jax.Array) -> jax.Array:
         eps = jnp.asarray(self.problem.ball.eps, delta.dtype)
-        size = lambda values: jnp.sqrt(jnp.sum(values * values, axis=(1, 2), keepdims=True))
         whole = jnp.sum(delta * delta, axis=(1, 2, 3), keepdims=True)
-        here, both = jnp.where(new, delta, 0), size(jnp.where(new | old, delta, 0))
-        fresh = placed + here / (_TINY + size(here))
-        free = jnp.maximum(eps * eps - whole, 0) / self.channels
-        return fresh * (jnp.sqrt(free + both**2) / (_TINY + size(fresh)))
+        return jnp.sqrt(jnp.maximum(eps * eps - whole, 0) / self.channels + both**2)
 
 
 class L1Moves(BumpMoves):
@@ -266,17 +259,13 @@ class L1Moves(BumpMoves):
 
     norm = "l1"
 
-    def to_eps(self, delta: jax.Array) -> jax.Array:
-        return delta
+    def length(self, values: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.abs(values), axis=(1, 2), keepdims=True)
 
-    def refilled(self, placed: jax.Array, delta: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    def refilled(self, delta: jax.Array, both: jax.Array) -> jax.Array:
         eps = jnp.asarray(self.problem.ball.eps, delta.dtype)
-        size = lambda values: jnp.sum(jnp.abs(values), axis=(1, 2), keepdims=True)
         whole = jnp.sum(jnp.abs(delta), axis=(1, 2, 3), keepdims=True)
-        here, both = jnp.where(new, delta, 0), size(jnp.where(new | old, delta, 0))
-        fresh = placed + here / (_TINY + size(here))
-        free = jnp.maximum(eps - whole, 0) / self.channels
-        return fresh * ((free + both) * self.channels / (_TINY + size(fresh)))
+        return (jnp.maximum(eps - whole, 0) / self.channels + both) * self.channels
 
 
 MOVES: dict[type[Ball], type[LinfMoves] | type[BumpMoves]] = {Linf: LinfMoves, L2: L2Moves, L1: L1Moves}

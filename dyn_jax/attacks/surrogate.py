@@ -89,10 +89,5 @@ def transfer(
         )
     source = attack(surrogate, images, labels, key=key)
     adversarial = target(source.adversarial)
-    return TransferResult(
-        source=source,
-        generated=source.success & ~source.clean_success,
-        fooled=is_adversarial(adversarial.logits, labels),
-        target_clean=clean,
-        target_adversarial=adversarial,
-    )
+    generated, fooled = source.success & ~source.clean_success, is_adversarial(adversarial.logits, labels)
+    return TransferResult(source, generated, fooled, target_clean=clean, target_adversarial=adversarial)

@@ -5,6 +5,8 @@ A row is an image [height, width, channel] or a point [3]; points have no box.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ import jax.numpy as jnp
 from dyn_jax import _validate
 
 Bounds = tuple[float, float]
+Number = jax.typing.ArrayLike | str
+"""A number, a fraction such as "8/255", or a scalar array inside a vmap."""
+NO_BOUNDS: Bounds = (-float("inf"), float("inf"))
 TOLERANCE = 1e-6
 
 
@@ -24,11 +29,43 @@ def norm(x: jax.Array) -> jax.Array:
     return largest * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-class Linf(flax.struct.PyTreeNode):
-    """``max |x - clean| <= eps`` and x inside `bounds`."""
+def unit(x: jax.Array) -> jax.Array:
+    """``x / ||x||`` per row, 0 where x is 0."""
+    length = norm(x)
+    return x / jnp.where(length > 0, length, 1)
+
+
+def drawn(sample: Callable[..., jax.Array], keys: jax.Array, like: jax.Array, *given: float) -> jax.Array:
+    """One ``sample(key, shape, dtype, *given)`` for every row of `like`."""
+    return jax.vmap(lambda key: sample(key, like.shape[1:], like.dtype, *given))(keys)
+
+
+class _Ball(flax.struct.PyTreeNode):
+    """What the balls share where they do not say otherwise: the L2 norm, and noise in the cube."""
 
     eps: jax.typing.ArrayLike
     bounds: Bounds = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
+    slack = 0.0  # of `contains`, relative to eps, beside `TOLERANCE`
+
+    def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """The set's norm of ``x - clean``, [row]."""
+        return norm(x - clean).reshape(-1)
+
+    def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
+        """[row], true where x is in the set up to 1e-6, of a sum over many numbers also relative to eps."""
+        return (self.distance(x, clean) <= self.eps * (1 + self.slack) + TOLERANCE) & in_box(x, self.bounds)
+
+    def direction(self, gradient: jax.Array) -> jax.Array:
+        """Steepest ascent direction of unit length in the set's norm; 0 where the gradient is 0."""
+        return unit(gradient)
+
+    def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
+        """Uniform in the cube of half-width eps, one key per row."""
+        return jnp.asarray(self.eps, like.dtype) * drawn(jax.random.uniform, keys, like, -1.0, 1.0)
+
+
+class Linf(_Ball):
+    """``max |x - clean| <= eps`` and x inside `bounds`."""
 
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Nearest point of the set."""
@@ -39,47 +76,20 @@ class Linf(flax.struct.PyTreeNode):
         """The set's norm of ``x - clean``, [row]."""
         return jnp.max(jnp.abs(x - clean), axis=tuple(range(1, x.ndim)))
 
-    def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """[row], true where x is in the set up to 1e-6."""
-        return (self.distance(x, clean) <= self.eps + TOLERANCE) & _in_box(x, self.bounds)
-
     def direction(self, gradient: jax.Array) -> jax.Array:
-        """Steepest ascent direction of unit length in the set's norm."""
+        """The sign."""
         return jnp.sign(gradient)
 
-    def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        """Uniform in the ball, one key per row."""
-        draw = jax.vmap(lambda key: jax.random.uniform(key, like.shape[1:], like.dtype, -1.0, 1.0))
-        return jnp.asarray(self.eps, like.dtype) * draw(keys)
 
-
-class L2(flax.struct.PyTreeNode):
+class L2(_Ball):
     """``||x - clean||_2 <= eps`` (over a row) and x inside `bounds`."""
 
-    eps: jax.typing.ArrayLike
-    bounds: Bounds = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
+    slack = TOLERANCE
 
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Radial projection into the ball, then clipping to the box (which only shortens the difference)."""
         delta = x - clean
-        length = norm(delta)
-        eps = jnp.asarray(self.eps, x.dtype)
-        outside = length > eps
-        scale = jnp.where(outside, eps / jnp.where(outside, length, 1), 1)
-        return jnp.clip(clean + delta * scale, *self.bounds)
-
-    def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """The set's norm of ``x - clean``, [row]."""
-        return norm(x - clean).reshape(-1)
-
-    def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """[row], true where x is in the set up to a relative 1e-6."""
-        return (self.distance(x, clean) <= self.eps * (1 + TOLERANCE) + TOLERANCE) & _in_box(x, self.bounds)
-
-    def direction(self, gradient: jax.Array) -> jax.Array:
-        """Steepest ascent direction of unit length in the set's norm; 0 where the gradient is 0."""
-        length = norm(gradient)
-        return gradient / jnp.where(length > 0, length, 1)
+        return jnp.clip(clean + _shortened(delta, norm(delta), self.eps), *self.bounds)
 
     def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
         """Uniform in the ball, one key per row."""
@@ -92,6 +102,12 @@ class L2(flax.struct.PyTreeNode):
             return normal * (radius / jnp.sqrt(jnp.sum(normal * normal)))
 
         return jnp.asarray(self.eps, like.dtype) * jax.vmap(draw)(keys)
+
+
+def _shortened(delta: jax.Array, length: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
+    eps = jnp.asarray(eps, delta.dtype)
+    outside = length > eps
+    return delta * jnp.where(outside, eps / jnp.where(outside, length, 1), 1)
 
 
 def into_l1(delta: jax.Array, room: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
@@ -128,38 +144,28 @@ def into_l1(delta: jax.Array, room: jax.Array, eps: jax.typing.ArrayLike) -> jax
     return jnp.sign(delta) * jnp.where(total(cut(0)) > eps, cut(t), cut(0))
 
 
-class L1(flax.struct.PyTreeNode):
+class L1(_Ball):
     """``sum |x - clean| <= eps`` (over a row) and x inside `bounds`.
 
     `scaled`: `project` shortens the difference and clips it, as DeepSloth's code does, instead of going to the nearest
     point of ball and box, which is sparser.
     """
 
-    eps: jax.typing.ArrayLike
-    bounds: Bounds = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
     scaled: bool = flax.struct.field(pytree_node=False, default=False)
+    slack = 10 * TOLERANCE  # thousands of small differences round
 
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Nearest point of the set; see `scaled`."""
         delta, (low, high) = x - clean, self.bounds
-        if not self.scaled:
-            # clean + d rounds: a box value is met exactly
-            return jnp.clip(
-                clean + into_l1(delta, jnp.where(delta < 0, clean - low, high - clean), self.eps), low, high
-            )
-        length = jnp.sum(jnp.abs(delta), axis=tuple(range(1, x.ndim)), keepdims=True)
-        eps = jnp.asarray(self.eps, x.dtype)
-        outside = length > eps
-        scale = jnp.where(outside, eps / jnp.where(outside, length, 1), 1)
-        return jnp.clip(clean + delta * scale, low, high)
+        if self.scaled:
+            length = jnp.sum(jnp.abs(delta), axis=tuple(range(1, x.ndim)), keepdims=True)
+            return jnp.clip(clean + _shortened(delta, length, self.eps), low, high)
+        room = jnp.where(delta < 0, clean - low, high - clean)
+        return jnp.clip(clean + into_l1(delta, room, self.eps), low, high)  # rounding: a box value is met exactly
 
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """The set's norm of ``x - clean``, [row]."""
         return jnp.sum(jnp.abs(x - clean), axis=tuple(range(1, x.ndim)))
-
-    def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """[row], true where x is in the set up to a relative 1e-5: thousands of small differences round."""
-        return (self.distance(x, clean) <= self.eps * (1 + 10 * TOLERANCE) + TOLERANCE) & _in_box(x, self.bounds)
 
     def direction(self, gradient: jax.Array) -> jax.Array:
         """Steepest ascent direction of unit length in the set's norm: the number of largest gradient alone."""
@@ -178,15 +184,15 @@ class L1(flax.struct.PyTreeNode):
         return jnp.asarray(self.eps, like.dtype) * jax.vmap(draw)(keys)
 
 
-class Ray(flax.struct.PyTreeNode):
+class Ray(_Ball):
     """Points on the ray from the sensor, at the origin, through the clean one, up to `eps` metres nearer or farther.
 
     What a delay of a LiDAR's echo can do: the direction of the beam, and with it the ring, stays, and so does the
-    intensity. A point comes no nearer to the sensor than half of its distance.
+    intensity. A point comes no nearer to the sensor than half of its distance. What `project` leaves of the direction,
+    the gradient over its length, and of the noise lies on the ray.
     """
 
-    eps: jax.typing.ArrayLike
-    bounds: Bounds = flax.struct.field(pytree_node=False, default=(-float("inf"), float("inf")))
+    bounds: Bounds = flax.struct.field(pytree_node=False, default=NO_BOUNDS)
 
     def _along(self, x: jax.Array, clean: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(unit vector of the ray, distance of the clean point, metres that x is farther), [point, 3 or 1]."""
@@ -195,35 +201,21 @@ class Ray(flax.struct.PyTreeNode):
                 f"norm: got 'ray' for shape {clean.shape}, expected points [point, 3]: images have no rays"
             )
         length = norm(clean)
-        unit = clean / jnp.where(length > 0, length, 1)
-        return unit, length, jnp.sum((x - clean) * unit, axis=1, keepdims=True)
+        ray = clean / jnp.where(length > 0, length, 1)
+        return ray, length, jnp.sum((x - clean) * ray, axis=1, keepdims=True)
 
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Nearest point of the set."""
-        unit, length, farther = self._along(x, clean)
+        ray, length, farther = self._along(x, clean)
         eps = jnp.asarray(self.eps, x.dtype)
-        return clean + jnp.clip(farther, -jnp.minimum(eps, length / 2), eps) * unit
-
-    def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
-        """Metres from the clean point, [point]."""
-        return norm(x - clean).reshape(-1)
+        return clean + jnp.clip(farther, -jnp.minimum(eps, length / 2), eps) * ray
 
     def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """[point], true where x is in the set up to what its coordinates are rounded to."""
-        unit, length, farther = self._along(x, clean)
-        beside = norm(x - clean - farther * unit)
+        ray, length, farther = self._along(x, clean)
+        beside = norm(x - clean - farther * ray)
         slack = TOLERANCE + 4 * jnp.finfo(x.dtype).eps * length
         return ((beside <= slack) & (jnp.abs(farther) <= self.eps + slack))[:, 0]
-
-    def direction(self, gradient: jax.Array) -> jax.Array:
-        """The gradient over its length: what `project` leaves of it lies on the ray."""
-        length = norm(gradient)
-        return gradient / jnp.where(length > 0, length, 1)
-
-    def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
-        """Uniform in the cube that holds the set, one key per point; `project` takes its part along the ray."""
-        draw = jax.vmap(lambda key: jax.random.uniform(key, like.shape[1:], like.dtype, -1.0, 1.0))
-        return jnp.asarray(self.eps, like.dtype) * draw(keys)
 
 
 class Dropped(flax.struct.PyTreeNode):
@@ -234,7 +226,7 @@ class Dropped(flax.struct.PyTreeNode):
     """
 
     points: int = flax.struct.field(pytree_node=False)
-    bounds: Bounds = flax.struct.field(pytree_node=False, default=(-float("inf"), float("inf")))
+    bounds: Bounds = flax.struct.field(pytree_node=False, default=NO_BOUNDS)
 
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """The clean points, or the origin where x is nearer to it."""
@@ -260,7 +252,6 @@ class Dropped(flax.struct.PyTreeNode):
 
     def noise(self, keys: jax.Array, like: jax.Array) -> jax.Array:
         """None: random points are dropped by `dyn_jax.attacks.point_drop` with the saliency ``random``."""
-        del keys
         return jnp.zeros_like(like)
 
 
@@ -271,7 +262,6 @@ class Box(flax.struct.PyTreeNode):
 
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Clipping to the box."""
-        del clean
         return jnp.clip(x, *self.bounds)
 
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
@@ -280,8 +270,7 @@ class Box(flax.struct.PyTreeNode):
 
     def contains(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """[row], true where x is in the box up to 1e-6."""
-        del clean
-        return _in_box(x, self.bounds)
+        return in_box(x, self.bounds)
 
 
 Ball = Linf | L2 | L1 | Ray
@@ -289,19 +278,17 @@ BALLS: dict[str, type[Linf] | type[L2] | type[L1]] = {"linf": Linf, "l2": L2, "l
 Threat = Ball | Box | Dropped
 
 
-def _in_box(x: jax.Array, bounds: Bounds) -> jax.Array:
+def in_box(x: jax.Array, bounds: Bounds) -> jax.Array:
     inside = (x >= bounds[0] - TOLERANCE) & (x <= bounds[1] + TOLERANCE)
     return jnp.all(inside, axis=tuple(range(1, x.ndim)))
 
 
-def ball(name: str, eps: jax.typing.ArrayLike | str, bounds: Bounds = (0.0, 1.0)) -> Ball:
+def ball(name: str, eps: Number, bounds: Bounds = (0.0, 1.0)) -> Ball:
     """The threat set of a norm name.
 
     Args:
       name: ``linf``, ``l2``, ``l1``, or for points ``ray``, see `Ray`.
-      eps: radius, at least 0: in pixel units of [0, 1] images a number or "8/255", for points metres; a scalar array
-        inside a vmap.
-      bounds: lowest and highest pixel value.
+      eps, bounds: see `dyn_jax.attacks.bim`.
 
     Raises:
       ValueError, TypeError: unknown norm; eps negative, not finite or not parseable; bounds not (low, high).

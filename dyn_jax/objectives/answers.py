@@ -18,6 +18,22 @@ from dyn_jax.types import Output
 Objective = Callable[[Output, jax.Array, jax.Array | None], jax.Array]
 
 
+def untargeted(targets: jax.Array | None, why: str = "an attack on the energy has no target class") -> None:
+    """Raises ValueError where there are targets, for what cannot aim at a class."""
+    if targets is not None:
+        raise ValueError(f"targets: got some, expected None: {why}")
+
+
+def without_targets(value: Callable[[Output, jax.Array], jax.Array], *why: str) -> Objective:
+    """``value(output, labels)`` as an objective that refuses targets, see `untargeted`."""
+
+    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+        untargeted(targets, *why)
+        return value(output, labels)
+
+    return objective
+
+
 def _at(logits: jax.Array, index: jax.Array) -> jax.Array:
     if jnp.shape(index) != logits.shape[:1]:
         raise ValueError(f"labels: got shape {jnp.shape(index)}, expected {logits.shape[:1]}, one for every row")
@@ -30,16 +46,7 @@ def _largest_other(logits: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def cross_entropy(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-    """``-log softmax(z)_y``; targeted ``log softmax(z)_t``.
-
-    Args:
-      output: logits [batch, class].
-      labels: [batch], the true classes.
-      targets: [batch] or None.
-
-    Returns:
-      [batch].
-    """
+    """``-log softmax(z)_y`` of logits z [batch, class], labels y [batch]; targeted ``log softmax(z)_t``; [batch]."""
     log_probability = jax.nn.log_softmax(single(output.logits))
     return -_at(log_probability, labels) if targets is None else _at(log_probability, targets)
 

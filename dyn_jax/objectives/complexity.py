@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax._precision import single
-from dyn_jax.objectives.answers import Objective
+from dyn_jax.objectives.answers import Objective, without_targets
 from dyn_jax.types import Output, Trace, UnitTrace
 
 
@@ -119,13 +119,7 @@ def energy(*, tau: jax.typing.ArrayLike | None = 0.5, weights: Weights = "macs")
     """
     check_tau(tau)
     check_weights(weights)
-
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the energy has no target class")
-        return -complexity_loss(output.trace, tau=tau, weights=weights)
-
-    return objective
+    return without_targets(lambda output, labels: -complexity_loss(output.trace, tau=tau, weights=weights))
 
 
 def check_weights(weights: Weights) -> Weights:

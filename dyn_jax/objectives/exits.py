@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate
 from dyn_jax._precision import single
-from dyn_jax.objectives.answers import Objective, resolve
+from dyn_jax.objectives.answers import Objective, resolve, without_targets
 from dyn_jax.types import Output, Trace
 
 
@@ -80,10 +80,8 @@ def unsure_exits() -> Objective:
     Source: DeepSloth (Hong et al. 2021), eq. 1; released code for the 1e-9.
     """
 
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: DeepSloth has no target class")
+    def value(output: Output, labels: jax.Array) -> jax.Array:
         inner = jax.nn.softmax(single(exits_of(output.trace)[:, :-1]))
         return jnp.sum(jnp.mean(jnp.log(inner + GUARD), axis=-1), axis=-1)
 
-    return objective
+    return without_targets(value, "DeepSloth has no target class")

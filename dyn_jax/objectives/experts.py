@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.objectives.answers import Objective, cross_entropy
-from dyn_jax.types import Output, Trace
+from dyn_jax.objectives.answers import Objective, cross_entropy, without_targets
+from dyn_jax.types import Output, Trace, UnitTrace
 
 
-def _scores(trace: Trace) -> list[jax.Array]:
-    scores = [unit.score for unit in trace.units if "kept" in unit.extras]
-    if not scores:
+def _routers(trace: Trace) -> list[UnitTrace]:
+    routers = [unit for unit in trace.units if "kept" in unit.extras]
+    if not routers:
         raise ValueError("forward: got a network without units of experts, expected a router (moe-*, vmoe-*)")
-    return scores
+    return routers
 
 
 def expert_load(expert: int = 0) -> Objective:
@@ -28,18 +28,16 @@ def expert_load(expert: int = 0) -> Objective:
     """
     _validate.positive_int("expert", expert, 0)
 
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the load has no target class")
+    def value(output: Output, labels: jax.Array) -> jax.Array:
         total = jnp.zeros_like(output.logits[:, 0])
-        for score in _scores(output.trace):
+        for score in (unit.score for unit in _routers(output.trace)):
             if expert >= score.shape[-1]:
                 raise ValueError(f"expert: got {expert}, expected one of {score.shape[-1]} experts, from 0")
             own = score[..., expert].reshape(len(score), -1)
             total += jnp.mean(jnp.minimum(own, 0), axis=1)
         return total
 
-    return objective
+    return without_targets(value, "an attack on the load has no target class")
 
 
 def other_experts() -> Objective:
@@ -48,13 +46,12 @@ def other_experts() -> Objective:
     Its largest value is 0, where all logits are equal. Raises as `expert_load`.
     """
 
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the routes has no target class")
-        sums = (jnp.sum(jnp.maximum(score, 0), axis=-1).reshape(len(score), -1) for score in _scores(output.trace))
+    def value(output: Output, labels: jax.Array) -> jax.Array:
+        scores = (unit.score for unit in _routers(output.trace))
+        sums = (jnp.sum(jnp.maximum(score, 0), axis=-1).reshape(len(score), -1) for score in scores)
         return -sum((jnp.mean(each, axis=1) for each in sums), start=jnp.zeros_like(output.logits[:, 0]))
 
-    return objective
+    return without_targets(value, "an attack on the routes has no target class")
 
 
 def router_target(experts: int | None = None) -> Objective:
@@ -74,12 +71,9 @@ def router_target(experts: int | None = None) -> Objective:
     if experts is not None:
         _validate.positive_int("experts", experts, 2)
 
-    def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        if targets is not None:
-            raise ValueError("targets: got some, expected None: an attack on the router has its own target")
-        _scores(output.trace)
+    def value(output: Output, labels: jax.Array) -> jax.Array:
         total = jnp.zeros_like(output.logits[:, 0])
-        for logits in (unit.extras["logits"] for unit in output.trace.units if "kept" in unit.extras):
+        for logits in (unit.extras["logits"] for unit in _routers(output.trace)):
             if logits.ndim != 2:
                 raise ValueError(
                     f"forward: got a router's logits {logits.shape}, expected [batch, expert]: one an image"
@@ -89,4 +83,4 @@ def router_target(experts: int | None = None) -> Objective:
             total += cross_entropy(Output(logits), labels % (experts or logits.shape[1]), None)
         return total
 
-    return objective
+    return without_targets(value, "an attack on the router has its own target")

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dyn_jax import _validate
-from dyn_jax.attacks.ascent import ascend
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.ascent import ascent, each_step
+from dyn_jax.attacks.base import Attack
 from dyn_jax.attacks.forward import Network, as_forward
+from dyn_jax.attacks.mi_fgsm import l1_normalised
 from dyn_jax.attacks.released.rdi import mean_of_exits, worst_of_exits
-from dyn_jax.attacks.threat import L1, Ball, ball
-from dyn_jax.attacks.transforms import l1_normalise, steepest
+from dyn_jax.attacks.threat import L1, Ball, Number, ball, drawn
 from dyn_jax.objectives import Objective, exit_objective
 
 EPS, STEP_SIZE, STEPS = 0.03125, 0.001, 20
@@ -30,18 +29,14 @@ def _pgd(norm: str, eps: Any, step_size: Any, steps: int, objective: Objective, 
     _validate.choice("norm", norm, ("linf", "l2", "l1"))
     eps = _validate.number("eps", eps, minimum=0)
     threat: Ball = L1(eps, scaled=True) if norm == "l1" else ball(norm, eps)
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    chain = optax.chain(l1_normalise() if norm == "l1" else steepest(threat), optax.scale(step_size))
-    _validate.positive_int("steps", steps)
-
-    def search(problem: Problem, keys: jax.Array, start: jax.Array | None) -> Found:
-        return ascend(problem, start_of(problem.domain.clean, keys, eps) if start is None else start, chain, steps)
-
-    return Attack(search, threat, objective, random=True, attack_all=True)
+    direction = each_step(l1_normalised if norm == "l1" else threat.direction)
+    first = lambda problem, keys: start_of(problem.domain.clean, keys, eps)
+    fields = {"objective": objective, "random": True, "attack_all": True}
+    return ascent(threat, step_size, steps, direction, start_of=first, **fields)
 
 
 def _random(clean: jax.Array, keys: jax.Array, eps: jax.Array) -> jax.Array:
-    return clean + eps * jax.vmap(lambda key: jax.random.uniform(key, clean.shape[1:], clean.dtype, -1, 1))(keys)
+    return clean + eps * drawn(jax.random.uniform, keys, clean, -1, 1)
 
 
 def _contrast(clean: jax.Array, keys: jax.Array, eps: jax.Array) -> jax.Array:
@@ -49,12 +44,7 @@ def _contrast(clean: jax.Array, keys: jax.Array, eps: jax.Array) -> jax.Array:
     return clean + (2 * clean - 1) * eps
 
 
-def pgd(
-    norm: str = "linf",
-    eps: jax.typing.ArrayLike | str = EPS,
-    step_size: jax.typing.ArrayLike | str = STEP_SIZE,
-    steps: int = STEPS,
-) -> Attack:
+def pgd(norm: str = "linf", eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """PGD on the last exit's cross-entropy; the last iterate is returned.
 
     Args:
@@ -66,22 +56,12 @@ def pgd(
     return _pgd(norm, eps, step_size, steps, exit_objective(-1), _random)
 
 
-def pgd_average(
-    norm: str = "linf",
-    eps: jax.typing.ArrayLike | str = EPS,
-    step_size: jax.typing.ArrayLike | str = STEP_SIZE,
-    steps: int = STEPS,
-) -> Attack:
+def pgd_average(norm: str = "linf", eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """`pgd` on the mean of all exits' cross-entropies."""
     return _pgd(norm, eps, step_size, steps, mean_of_exits, _random)
 
 
-def pgd_max(
-    norm: str = "linf",
-    eps: jax.typing.ArrayLike | str = EPS,
-    step_size: jax.typing.ArrayLike | str = STEP_SIZE,
-    steps: int = STEPS,
-) -> Attack:
+def pgd_max(norm: str = "linf", eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """One run for every exit, all from one start; per image the one with the largest sum over exits."""
     return worst_of_exits(_pgd(norm, eps, step_size, steps, mean_of_exits, _contrast))
 
@@ -128,26 +108,19 @@ def deepfool(logits: Callable, image: jax.Array, overshoot: float = 0.02, steps:
 
 
 class UAP(NamedTuple):
-    """A universal perturbation.
+    """A universal perturbation."""
 
-    Attributes:
-      delta: [height, width, channel].
-      after: [visit, height, width, channel], what it was after each visit.
-      visits: [visit, 4]: image, iterations of `deepfool`, old and new class; -1 where the answer had changed already.
-      rate: share of the images whose answer it changes.
-    """
-
-    delta: jax.Array
-    after: jax.Array
-    visits: jax.Array
-    rate: jax.Array
+    delta: jax.Array  # [height, width, channel]
+    after: jax.Array  # [visit, height, width, channel], what it was after each visit
+    visits: jax.Array  # [visit, 4]: image, iterations of `deepfool`, old and new class; -1 where it had changed already
+    rate: jax.Array  # share of the images whose answer it changes
 
 
 def uap(
     forward: Network,
     images: jax.Array,
     *,
-    eps: jax.typing.ArrayLike | str = EPS,
+    eps: Number = EPS,
     passes: int = 10,
     fooled: float = 0.8,
     overshoot: float = 0.02,

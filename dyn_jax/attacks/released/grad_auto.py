@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dyn_jax import _validate, objectives
+from dyn_jax import _validate
 from dyn_jax.attacks import rectify
 from dyn_jax.attacks.base import Attack
-from dyn_jax.attacks.domains import Domain, Pixels
-from dyn_jax.attacks.energy import Combine, EnergySearch, Form, Gradients, gate_losses
+from dyn_jax.attacks.domains import Domain, pixels_of
+from dyn_jax.attacks.energy import Form, combined, gate_attack
 
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -23,16 +23,13 @@ GUARD = 1e-20
 
 
 def _on_pixels(domain: Domain, x: jax.Array) -> jax.Array:
-    if not isinstance(domain, Pixels):
-        raise TypeError("inputs: got a PointCloud, expected images: this change of variable is one of pixels")
-    return x if domain.free is None else domain.clean + (x - domain.clean) * domain.free
+    return pixels_of(domain, "this change of variable is one of pixels").masked(x)
 
 
 def printed(**fields: Any) -> Form:
     """``x' = (tanh(x + delta) + 1) / 2``, eq. 3 as printed: at delta = 0 a grey image in [0.5, 0.88].
 
-    Args:
-      **fields: others of `Form`.
+    `fields`: others of `Form`.
     """
     change = lambda domain, delta: _on_pixels(domain, (jnp.tanh(domain.clean + delta) + 1) / 2)
     return Form(change=change, **fields)
@@ -51,9 +48,7 @@ def form(normalization: MeanStd | None = IMAGENET_MEAN_STD, **fields: object) ->
     Source: GradAuto's released code, which uses CIFAR-10's bounds on images normalised for ImageNet.
     """
     mean, std = ((0.0,) * 3, (1.0,) * 3) if normalization is None else normalization
-
-    def channels(values: tuple[float, ...], like: jax.Array) -> jax.Array:
-        return jnp.asarray(values, like.dtype).reshape(1, 1, 1, -1)
+    channels = lambda values, like: jnp.asarray(values, like.dtype).reshape(1, 1, 1, -1)
 
     def change(domain: Domain, delta: jax.Array) -> jax.Array:
         m, s, low, high = (channels(v, delta) for v in (mean, std, LOW, HIGH))
@@ -73,16 +68,6 @@ def direction_first(complexity: jax.Array, finished: jax.Array, lipschitz: jax.t
     turned = rectify.direction(complexity, finished)
     length = rectify.norm(turned.gradient) + GUARD
     return turned._replace(gradient=jnp.asarray(lipschitz, complexity.dtype) * turned.gradient / length)
-
-
-def _combined(lipschitz: jax.typing.ArrayLike) -> Combine:
-    def combine(gradients: Gradients, number: jax.Array) -> rectify.Rectified:
-        del number
-        turned = direction_first(gradients.complexity, gradients.finished, lipschitz)
-        moved = gradients.values * turned.gradient + gradients.distortion
-        return turned._replace(gradient=moved)
-
-    return combine
 
 
 def grad_auto(
@@ -107,13 +92,7 @@ def grad_auto(
     Source: GradAuto's released code.
     """
     lipschitz = _validate.positive("lipschitz", lipschitz)
-    search = EnergySearch(
-        _combined(lipschitz),
-        gate_losses(tau, "equal"),
-        form(normalization, update_last=False, keep_logits=keep_logits),
-        steps,
-        learning_rate,
-        finished_from=0,
-        tau=tau,
-    )
-    return search.attack(None, objectives.energy(tau=tau, weights="equal"))
+    turn = lambda gradients: direction_first(gradients.complexity, gradients.finished, lipschitz)
+    released = form(normalization, update_last=False, keep_logits=keep_logits)
+    fields = {"form": released, "steps": steps, "learning_rate": learning_rate, "finished_from": 0}
+    return gate_attack(combined(turn), None, tau, "equal", **fields)

@@ -5,23 +5,23 @@ Arguments as of the attacks of the same name in `dyn_jax.attacks`; eps stays in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dyn_jax import _validate, metrics
-from dyn_jax.attacks.ascent import ascend
-from dyn_jax.attacks.base import Attack, Found, Problem
+from dyn_jax.attacks.ascent import ascent
+from dyn_jax.attacks.base import Attack, Found, Problem, Steps
 from dyn_jax.attacks.bim import bim as _bim
 from dyn_jax.attacks.fgsm import fgsm as _fgsm
 from dyn_jax.attacks.lgm_auto_step import lgm_auto_step as _auto_step
 from dyn_jax.attacks.lgm_carlini_wagner import lgm_carlini_wagner as _carlini_wagner
+from dyn_jax.attacks.mi_fgsm import momentum
 from dyn_jax.attacks.pgd import unclipped
 from dyn_jax.attacks.point_bim import direction_of
-from dyn_jax.attacks.threat import ball
-from dyn_jax.attacks.transforms import steepest
+from dyn_jax.attacks.threat import Number, ball
 from dyn_jax.objectives import Objective, hinge_margin, released_margin, resolve
 from dyn_jax.types import Reach
 
@@ -33,78 +33,78 @@ def eps_units(units: float) -> float:
     return units * 2.0 / 255.0
 
 
-def fgsm(eps: jax.typing.ArrayLike | str, **options: Any) -> Attack:
+def fgsm(eps: Number, **options: Any) -> Attack:
     """`dyn_jax.attacks.fgsm` in the box (-1, 1), so that pixels go below 0."""
     return _fgsm(eps, bounds=BOUNDS, **options)
 
 
-def bim(eps: jax.typing.ArrayLike | str, step_size: jax.typing.ArrayLike | str, steps: int, **options: Any) -> Attack:
+def bim(eps: Number, step_size: Number, steps: int, **options: Any) -> Attack:
     """`dyn_jax.attacks.bim` in the box (-1, 1)."""
     return _bim(eps, step_size, steps, bounds=BOUNDS, **options)
 
 
-def pgd(
-    eps: jax.typing.ArrayLike | str,
-    step_size: jax.typing.ArrayLike | str,
-    steps: int,
-    *,
-    objective: str | Objective = "ce",
-) -> Attack:
+def pgd(eps: Number, step_size: Number, steps: int, *, objective: str | Objective = "ce") -> Attack:
     """`dyn_jax.attacks.pgd` whose start is not clipped to the box; examples left alone come back with its noise."""
-    fields = {"objective": resolve(objective), "keep_start": True}
-    return unclipped(ball("linf", eps, BOUNDS), step_size, steps, **fields)
+    return unclipped(ball("linf", eps, BOUNDS), step_size, steps, objective=resolve(objective), keep_start=True)
 
 
-def batch_mean_normalise() -> optax.GradientTransformation:
+def batch_mean_normalised(gradient: jax.Array) -> jax.Array:
     """``g / mean|g|`` over the whole batch, zeros included. Depends on the batch."""
-
-    def normalise(updates: Any, params: Any = None) -> jax.Array:
-        mean = jnp.mean(jnp.abs(updates))
-        return updates / jnp.where(mean > 0, mean, 1)
-
-    return optax.stateless(normalise)
+    mean = jnp.mean(jnp.abs(gradient))
+    return gradient / jnp.where(mean > 0, mean, 1)
 
 
 def mi_fgsm(
-    eps: jax.typing.ArrayLike | str,
-    step_size: jax.typing.ArrayLike | str,
-    steps: int,
-    *,
-    decay: float = 1.0,
-    objective: str | Objective = "ce",
+    eps: Number, step_size: Number, steps: int, *, decay: float = 1.0, objective: str | Objective = "ce"
 ) -> Attack:
     """`dyn_jax.attacks.mi_fgsm` with the mean over the batch, so that examples influence each other, in (-1, 1)."""
     threat = ball("linf", eps, BOUNDS)
-    step_size = _validate.number("step_size", step_size, minimum=0)
-    decay = _validate.number("decay", decay, minimum=0)
-    _validate.positive_int("steps", steps)
-    chain = optax.chain(batch_mean_normalise(), optax.trace(decay), steepest(threat), optax.scale(step_size))
-
-    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        return ascend(problem, problem.domain.clean if start is None else start, chain, steps)
-
-    return Attack(search, threat, resolve(objective), reach=step_size)
+    directions = momentum(threat, decay, batch_mean_normalised)
+    return ascent(threat, step_size, steps, *directions, objective=resolve(objective))
 
 
-def carlini_wagner(
-    eps: jax.typing.ArrayLike | str, step_size: jax.typing.ArrayLike | str, steps: int, *, confidence: float = 0.0
-) -> Attack:
+def carlini_wagner(eps: Number, step_size: Number, steps: int, *, confidence: float = 0.0) -> Attack:
     """`dyn_jax.attacks.lgm_carlini_wagner` with `dyn_jax.objectives.released_margin`, in (-1, 1)."""
     return _carlini_wagner(eps, step_size, steps, objective=hinge_margin(confidence, released_margin), bounds=BOUNDS)
 
 
-def auto_step(
-    eps: jax.typing.ArrayLike | str, step_size: jax.typing.ArrayLike | str, steps: int, **options: Any
-) -> Attack:
+def auto_step(eps: Number, step_size: Number, steps: int, **options: Any) -> Attack:
     """`dyn_jax.attacks.lgm_auto_step` in the box (-1, 1)."""
     return _auto_step(eps, step_size, steps, bounds=BOUNDS, **options)
 
 
-def counted_by_cloud(problem: Problem) -> jax.Array:
-    """[cloud, row] bool, the rows of every cloud that count: points, or clouds where a network classifies them."""
-    own, counted = problem.domain.split(jnp.ones_like(problem.domain.clean))[..., 0] > 0, problem.counted
-    own = own if own.shape[1:] == counted.shape else jnp.eye(len(counted), dtype=bool)
-    return own & counted[None]
+def worst_of_clouds(
+    problem: Problem,
+    start: jax.Array | None,
+    steps: int,
+    badness_of: Callable[[jax.Array, jax.Array, int], jax.Array],
+    moved: Callable[[jax.Array], tuple[jax.Array, Steps]],
+) -> Found:
+    """The iterate of every cloud on which the victim is worst, the clean one too; the last evaluation makes no step.
+
+    ``badness_of(predictions [row], which rows of one cloud count [row], classes)`` says how bad;
+    ``moved(x)`` is x after a step, and the record.
+    """
+    clean, domain = problem.domain.clean, problem.domain
+    own, counted = domain.split(jnp.ones_like(clean))[..., 0] > 0, problem.counted
+    # rows are points, or clouds where a network classifies them
+    own = (own if own.shape[1:] == counted.shape else jnp.eye(len(counted), dtype=bool)) & counted[None]
+
+    def badness(x: jax.Array) -> jax.Array:
+        logits = problem.victim(x).logits
+        predictions = jnp.argmax(logits, axis=1)
+        return jax.vmap(lambda rows: badness_of(predictions, rows, logits.shape[1]))(own)
+
+    def step(state: tuple, number: jax.Array) -> tuple[tuple, Steps]:
+        x, best, worst = state
+        now = badness(x)
+        best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
+        further, record = moved(x)
+        return (jnp.where(number == steps - 1, x, further), best, worst), record
+
+    first = clean if start is None else problem.project(start)
+    (_, best, _), records = jax.lax.scan(step, (first, clean, badness(clean)), jnp.arange(steps))
+    return Found(best, records)
 
 
 def point_bim(
@@ -123,32 +123,19 @@ def point_bim(
     step_size = _validate.number("step_size", step_size, minimum=0)
     _validate.positive_int("steps", steps)
 
-    def badness(problem: Problem, counted: jax.Array, x: jax.Array) -> jax.Array:
-        logits = problem.victim(x).logits
-        predictions = jnp.argmax(logits, axis=1)
-
-        def of_cloud(own: jax.Array) -> jax.Array:
-            if problem.targets is not None:
-                return jnp.mean(((predictions == problem.targets) & own).astype(logits.dtype))
-            labels = jnp.where(own, problem.labels, -1)
-            return -metrics.mean_iou(metrics.confusion(predictions, labels, logits.shape[1]))
-
-        return jax.vmap(of_cloud)(counted)
-
     def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        clean, counted = problem.domain.clean, counted_by_cloud(problem)
-        reach = Reach(step_size, clean, eps, "any")
+        reach = Reach(step_size, problem.domain.clean, eps, "any")
 
-        def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
-            x, best, worst = state
-            now = badness(problem, counted, x)
-            best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
+        def badness_of(predictions: jax.Array, own: jax.Array, classes: int) -> jax.Array:
+            if problem.targets is not None:
+                return jnp.mean(((predictions == problem.targets) & own).astype(problem.clean.logits.dtype))
+            labels = jnp.where(own, problem.labels, -1)
+            return -metrics.mean_iou(metrics.confusion(predictions, labels, classes))
+
+        def moved(x: jax.Array) -> tuple[jax.Array, Steps]:
             gradient, record = problem.gradient(x, reach)
-            moved = problem.project(x + step_size * direction_of(gradient, direction))
-            return (jnp.where(number == steps - 1, x, moved), best, worst), record
+            return problem.project(x + step_size * direction_of(gradient, direction)), record
 
-        first = clean if start is None else problem.project(start)
-        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, counted, clean)), jnp.arange(steps))
-        return Found(best, records)
+        return worst_of_clouds(problem, start, steps, badness_of, moved)
 
     return Attack(search, ball("linf", eps), resolve(objective), attack_all=True, reach=step_size)

@@ -6,7 +6,6 @@ Use it with ``form=sparse3d.OUTDOOR_RELEASE`` and the occupancy of `settings`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from dyn_jax import _validate, metrics
+from dyn_jax.attacks.ascent import each_step
 from dyn_jax.attacks.base import Attack, Found, Problem, Steps
-from dyn_jax.attacks.released.lgm import counted_by_cloud
+from dyn_jax.attacks.released.lgm import worst_of_clouds
 from dyn_jax.attacks.threat import ball
 from dyn_jax.objectives import Objective, lovasz_softmax
 from dyn_jax.occupancy import voxel
@@ -33,22 +33,16 @@ class OverflowingSigmoid:
     lam: jax.typing.ArrayLike
 
     def __call__(self, distance: jax.Array, inside: jax.Array) -> jax.Array:
-        del inside
         return jnp.prod(1 / (1 + jnp.exp(jnp.asarray(self.lam, distance.dtype) * (distance - 0.5))), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the release pairs with a budget.
+    """What the release pairs with a budget."""
 
-    Attributes:
-      step_size: metres.
-      input_lam, network_lam: slopes of the relations of features and of occupancy.
-    """
-
-    step_size: float
-    input_lam: float
-    network_lam: float
+    step_size: float  # metres
+    input_lam: float  # slope of the relation of features
+    network_lam: float  # and of occupancy
 
     def occupancy(self) -> voxel.VoxelOccupancy:
         """The occupancy of LGM; FGM's is None."""
@@ -93,27 +87,14 @@ def cell_lovasz() -> Objective:
     return objective
 
 
+def _normalised(gradient: jax.Array) -> jax.Array:
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
+    return gradient / (jnp.max(jnp.abs(gradient), axis=1, keepdims=True) + 1e-12)
+
+
 def normalised() -> optax.GradientTransformation:
     """``g / (max_i |g_i| + 1e-12)`` for every point, numbers that are not finite as 0."""
-
-    def direction(updates: Any, params: Any = None) -> jax.Array:
-        gradient = jnp.where(jnp.isfinite(updates), updates, 0)
-        return gradient / (jnp.max(jnp.abs(gradient), axis=1, keepdims=True) + 1e-12)
-
-    return optax.stateless(direction)
-
-
-def _gradient(problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:
-    """`Problem.gradient` that leaves a NaN where it is: the release drops single coordinates, not whole points."""
-
-    def total(x: jax.Array) -> tuple[jax.Array, tuple]:
-        output = problem.forward(x, problem.reach)
-        losses = problem.losses(output)
-        return jnp.sum(losses), (losses, output)
-
-    gradient, (losses, output) = jax.grad(total, has_aux=True)(x)
-    _, bad = problem.finite(gradient)
-    return gradient, problem.observed(output, losses, bad)
+    return each_step(_normalised)
 
 
 def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = None) -> Attack:
@@ -126,38 +107,24 @@ def scan_bim(eps: float, steps: int = STEPS, *, objective: Objective | None = No
       eps: half-width of the cube around every point, metres; one that `settings` knows.
       steps: evaluations.
       objective: default `cell_lovasz`.
-
-    Raises:
-      ValueError, TypeError: see above.
     """
     step_size = settings(eps).step_size
     _validate.positive_int("steps", steps)
-    chain = optax.chain(normalised(), optax.scale(step_size))
 
-    def badness(problem: Problem, counted: jax.Array, x: jax.Array) -> jax.Array:
-        logits = problem.victim(x).logits
-        wanted, said = problem.labels if problem.targets is None else problem.targets, jnp.argmax(logits, axis=1)
+    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
+        wanted = problem.labels if problem.targets is None else problem.targets
 
-        def of_scan(own: jax.Array) -> jax.Array:
-            matrix = metrics.confusion(said, jnp.where(own, wanted, -1), logits.shape[1], ignore=0)
+        def badness_of(said: jax.Array, own: jax.Array, classes: int) -> jax.Array:
+            matrix = metrics.confusion(said, jnp.where(own, wanted, -1), classes, ignore=0)
             value = metrics.mean_iou(matrix[1:, 1:], absent="skip")
             return -value if problem.targets is None else value
 
-        return jax.vmap(of_scan)(counted)
+        def moved(x: jax.Array) -> tuple[jax.Array, Steps]:
+            gradient, output, losses = problem.pulled(x)
+            record = problem.observed(output, losses, problem.finite(gradient)[1])
+            # a NaN stays until here: the release drops single coordinates, not whole points
+            return problem.project(x + step_size * _normalised(gradient)), record
 
-    def search(problem: Problem, keys: jax.Array | None, start: jax.Array | None) -> Found:
-        clean, counted = problem.domain.clean, counted_by_cloud(problem)
-
-        def step(state: tuple, number: jax.Array) -> tuple[tuple, Any]:
-            x, best, worst = state
-            now = badness(problem, counted, x)
-            best, worst = problem.pick(now > worst, x, best), jnp.maximum(now, worst)
-            gradient, record = _gradient(problem, x)
-            moved = problem.project(x + chain.update(gradient, chain.init(x))[0])
-            return (jnp.where(number == steps - 1, x, moved), best, worst), record
-
-        first = clean if start is None else problem.project(start)
-        (_, best, _), records = jax.lax.scan(step, (first, clean, badness(problem, counted, clean)), jnp.arange(steps))
-        return Found(best, records)
+        return worst_of_clouds(problem, start, steps, badness_of, moved)
 
     return Attack(search, ball("linf", eps), objective or cell_lovasz(), attack_all=True, reach=step_size)

@@ -12,20 +12,15 @@ import jax.numpy as jnp
 
 from dyn_jax.attacks.base import Attack, Found, Problem
 from dyn_jax.attacks.pgd import unclipped
-from dyn_jax.attacks.restarts import better_of
-from dyn_jax.attacks.threat import ball
+from dyn_jax.attacks.restarts import better_of, folded
+from dyn_jax.attacks.threat import Number, ball
 from dyn_jax.objectives import cross_entropy, exit_objective, exits_of, sum_of_exits
 from dyn_jax.types import Output
 
 EPS, STEP_SIZE, STEPS = 0.03137, 0.00784, 20
 
 
-def single(
-    exit: int,
-    eps: jax.typing.ArrayLike | str = EPS,
-    step_size: jax.typing.ArrayLike | str = STEP_SIZE,
-    steps: int = STEPS,
-) -> Attack:
+def single(exit: int, eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """PGD on the cross-entropy of one exit (negative: from the end).
 
     Args:
@@ -37,9 +32,7 @@ def single(
     return unclipped(ball("linf", eps), step_size, steps, objective=exit_objective(exit), attack_all=True)
 
 
-def average(
-    eps: jax.typing.ArrayLike | str = EPS, step_size: jax.typing.ArrayLike | str = STEP_SIZE, steps: int = STEPS
-) -> Attack:
+def average(eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """PGD on the mean of all exits' cross-entropies; arguments as of `single`."""
     return unclipped(ball("linf", eps), step_size, steps, objective=mean_of_exits, attack_all=True)
 
@@ -49,9 +42,7 @@ def mean_of_exits(output: Output, labels: jax.Array, targets: jax.Array | None =
     return sum_of_exits()(output, labels, targets) / exits_of(output.trace).shape[1]
 
 
-def max_average(
-    eps: jax.typing.ArrayLike | str = EPS, step_size: jax.typing.ArrayLike | str = STEP_SIZE, steps: int = STEPS
-) -> Attack:
+def max_average(eps: Number = EPS, step_size: Number = STEP_SIZE, steps: int = STEPS) -> Attack:
     """One run of `single` for every exit, each with its own start; per image the one with the largest sum over exits.
 
     A start given to the attack is that of every run. ``record`` is None; arguments as of `single`.
@@ -70,8 +61,7 @@ def worst_of_exits(one: Attack) -> Attack:
                 logits = jax.lax.dynamic_index_in_dim(exits, number, axis=1, keepdims=False)
                 return cross_entropy(output.replace(logits=logits), labels, targets)
 
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            found = one.search(dataclasses.replace(problem, objective=of_exit), own, start)
+            found = one.search(dataclasses.replace(problem, objective=of_exit), folded(keys, number), start)
             score = problem.losses(problem.victim(problem.project(found.x)))
             return better_of(problem, (found.x, (score, score)), best), found.steps
 

@@ -34,7 +34,6 @@ def ponder_objective(prior: float = 1e-3, target: jax.Array | None = None, weigh
     """
 
     def objective(output: Output, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-        del labels, targets
         (cost,) = gates.ponder_of_trace(output.trace).values()
         value = weight * jnp.mean(cost.cost, axis=1)
         if not prior or len(value) == 1:  # the prior of no images is NaN, which its "> 0" drops
