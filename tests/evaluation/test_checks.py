@@ -57,7 +57,6 @@ def adaptive(name, how):
     "name, how",
     [
         ("skipnet-digits", occupancy.sigmoid(10.0)),
-        ("dynconv-digits", occupancy.straight_through(10.0)),
     ],
 )
 def test_nothing_is_found_on_adaptive_networks_under_lgm(name, how):
@@ -69,7 +68,6 @@ def test_nothing_is_found_on_adaptive_networks_under_lgm(name, how):
 @pytest.mark.parametrize(
     "name, how",
     [
-        ("skipnet-32-cifar10", occupancy.sigmoid(10.0)),
         ("dynconv-32-cifar10", occupancy.straight_through(10.0)),
     ],
 )
