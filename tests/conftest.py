@@ -31,27 +31,14 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHARED = os.environ.get("DYN_JAX_SHARED")
 
 
-MOST = 2**31
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds; where the system does not say, more than it may."""
-    try:
-        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return MOST + 1
-
-
 @pytest.fixture(autouse=True, scope="module")
 def forget():
-    """Compiled programs of all files would need more than ten gigabytes: they go when a worker has grown to two."""
+    """Compiled programs of a file go with it: a worker that kept them all would need more than ten gigabytes, and what
+    was traced while a test had replaced a function would stay behind."""
     yield
-    if resident() > MOST:
-        gc.unfreeze()
-        context.cache_clear()
-        jax.clear_caches()
-        gc.collect()
-    gc.freeze()  # what is kept is not looked through for garbage
+    context.cache_clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
