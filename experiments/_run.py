@@ -39,10 +39,8 @@ OPTIONS: dict[str, dict[str, Any]] = {  # option -> what argparse is told of it,
 def parser(doc: str | None, *required: str, **defaults: Any) -> argparse.ArgumentParser:
     """A script's options: of `OPTIONS` those that are required, those that have a default, and ``--results``."""
     result = argparse.ArgumentParser(description=str(doc).splitlines()[0])
-    for name in required:
-        result.add_argument(f"--{name}", required=True, **OPTIONS[name])
-    for name, default in {**defaults, "results": None}.items():
-        result.add_argument(f"--{name}", default=default, **OPTIONS[name])
+    for name in (*required, *defaults, "results"):
+        result.add_argument(f"--{name}", required=name in required, default=defaults.get(name), **OPTIONS[name])
     return result
 
 

@@ -87,12 +87,18 @@ def _edges(cylinder: Cylinder, axis: int) -> np.ndarray:
     def reaches(value: np.ndarray) -> np.ndarray:
         return np.floor((np.clip(value.astype(np.float64), low, high) - low) / step) >= cells
 
-    edge = (low + cells * step).astype(np.float32)
-    while not (there := reaches(edge) | (edge > high)).all():
-        edge = np.where(there, edge, np.nextafter(edge, np.float32(np.inf)))
-    while (there := reaches(before := np.nextafter(edge, np.float32(-np.inf)))).any():
-        edge = np.where(there, before, edge)
-    return np.where(reaches(edge), edge, np.float32(np.inf))
+    def at(rank: np.ndarray) -> np.ndarray:
+        """The float32 of each rank; the bits of positive ones are in their order."""
+        return np.copysign(np.abs(rank).astype(np.int32).view(np.float32), rank.astype(np.float32))
+
+    bits = np.array([low, high], np.float32).view(np.int32).astype(np.int64)
+    first, last = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    before, edge = np.full(len(cells), first - 1), np.full(len(cells), last + 1)
+    while (edge - before > 1).any():  # bisection: around 0 there are a billion numbers within a rounding of `low`
+        middle = (before + edge) // 2
+        there = reaches(at(middle))
+        before, edge = np.where(there, before, middle), np.where(there, middle, edge)
+    return np.where(reaches(at(edge)), at(edge), np.float32(np.inf))
 
 
 def _rounded(values: jax.Array) -> jax.Array:

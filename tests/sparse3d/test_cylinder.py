@@ -12,7 +12,7 @@ from levels import quick
 
 from dyn_jax.attacks.released.lgm_outdoor import OverflowingSigmoid
 from dyn_jax.sparse3d import OUTDOOR_RELEASE, PAPER, Cylinder, any_of, capacity_for, near_cells, partition
-from dyn_jax.sparse3d.cylinder import cells_of, check_partition, filled_cells, polar_of
+from dyn_jax.sparse3d.cylinder import cells_of, check_partition, edges, filled_cells, polar_of
 from dyn_jax.sparse3d.cylinder_count import near_on_host, reached_counts
 from dyn_jax.sparse3d.voxelize import soft_features
 from dyn_jax.types import PointCloud, Reach
@@ -47,6 +47,16 @@ def some_points(count=400, seed=0):
 
 def numpy_polar(xyz):
     return np.stack([np.sqrt(xyz[:, 0] ** 2 + xyz[:, 1] ** 2), np.arctan2(xyz[:, 1], xyz[:, 0]), xyz[:, 2]], 1)
+
+
+@pytest.mark.parametrize("grid", [(480, 360, 32), (60, 45, 8), (3, 4, 5)])
+def test_an_edge_is_the_first_number_of_its_cell(grid):
+    """Also with an odd count on an axis that 0 halves (45 angles: 44 edges), where an edge falls next to 0."""
+    cylinder = Cylinder(high=(50.0, 3.1415926, 4.0), grid=grid)
+    for axis, edge in enumerate(edges(cylinder)):
+        for value, cell in ((edge, 1), (np.nextafter(edge, np.float32(-np.inf)), 0)):
+            got = cylinder.cell_of(np.repeat(value[:, None], 3, axis=1))[:, axis]
+            np.testing.assert_array_equal(got, np.arange(len(edge)) + cell)
 
 
 @pytest.mark.parametrize("name", ["kitti", "nusc"])
