@@ -6,6 +6,7 @@ or points, its examples images or clouds: a row of pixels is an example, a row o
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -22,7 +23,7 @@ _INSIDE_TANH = 0.999999  # keeps arctanh finite at the bounds
 _INSIDE_DELTA = 0.99  # tanh's derivative at the darkest and brightest pixels is then 0.02 of the largest, not 0
 
 
-class Domain:
+class Domain(abc.ABC):
     """What a search may ask; where nothing else is said, a row is an example, as of images.
 
     Attributes:
@@ -49,9 +50,9 @@ class Domain:
         """The network's input at x."""
         return x
 
+    @abc.abstractmethod
     def project(self, x: jax.Array) -> jax.Array:
         """Nearest allowed value: clean where nothing may move, inside the threat set."""
-        raise NotImplementedError
 
     def moving(self, values: jax.Array) -> jax.Array:
         """Values like x, 0 where nothing may move."""
