@@ -41,6 +41,7 @@ CHAOTIC = {
 # Where float32's rounding decides a few pixels, each release of XLA decides them its own way: these run in float64,
 # in which jax 0.10 and 0.12 give the same pixels. What they are compared with, and how closely, is the same.
 DOUBLE = {("skipnet", "fgm", "mom"), ("skipnet", "gg10", "auto")}
+DOUBLE |= {("dynconv", "fg10", "bim"), ("dynconv", "fg10", "bim_mask5")}
 
 # A ReLU within rounding of 0 decides otherwise than there, unless compiled as users have it, block after block.
 EXACT = {("skipnet", "fgm", "cw_adam_mask5")}
