@@ -39,7 +39,7 @@ class Walk(abc.ABC):
     def __post_init__(self) -> None:
         _validate.positive_int("steps", self.steps)
         for name in ("alpha_max", "eta", "beta"):
-            _validate.number(name, getattr(self, name), minimum=0)
+            object.__setattr__(self, name, _validate.number(name, getattr(self, name), minimum=0))  # "1/10" is one
 
     @abc.abstractmethod
     def step(self, problem: Problem, x: jax.Array) -> tuple[jax.Array, Steps]:

@@ -256,3 +256,9 @@ def test_projection_brute_force():
         assert abs(z @ w[0] - b) < 1e-6
         nearest = np.linalg.norm(line - x, order, axis=1).min()
         assert abs(np.linalg.norm((z - x)[0], order) - nearest) < 1e-3
+
+
+@pytest.mark.parametrize("make", [attacks.fab, partial(attacks.fab_t, target_classes=1)])
+def test_numbers_of_fab_may_be_fractions(make):
+    written, numbers = make(1.0, alpha_max="1/10", eta="21/20", beta="9/10"), make(1.0)
+    assert dataclasses.astuple(written.search) == dataclasses.astuple(numbers.search)
