@@ -130,10 +130,12 @@ class Pixels(Domain):
         """``x' = x + (tanh(w + delta) - tanh(w)) / 2`` with ``w = artanh(0.99 (2 x - 1))``, clipped to [0, 1].
 
         GradAuto's eq. 3 with its start moved. Without the factor 0.99 a pixel at 0 or 1 would have an infinite w and no
-        gradient; the clipping it makes necessary is at most 0.005 and passes the gradient.
+        gradient; the clipping it makes necessary is at most 0.005 and passes the gradient. The difference is taken as
+        ``tanh(delta) (1 - tanh(w + delta) tanh(w))``, which is 0 at delta = 0 however a compiler rounds either tanh.
         """
-        origin = jnp.arctanh(_INSIDE_DELTA * (2 * self.clean - 1))
-        raw = self.clean + (jnp.tanh(origin + delta) - jnp.tanh(origin)) / 2
+        before = _INSIDE_DELTA * (2 * self.clean - 1)
+        after = jnp.tanh(jnp.arctanh(before) + delta)
+        raw = self.clean + jnp.tanh(delta) * (1 - after * before) / 2
         return self.masked(raw + jax.lax.stop_gradient(jnp.clip(raw, 0.0, 1.0) - raw))
 
     def masked(self, x: jax.Array) -> jax.Array:
