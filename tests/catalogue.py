@@ -137,7 +137,7 @@ def image_size(net: nn.Module) -> int:
 
 def some_images(size: int, batch: int = BATCH, seed: int = 0) -> jax.Array:
     """Random images [batch, size, size, 3] in [0, 1]."""
-    return jnp.asarray(np.random.default_rng(seed).uniform(size=(batch, size, size, 3)), jnp.float32)
+    return jax.device_put(np.random.default_rng(seed).uniform(size=(batch, size, size, 3)).astype(np.float32))
 
 
 def variables_for(net: nn.Module, size: int, seed: int = 1):
@@ -161,7 +161,7 @@ def drawn(shapes, seed: int = 1):
             values = 0.1 * noise
         else:
             values = noise * np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        return jnp.asarray(values, leaf.dtype)
+        return jax.device_put(values.astype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 

@@ -17,14 +17,14 @@ def evaluated(net, state, points, labels, **given):
     """(cross-entropy, (output, statistics), gradient by the features of the points)."""
     variables = weights_convert.convert(net, state)
 
-    def loss(features):
+    def loss(features, variables):
         how = {"capacity": CAPACITY, "mutable": ["batch_stats"], **given}
         output, updated = net.apply(variables, points.replace(features=features), **how)
         log_probability = jax.nn.log_softmax(scores_of(output))
         own = jnp.take_along_axis(log_probability, labels[:, None], axis=1)[:, 0]
         return -jnp.sum(jnp.where(labels != 0, own, 0)) / jnp.sum(labels != 0), (output, updated)
 
-    (value, found), gradient = quick_jit(jax.value_and_grad(loss, has_aux=True))(points.features)
+    (value, found), gradient = quick_jit(jax.value_and_grad(loss, has_aux=True))(points.features, variables)
     return value, found, gradient
 
 
