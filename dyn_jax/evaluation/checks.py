@@ -29,7 +29,7 @@ from dyn_jax.evaluation.findings import ERROR, finding, seen
 from dyn_jax.evaluation.findings import Finding as Finding
 from dyn_jax.evaluation.reading import from_attack as from_attack
 from dyn_jax.evaluation.reading import from_ensemble as from_ensemble
-from dyn_jax.evaluation.subject import plain
+from dyn_jax.evaluation.subject import held, plain
 from dyn_jax.objectives import cross_entropy, margin
 from dyn_jax.testing._compare import quick_jit
 from dyn_jax.types import Output
@@ -119,12 +119,15 @@ class _Network:
         # a function that draws from the host's random numbers is another program each time it is traced
         again, _ = programs.trace(lambda *arguments: run(*arguments), images, key)  # a new function: nothing is cached
         self.constants: list[list | None] = [jax.device_put(self.traced.consts)]
+        differ = lambda one, other: any(
+            not np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other) if a is not b
+        )
         if plain(str(again.jaxpr)) != plain(str(self.traced.jaxpr)):
             self.constants.append(None)
-        elif any(
-            not np.array_equal(a, b, equal_nan=True) for a, b in zip(again.consts, self.traced.consts) if a is not b
-        ):
+        elif differ(again.consts, self.traced.consts):
             self.constants.append(jax.device_put(again.consts))
+        elif differ(held(again), held(self.traced)):
+            self.constants.append(None)
         self.classes = self.program.avals[self.program.logits].shape[1]
         self.error: str | None = None
 

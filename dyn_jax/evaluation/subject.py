@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jex
 
 from dyn_jax import _files
 from dyn_jax import occupancy as occupancies
@@ -76,10 +77,25 @@ class Subject:
         batch = jax.ShapeDtypeStruct(jnp.shape(images), jnp.float32)
         traced = jax.make_jaxpr(lambda v, x, key: self.forward(v)(x, key))(self.variables, batch, key)
         digest = hashlib.blake2b(plain(str(traced.jaxpr)).encode(), digest_size=16)
-        for constant in traced.consts:
+        for constant in held(traced):
             keys = jnp.issubdtype(jnp.result_type(constant), jax.dtypes.prng_key)
             digest.update(np.ascontiguousarray(jax.random.key_data(constant) if keys else constant).tobytes())
         return digest.hexdigest()
+
+
+def held(program: Any) -> list[Any]:
+    """Every array that a traced program holds, which its text leaves out: constants, also those of a function that it
+    calls (a jitted one has its own), and literals with axes."""
+    jaxpr = getattr(program, "jaxpr", program)
+    atoms = [*(atom for equation in jaxpr.eqns for atom in equation.invars), *jaxpr.outvars]
+    found = [*getattr(program, "consts", ()), *(a.val for a in atoms if isinstance(a, jex.Literal) and np.ndim(a.val))]
+    inner = [
+        part
+        for equation in jaxpr.eqns
+        for value in equation.params.values()
+        for part in (value if isinstance(value, (list, tuple)) else (value,))
+    ]
+    return found + [array for part in inner if hasattr(part, "eqns") for array in held(part)]
 
 
 def plain(text: str) -> str:

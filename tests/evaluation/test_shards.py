@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dyn_jax import _files
 from dyn_jax.evaluation import evaluate, shards
+from dyn_jax.evaluation.subject import subject_of
 from tests.evaluation import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -135,6 +137,41 @@ def test_a_network_of_the_same_weights_that_computes_something_else_is_another_r
     for scale, level in ((-1.0, 0.0), (1.0, 0.5)):
         with pytest.raises(ValueError, match="network is .* there and .* here"):
             run(scale, level)
+
+
+WRAPPED = {
+    "plain": lambda f: f,
+    "jit": jax.jit,
+    "remat": jax.checkpoint,
+    "vmap of a jit": lambda f: jax.vmap(jax.jit(lambda x: f(x[None])[0])),
+    "scan": lambda f: lambda x: jax.lax.scan(lambda carry, _: (carry + f(x), None), f(x), length=2)[0],
+    "cond": lambda f: lambda x: jax.lax.cond(x.sum() > 0, f, lambda x: 2 * f(x), x),
+}
+
+
+@pytest.fixture(params=[False, True])
+def written_in(request):
+    """Whether JAX writes constants into the equations that use them, as it is about to do."""
+    option = "jax_use_simplified_jaxpr_constants"
+    before = getattr(jax.config, option, None)
+    if before is None:  # the option is gone: there is one way only
+        yield
+        return
+    jax.config.update(option, request.param)
+    yield
+    jax.config.update(option, before)
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_weights_that_a_function_holds_are_part_of_the_network(how, written_in):
+    """However deep they lie: the program of a jitted function has constants of its own."""
+
+    def of(seed):
+        weights = np.random.default_rng(seed).random((48, 5), np.float32)
+        forward = WRAPPED[how](lambda x: x.reshape(len(x), -1) @ weights)
+        return subject_of(lambda variables, x: forward(x), {}).fingerprint(np.zeros((2, 4, 4, 3), np.float32))
+
+    assert of(0) == of(0) != of(1)
 
 
 def test_a_manifest_that_another_process_is_writing_is_no_stranger(tmp_path):

@@ -77,6 +77,12 @@ def fresh_noise(f: Model) -> Model:
     return lambda x: f(x + stream.normal(0, NOISE, x.shape).astype(np.float32))
 
 
+def fresh_noise_in_a_jit(f: Model) -> Model:
+    """The same, where the network calls a compiled function that it makes at every call."""
+    noisy = fresh_noise(f)
+    return lambda x: jax.jit(lambda x: noisy(x))(x)
+
+
 def callback_noise(f: Model) -> Model:
     """Fresh noise that jit cannot freeze."""
     stream = np.random.default_rng(0)
@@ -203,6 +209,7 @@ BROKEN: dict[str, tuple[Callable[..., Model], set[str]]] = {
     "fixed-key noise": (fixed_key_noise, {"frozen_randomness"}),
     "fixed noise as an array": (fixed_noise_array, {"frozen_randomness"}),
     "fresh noise": (fresh_noise, {"randomised"}),
+    "fresh noise in a jit of its own": (fresh_noise_in_a_jit, {"randomised"}),
     "fresh noise of a callback": (callback_noise, {"randomised"}),
     "noise seeded by the input": (seeded_by_input, {"seeded_by_input"}),
     "reversed gradient": (reversed_gradient, {"reversed_gradient"}),
