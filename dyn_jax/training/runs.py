@@ -124,9 +124,19 @@ def _fields(record: Any) -> list[tuple[str, Any]]:
     return [(name, getattr(record, name)) for name in names]
 
 
+_PLAIN = (int, float, str, np.ndarray, np.generic, jax.Array)
+
+
+def _beside(value: Any, function: types.FunctionType) -> bool:
+    """Whether it is a function of the same module, a user's: those of this package are in the digest of its code."""
+    callee = inspect.isfunction(value) or hasattr(value, "__wrapped__")  # by jax.jit
+    own = callee and getattr(value, "__module__", None) == function.__module__
+    return own and function.__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
 def _describe(value: Any, inside: tuple[int, ...] = ()) -> str:
-    """Words that are equal for equal values in another process; a function is its code, what it closes over, and the
-    numbers and strings among the globals that it names."""
+    """Words that are equal for equal values in another process; a function is its code, what it closes over, and what
+    it names of its module: numbers, strings, arrays, and a user's other functions."""
     if id(value) in inside:  # a function that calls itself
         return "..."
     inside = (*inside, id(value))
@@ -145,9 +155,9 @@ def _describe(value: Any, inside: tuple[int, ...] = ()) -> str:
         digest = hashlib.blake2b(code.encode(), digest_size=4).hexdigest()
         held = [cell.cell_contents for cell in value.__closure__ or ()]
         defaults = [*(value.__defaults__ or ()), *sorted((value.__kwdefaults__ or {}).items())]
-        plain = [(word, value.__globals__.get(word)) for word in sorted(words)]
-        plain = [pair for pair in plain if isinstance(pair[1], (int, float, str))]
-        return f"{value.__module__}.{value.__qualname__}[{digest}]({listed([*held, *defaults, *plain])})"
+        named = [(word, value.__globals__.get(word)) for word in sorted(words)]
+        named = [pair for pair in named if isinstance(pair[1], _PLAIN) or _beside(pair[1], value)]
+        return f"{value.__module__}.{value.__qualname__}[{digest}]({listed([*held, *defaults, *named])})"
     if hasattr(value, "__wrapped__"):  # by jax.jit
         return f"{type(value).__name__}({_describe(value.__wrapped__, inside)})"
     if isinstance(value, Mapping):

@@ -138,6 +138,11 @@ class Weighted:
 
 
 FACTOR = 1.0
+WEIGHTS = np.array([1.0, 2.0])
+
+
+def helper(output):
+    return output
 
 
 def test_what_wraps_a_function_is_looked_through(monkeypatch):
@@ -158,10 +163,14 @@ def test_what_wraps_a_function_is_looked_through(monkeypatch):
     assert of(scaled(np.float32)) != of(scaled(np.float64))
     inner = [lambda output: (lambda x: x + 1)(output), lambda output: (lambda x: x - 1)(output)]
     assert of(inner[0]) != of(inner[1])
-    uses_global = lambda output: FACTOR * output
-    before = of(uses_global)
-    monkeypatch.setitem(globals(), "FACTOR", 2.0)
-    assert of(uses_global) != before
+    for uses_global, name, other in (
+        (lambda output: FACTOR * output, "FACTOR", 2.0),
+        (lambda output: WEIGHTS * output, "WEIGHTS", np.array([1.0, 3.0])),
+        (lambda output: helper(output), "helper", lambda output: -output),
+    ):
+        before = of(uses_global)
+        monkeypatch.setitem(globals(), name, other)
+        assert of(uses_global) != before
 
 
 def test_the_order_of_a_set_is_no_other_run():
