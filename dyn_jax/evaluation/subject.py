@@ -11,9 +11,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
 from dyn_jax import _files
 from dyn_jax import occupancy as occupancies
@@ -85,7 +85,7 @@ class Subject:
 
 def held(program: Any) -> list[Any]:
     """Every array that a traced program holds, which its text leaves out: constants, also those of a function that it
-    calls (a jitted one has its own), and literals with axes."""
+    calls (a jitted one has its own), and literals with axes; the program's own constants come first."""
     jaxpr = getattr(program, "jaxpr", program)
     atoms = [*(atom for equation in jaxpr.eqns for atom in equation.invars), *jaxpr.outvars]
     found = [*getattr(program, "consts", ()), *(a.val for a in atoms if isinstance(a, jex.Literal) and np.ndim(a.val))]

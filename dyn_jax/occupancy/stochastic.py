@@ -7,6 +7,7 @@ They are called as ``occupancy(score, key=key)``; networks draw the key from the
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 
 import flax.struct
@@ -17,11 +18,12 @@ from dyn_jax import _validate
 from dyn_jax.occupancy.gate import Hard, StraightThrough
 
 
-class Stochastic:
-    """Marks an occupancy that is called with ``key=`` as well."""
+class Stochastic(abc.ABC):
+    """An occupancy that is called with ``key=`` as well."""
 
+    @abc.abstractmethod
     def __call__(self, score: jax.Array, *, key: jax.Array) -> jax.Array:
-        raise NotImplementedError
+        """As every occupancy, drawn with the key."""
 
 
 def _per_example(key: jax.Array, score: jax.Array, draw: Callable) -> jax.Array:

@@ -53,26 +53,16 @@ def adaptive(name, how):
     return functools.partial(net.apply, variables, occupancy=how)
 
 
-@pytest.mark.parametrize(
-    "name, how",
-    [
-        ("skipnet-digits", occupancy.sigmoid(10.0)),
-    ],
-)
-def test_nothing_is_found_on_adaptive_networks_under_lgm(name, how):
-    victim = adaptive(name, occupancy.hard())
-    assert run(adaptive(name, how), zoo.digits_data(size=32), victim=victim) == ()
+def test_nothing_is_found_on_an_adaptive_network_under_lgm():
+    forward, victim = (adaptive("skipnet-digits", how) for how in (occupancy.sigmoid(10.0), occupancy.hard()))
+    assert run(forward, zoo.digits_data(size=32), victim=victim) == ()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, how",
-    [
-        ("dynconv-32-cifar10", occupancy.straight_through(10.0)),
-    ],
-)
-def test_nothing_is_found_on_the_networks_of_cifar10_under_lgm(name, how, cifar):
-    assert run(adaptive(name, how), cifar, victim=adaptive(name, occupancy.hard())) == ()
+def test_nothing_is_found_on_a_network_of_cifar10_under_lgm(cifar):
+    gates = occupancy.straight_through(10.0), occupancy.hard()
+    forward, victim = (adaptive("dynconv-32-cifar10", how) for how in gates)
+    assert run(forward, cifar, victim=victim) == ()
 
 
 @pytest.mark.torch
