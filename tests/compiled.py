@@ -10,7 +10,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax._src import compiler
 from jax._src.interpreters import mlir
 
 from dyn_jax.occupancy.gate import Hard, Sigmoid, StraightThrough
@@ -23,29 +22,11 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone later; with
     _OPTIONS["xla_cpu_use_fusion_emitters"] = (False, True)
 USERS = {name: users for name, (_, users) in _OPTIONS.items()}
 QUICK_FLAGS = " ".join(f"--{name}={quick}".lower() for name, (quick, _) in _OPTIONS.items())
-QUICK_FLAGS += " --xla_cpu_max_isa=AVX2"  # what every machine has: less code to choose from, and the same everywhere
 
 # JAX loads all dialects of its compiler anew for every program, which takes as long as a small program's own lowering:
 # a file's programs share them, while JAX has the function by this name.
 context = functools.cache(getattr(mlir, "make_ir_context", lambda: None))
 mlir.make_ir_context = context
-
-_compile, _small = compiler.compile_or_get_cached, {}
-
-
-def _once(backend, module, devices, options, callbacks, *rest, **more):
-    """One operation on its own, nine of ten programs, compiles once for all files: its text and options say all."""
-    compile_it = functools.partial(_compile, backend, module, devices, options, callbacks, *rest, **more)
-    operations = [block.operations for top in module.body.operations for region in top.regions for block in region]
-    if callbacks or sum(map(len, operations)) > 10:
-        return compile_it()
-    key = module.operation.get_asm(enable_debug_info=False), options.SerializeAsString(), *(d.id for d in devices.flat)
-    if key not in _small:
-        _small[key] = compile_it()
-    return _small[key]
-
-
-compiler.compile_or_get_cached = _once
 
 
 def exact_jit(fun: Callable, **options) -> Callable:

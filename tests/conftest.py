@@ -17,7 +17,7 @@ from hypothesis import settings
 os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)  # read when the first program is compiled
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
-jax.config.update("jax_enable_compilation_cache", False)
+jax.config.update("jax_enable_compilation_cache", False)  # else JAX makes a key of every program, for no folder
 settings.register_profile("dyn_jax", derandomize=True, deadline=None, max_examples=20)
 settings.load_profile("dyn_jax")
 

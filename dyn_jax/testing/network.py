@@ -65,6 +65,8 @@ def check_network(
             require(shares == 1, _CHECK, f"{name}: gradient by the images finite in {100 * shares:.1f} % of the pixels")
 
         reference = jitted(images, False)[1]
+        eager: Any = net.apply(variables, images, occupancy=hard())
+        _same("jit = eager", eager, reference, tolerance)
         order = np.roll(np.arange(batch), 1)
         moved = jitted(np.asarray(images)[order], False)[1]
         _same("order of the batch", moved, jax.tree.map(lambda leaf: np.asarray(leaf)[order], reference), tolerance)
@@ -73,8 +75,9 @@ def check_network(
             return jax.tree.map(lambda leaf: leaf[0], net.apply(variables, x[None], occupancy=hard()))
 
         _same("vmap = batch", quick_jit(jax.vmap(alone))(images), reference, tolerance)
-        loop = jax.tree.map(lambda *leaves: np.stack(leaves), *map(alone, jnp.asarray(images)))
-        _same("jit = eager, in the batch = alone", loop, reference, tolerance)
+        one = quick_jit(alone)
+        loop = jax.tree.map(lambda *leaves: np.stack(leaves), *map(one, np.asarray(images)))
+        _same("an example alone = in the batch", loop, reference, tolerance)
 
 
 def _check_shapes(output: Output, batch: int) -> None:
