@@ -13,11 +13,18 @@ import pytest
 from compiled import QUICK_FLAGS, context
 from hypothesis import settings
 
+# Where there is a worker for every core, each stays on its own, subprocesses too: the threads in which one compiles do
+# not take the other's. Before the first array: XLA starts a thread for every core that it may use.
+if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    cores = sorted(os.sched_getaffinity(0))
+    if int(os.environ["PYTEST_XDIST_WORKER_COUNT"]) == len(cores):
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 # Tests compile much and run it once or twice: code that is made fast rather than fast, in subprocesses too.
 os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)  # read when the first program is compiled
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
 jax.config.update("jax_enable_compilation_cache", False)  # else JAX makes a key of every program, for no folder
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody looks up in which line an instruction was written
 settings.register_profile("dyn_jax", derandomize=True, deadline=None, max_examples=20)
 settings.load_profile("dyn_jax")
 

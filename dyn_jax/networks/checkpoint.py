@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -150,6 +151,14 @@ def check_finite(name: str, variables: Variables) -> None:
 
 def target_shapes(network: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """{(collection, layer, ..., leaf): shape and dtype} of the module's variables, without computing them."""
+    try:
+        hash(network)
+    except TypeError:  # fields that are arrays or lists
+        return _shapes(network)
+    return dict(_known_shapes(network, jax.dtypes.canonicalize_dtype(np.float64)))
+
+
+def _shapes(network: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     if hasattr(network, "example_input"):
         example = jax.eval_shape(network.example_input)
     else:
@@ -157,6 +166,11 @@ def target_shapes(network: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStr
         example = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     shapes: Any = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), example))
     return shapes
+
+
+@functools.lru_cache(maxsize=64)
+def _known_shapes(network: nn.Module, default: np.dtype) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    return _shapes(network)
 
 
 def _check_bombs(encoded: bytes) -> None:

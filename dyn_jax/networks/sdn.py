@@ -19,6 +19,7 @@ from dyn_jax import _validate, macs
 from dyn_jax.gates import early_exit
 from dyn_jax.nn import execute, flatten, global_mean, mixed_pool
 from dyn_jax.nn.normalization import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
+from dyn_jax.nn.parameter import parameter
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
@@ -90,7 +91,7 @@ class InternalClassifier(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         size = x.shape[1]
         if size >= 4:
-            alpha = self.param("alpha", nn.initializers.uniform(1.0), (1,))
+            alpha = parameter(self, "alpha", nn.initializers.uniform(1.0), (1,))
             x = mixed_pool(x, alpha, size // 4)
         return nn.Dense(self.num_classes, kernel_init=self.kernel_init, name="linear")(flatten(x))
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate, macs
 from dyn_jax.gates import experts as router
 from dyn_jax.nn.normalization import DIGITS_MEAN_STD, MeanStd, inputs
+from dyn_jax.nn.parameter import parameter
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
@@ -56,8 +57,8 @@ class _Experts(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, token, 1 or expert, in] -> [batch, token, expert, features]."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
-        kernel = self.param("kernel", init, (self.experts, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.experts, self.features))
+        kernel = parameter(self, "kernel", init, (self.experts, x.shape[-1], self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.experts, self.features))
         every = jnp.broadcast_to(x, (*x.shape[:2], self.experts, x.shape[-1]))
         return jnp.einsum("ntei,eif->ntef", every, kernel) + bias[None, None]
 
@@ -158,7 +159,7 @@ class _Block(nn.Module):
 class _PositionEmbedding(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x + self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        return x + parameter(self, "pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
 
 
 class _Encoder(nn.Module):
@@ -232,7 +233,8 @@ class VMoE(nn.Module):
         size = (self.patch, self.patch)
         x = nn.Conv(self.width, size, strides=size, padding="VALID", name="embedding")(x)
         x = x.reshape(len(x), -1, self.width)
-        start = jnp.broadcast_to(self.param("cls", nn.initializers.zeros, (1, 1, self.width)), (len(x), 1, self.width))
+        start = parameter(self, "cls", nn.initializers.zeros, (1, 1, self.width))
+        start = jnp.broadcast_to(start, (len(x), 1, self.width))
         x = jnp.concatenate([start, x], axis=1)
         options = ("experts", "k", "routing", "capacity_factor", "group_size", "bar")
         moe = {name: getattr(self, name) for name in options}

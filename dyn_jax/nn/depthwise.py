@@ -11,6 +11,7 @@ from flax.linen.dtypes import promote_dtype
 
 from dyn_jax import macs
 from dyn_jax.nn.layers import conv_init
+from dyn_jax.nn.parameter import parameter
 
 
 def _taps(x: jax.Array, stride: int) -> list[jax.Array]:
@@ -63,5 +64,5 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", conv_init, (3, 3, 1, x.shape[-1]))
+        kernel = parameter(self, "kernel", conv_init, (3, 3, 1, x.shape[-1]))
         return depthwise_conv3x3(*promote_dtype(x, kernel), self.stride)

@@ -11,6 +11,7 @@ from flax.linen.dtypes import promote_dtype
 
 from dyn_jax import macs
 from dyn_jax.nn.conv import conv2d
+from dyn_jax.nn.parameter import parameter
 
 # N(0, sqrt(2 / (k * k * out))), the initialisation of every paper's released code.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -35,10 +36,10 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        x, kernel = promote_dtype(x, self.param("kernel", self.kernel_init, shape))
+        x, kernel = promote_dtype(x, parameter(self, "kernel", self.kernel_init, shape))
         y: jax.Array = conv2d(x, kernel, self.stride, self.padding, self.winograd)
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,))
+            bias = parameter(self, "bias", self.bias_init, (self.features,))
             y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
         return y
 
@@ -55,8 +56,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias)
         y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         return y + jnp.broadcast_to(bias, y.shape)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn_jax.nn.parameter import parameter
+
 Carry = tuple[jax.Array, jax.Array]
 
 
@@ -29,8 +31,9 @@ class LSTM(nn.Module):
     def __call__(self, carry: Carry, x: jax.Array) -> Carry:
         bound = self.hidden**-0.5
         init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-        weight_ih = self.param("weight_ih", init, (x.shape[-1], 4 * self.hidden))
-        weight_hh = self.param("weight_hh", init, (self.hidden, 4 * self.hidden))
-        bias = self.param("bias_ih", init, (4 * self.hidden,)) + self.param("bias_hh", init, (4 * self.hidden,))
-        pre_activation = x @ weight_ih + carry[0] @ weight_hh + bias.reshape(1, -1)
+        weight_ih = parameter(self, "weight_ih", init, (x.shape[-1], 4 * self.hidden))
+        weight_hh = parameter(self, "weight_hh", init, (self.hidden, 4 * self.hidden))
+        bias_ih = parameter(self, "bias_ih", init, (4 * self.hidden,))
+        bias_hh = parameter(self, "bias_hh", init, (4 * self.hidden,))
+        pre_activation = x @ weight_ih + carry[0] @ weight_hh + (bias_ih + bias_hh).reshape(1, -1)
         return lstm_step(carry, pre_activation)

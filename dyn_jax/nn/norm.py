@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn_jax.nn.parameter import parameter
+
 
 class BatchNorm(nn.Module):
     """``(x - mean) / sqrt(var + 1e-5) * scale + bias`` over all axes but the last.
@@ -22,8 +24,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, where: jax.Array | None = None) -> jax.Array:
         features = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (features,))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
+        scale = parameter(self, "scale", nn.initializers.ones, (features,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
         mean, var = running_mean.value, running_var.value

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate, macs
 from dyn_jax.nn.layers import Dense
 from dyn_jax.nn.normalization import IMAGENET_MEAN_STD, MeanStd, inputs
+from dyn_jax.nn.parameter import parameter
 from dyn_jax.types import Output, Trace, UnitTrace
 
 EPSILON = 1e-6
@@ -26,8 +27,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape).astype(x.dtype)
+        scale = parameter(self, "scale", nn.initializers.ones, shape).astype(x.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, shape).astype(x.dtype)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
         lead = (1,) * (x.ndim - 1)
@@ -58,10 +59,10 @@ class Tokens(nn.Module):
             size = self.image_size
             raise ValueError(f"images: got {images.shape[1]}x{images.shape[2]}, expected {size}x{size}")
         batch, side, p = len(images), self.image_size // self.patch, self.patch
-        kernel = self.param("kernel", deit_init, (p, p, images.shape[3], self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        first = self.param("cls_token", deit_init, (1, 1, self.width))
-        positions = self.param("pos_embed", self.positions, (1, 1 + side * side, self.width))
+        kernel = parameter(self, "kernel", deit_init, (p, p, images.shape[3], self.width))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.width,))
+        first = parameter(self, "cls_token", deit_init, (1, 1, self.width))
+        positions = parameter(self, "pos_embed", self.positions, (1, 1 + side * side, self.width))
         # a product, not a strided convolution, whose input gradient is slow on CPU
         patches = images.reshape(batch, side, p, side, p, -1).transpose(0, 1, 3, 2, 4, 5)
         kernel, bias, first, positions = (leaf.astype(images.dtype) for leaf in (kernel, bias, first, positions))

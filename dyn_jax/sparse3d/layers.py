@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from dyn_jax.nn.parameter import parameter
 from dyn_jax.sparse3d.convolution import convolve
 from dyn_jax.sparse3d.maps import KernelMap
 
@@ -25,11 +26,11 @@ class Convolution(nn.Module):
         """x [voxel, in] -> [voxel out, features]; kernel [volume, in, out], or [in, out] without `pairs`."""
         shape = (x.shape[-1], self.features)
         if pairs is None:
-            y = x @ self.param("kernel", nn.initializers.he_normal(), shape)
+            y = x @ parameter(self, "kernel", nn.initializers.he_normal(), shape)
         else:
             initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=-2, out_axis=-1)
-            kernel = self.param("kernel", initializer, (pairs.volume, *shape))
+            kernel = parameter(self, "kernel", initializer, (pairs.volume, *shape))
             y = convolve(x, kernel.astype(x.dtype), pairs)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
+            y = y + parameter(self, "bias", nn.initializers.zeros, (self.features,))[None]
         return y

@@ -29,7 +29,7 @@ PARAMETERS = {
     "dynconv-50-imagenet": 25688264,
     "dynconv-101-imagenet": 44854506,
     "resnet-32-cifar10": 464154,
-    "resnet-1202-cifar10": 464154 + 195 * 97216,  # 19.4 million, as published
+    "resnet-110-cifar10": 464154 + 13 * 97216,  # 1.7 million, as published
     "resnet-18-imagenet": 11689512,
     "resnet-50-imagenet": 25557032,
     "avit-tiny-imagenet": 5717416,  # DeiT's: no gate has parameters

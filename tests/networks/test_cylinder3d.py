@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,7 @@ def run(state):
     given = {"capture_intermediates": lambda module, _: isinstance(module, BLOCKS), "mutable": ["intermediates"]}
 
     @quick_jit
-    def run(points, labels, share):
+    def run(variables, points, labels, share):
         def loss(features):
             output, kept = net.apply(variables, points.replace(features=features), capacity=CAPACITY, **given)
             log_probability, counted = jax.nn.log_softmax(scores_of(output)), labels != 0
@@ -74,7 +76,7 @@ def run(state):
 
         return jax.grad(loss, has_aux=True)(points.features)
 
-    return run
+    return functools.partial(run, variables)  # an argument: twelve million numbers inside a program take seconds
 
 
 def labels_of(arrays, batch):
@@ -155,7 +157,7 @@ def test_step_of_the_released_attack(golden, arrays, state):
     assert capacity is not None and capacity.pairs == 2048
 
     @quick_jit
-    def run(xyz):
+    def run(xyz, variables):
         def total(xyz):
             output = net.apply(
                 variables,
@@ -172,7 +174,7 @@ def test_step_of_the_released_attack(golden, arrays, state):
         return gradient, output, loss(output, labels)[0], xyz + settings.step_size * step
 
     with jax.debug_nans(False):
-        gradient, output, value, moved = run(cloud.xyz)
+        gradient, output, value, moved = run(cloud.xyz, variables)
     assert not output.trace.overflow
     np.testing.assert_allclose(-value, expected["lgm_neg_lovasz"], atol=1e-6)
     cells = {tuple(cell): row for row, cell in enumerate(arrays["b1/voxel_coords_bxyz"].tolist())}
@@ -286,5 +288,5 @@ def test_the_shipped_network_knows_its_streets():
     scan = streets("test", 1)[0]
     cloud = point_cloud(scan.xyz, scan.intensity[:, None])
     capacity = capacity_for(cloud, net.voxel_size, net.levels)
-    logits = quick_jit(lambda cloud: net.apply(variables, cloud, capacity=capacity).logits)(cloud)
+    logits = quick_jit(lambda variables: net.apply(variables, cloud, capacity=capacity).logits)(variables)
     assert np.mean(np.asarray(logits).argmax(axis=1) == scan.labels) > 0.88
