@@ -93,12 +93,9 @@ ALL_NETWORKS: dict[str, nn.Module] = {
     "skipnet rnn sp": SkipNet(policy="sp", **_SKIPNET),
     "skipnet ff1": SkipNet(gate="ff1", policy="sp", **_SKIPNET),
     "skipnet ff2": SkipNet(gate="ff2", **_SKIPNET),
-    "skipnet bottleneck": SkipNet(block="bottleneck", **_SKIPNET),
-    "skipnet imagenet": SkipNet(**_IMAGENET),
     "skipnet imagenet bottleneck": SkipNet(block="bottleneck", **_IMAGENET),
     "dynconv": DynConv(**_SMALL),
     "dynconv bottleneck": DynConv(block="bottleneck", **_SMALL),
-    "dynconv imagenet": DynConv(**_IMAGENET_PLAIN),
     "dynconv imagenet bottleneck": DynConv(block="bottleneck", **_IMAGENET_PLAIN),
 }
 ALL_NETWORKS |= {

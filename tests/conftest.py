@@ -32,7 +32,7 @@ settings.load_profile("dyn_jax")
 def pytest_collection_finish():
     """What is imported stays: without this, each full collection of garbage looks through it anew while JAX traces."""
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(200_000, 20, 50)
 
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +64,7 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name, dtype", list(zip(ATTACKS, itertools.cycle(HALVES))))
 def test_attacks(name, dtype):
     labels = jnp.argmax(network(dtype, X).logits, axis=1)
     result = quick_jit(lambda x: ATTACKS[name](half(dtype), x, labels, key=jax.random.key(0)))(X)

@@ -157,7 +157,7 @@ def test_norms_of_the_release(golden, shared_dir, name):
     with jax.enable_x64(True):
         x, labels = jnp.asarray(arrays["x"], jnp.float64), jnp.asarray(arrays["label"])
         double = resnet20(shared_dir, dtype=jnp.float64)
-        record = quick_jit(lambda: make(int(arrays["steps"]))(double, x, labels).record)()
+        record = quick_jit(lambda x, y: make(int(arrays["steps"]))(double, x, y).record)(x, labels)
         np.testing.assert_allclose(record.smallest, arrays["best_norm"], rtol=slack)
     said, (steps, count) = classes_of(resnet20(shared_dir)), arrays["step"].shape[:2]
     stored = said(arrays["step"].reshape(-1, *arrays["x"].shape[1:])).reshape(steps, count)

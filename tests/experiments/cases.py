@@ -249,7 +249,7 @@ CASES = {
     "benchmarks.compaction": Case(
         "--data {} --batch 2 --rounds 1",
         "compaction_cpu",
-        {"pretrained": lambda name: blocks_of(name), "ROWS": (1, 2), "RATES": (0.5,)},
+        {"pretrained": lambda name: blocks_of(name), "ROWS": (2,), "RATES": (0.5,)},
     ),
     "benchmarks.growth": Case(
         "--steps 1 --rounds 1 --figure {}/growth.png", "growth_cpu", {"SIZES": (1, 2), "POINTS": (32, 64)}
