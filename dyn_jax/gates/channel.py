@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import macs
-from dyn_jax.nn import global_mean, relu
+from dyn_jax.nn import Dense, global_mean, relu
 
 LARGEST = 1000.0
 UNSET = -10000.0
@@ -51,10 +51,8 @@ class ChannelGate(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> ChannelScores:
         """Features [batch, height, width, in] -> `ChannelScores`; `train` sums s (make ``batch_stats`` mutable)."""
-        first = nn.Dense(self.hidden, use_bias=False, kernel_init=fan_in_init(), name="fc1")
-        second = nn.Dense(
-            self.features, kernel_init=fan_in_init(self.init_scale), bias_init=nn.initializers.ones, name="fc2"
-        )
+        first = Dense(self.hidden, fan_in_init(), use_bias=False, name="fc1")
+        second = Dense(self.features, fan_in_init(self.init_scale), bias_init=nn.initializers.ones, name="fc2")
         saliency = jnp.minimum(relu(second(relu(first(global_mean(x))))), LARGEST)
         thre = self.variable("batch_stats", "thre", lambda: UNSET * jnp.ones((1,)))
         mask_sum = self.variable("batch_stats", "mask_sum", jnp.zeros, (self.features,))

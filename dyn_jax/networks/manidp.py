@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dyn_jax import _validate, macs
 from dyn_jax.gates.channel import ChannelGate, fan_in_init
 from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, imagenet_fields
-from dyn_jax.nn import BatchNorm, Conv, Projection, add_relu, global_mean, relu, stem
+from dyn_jax.nn import BatchNorm, Conv, Dense, Projection, add_relu, global_mean, relu, stem
 from dyn_jax.nn.normalization import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
@@ -123,7 +123,7 @@ class ManiDP(nn.Module):
             x, pair, cost = block(x, occupancy, train)
             units += pair
             static_macs += cost
-        logits = nn.Dense(self.num_classes, kernel_init=fan_in_init(), name="classifier")(global_mean(x))
+        logits = Dense(self.num_classes, fan_in_init(), name="classifier")(global_mean(x))
         static_macs += macs.dense(x.shape[-1], self.num_classes)
         return Output(logits, Trace(tuple(units), static_macs))
 

@@ -20,7 +20,7 @@ from dyn_jax.gates.early_exit import Rule
 from dyn_jax.networks.blocks import cifar_depths
 from dyn_jax.networks.sdn import SDN, Layer, build
 from dyn_jax.networks.sdn_resnet import ResNetTrunk
-from dyn_jax.nn import BasicBranch, BatchNorm, Conv, add_relu, global_mean, max_pool, relu
+from dyn_jax.nn import BasicBranch, BatchNorm, Conv, Dense, add_relu, global_mean, max_pool, relu
 from dyn_jax.nn.residual import branch_macs
 
 GUARD = 1e-5
@@ -108,7 +108,7 @@ class Head(nn.Module):
             branch = BasicBranch(width, name="block")
             x = add_relu(x, branch(x, train))
             work = branch_macs(branch, width, positions)
-        logits = nn.Dense(self.num_classes, kernel_init=self.init, name="linear")(global_mean(x))
+        logits = Dense(self.num_classes, self.init, name="linear")(global_mean(x))
         return logits, work + macs.dense(x.shape[-1], self.num_classes)
 
 

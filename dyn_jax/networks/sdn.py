@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import early_exit
-from dyn_jax.nn import execute, flatten, global_mean, mixed_pool
+from dyn_jax.nn import Dense, execute, flatten, global_mean, mixed_pool
 from dyn_jax.nn.normalization import DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.nn.parameter import parameter
 from dyn_jax.occupancy import hard, stochastic
@@ -73,7 +73,7 @@ class Trunk(abc.ABC):
 
     def head(self, x: jax.Array, num_classes: int, init: Any, train: bool) -> tuple[jax.Array, int]:
         """What follows the last layer, as `exit`: the mean over the map, then one linear layer."""
-        logits = nn.Dense(num_classes, kernel_init=init, name="fc")(global_mean(x))
+        logits = Dense(num_classes, init, name="fc")(global_mean(x))
         return logits, macs.dense(x.shape[-1], num_classes)
 
 
@@ -93,7 +93,7 @@ class InternalClassifier(nn.Module):
         if size >= 4:
             alpha = parameter(self, "alpha", nn.initializers.uniform(1.0), (1,))
             x = mixed_pool(x, alpha, size // 4)
-        return nn.Dense(self.num_classes, kernel_init=self.kernel_init, name="linear")(flatten(x))
+        return Dense(self.num_classes, self.kernel_init, name="linear")(flatten(x))
 
     def macs(self, size: int, channels: int) -> int:
         """Multiply-adds of one example with a `size` x `size` map; pooling is free."""

@@ -11,7 +11,7 @@ import jax
 
 from dyn_jax import macs
 from dyn_jax.networks.sdn import SDN, Layer, Trunk, build
-from dyn_jax.nn import BatchNorm, Conv, flatten, max_pool
+from dyn_jax.nn import BatchNorm, Conv, Dense, flatten, max_pool
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 POOL_AFTER = (1, 3, 6, 9, 12)
@@ -60,9 +60,9 @@ class VggTrunk(Trunk):
         x = flatten(x)
         features = (x.shape[-1], *self.dense_widths, num_classes)
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x = drop(nn.relu(nn.Dense(features[1], kernel_init=init, name="layers_13")(x)))
-        x = drop(nn.Dense(features[2], kernel_init=init, name="end_layers_0")(x))
-        logits = nn.Dense(num_classes, kernel_init=init, name="end_layers_2")(x)
+        x = drop(nn.relu(Dense(features[1], init, name="layers_13")(x)))
+        x = drop(Dense(features[2], init, name="end_layers_0")(x))
+        logits = Dense(num_classes, init, name="end_layers_2")(x)
         return logits, sum(macs.dense(a, b) for a, b in zip(features, features[1:]))
 
 

@@ -53,14 +53,16 @@ class Dense(nn.Module):
 
     features: int
     kernel_init: Any = dense_init
+    use_bias: bool = True
+    bias_init: Any = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
+        bias = parameter(self, "bias", self.bias_init, (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias)
         y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-        return y + jnp.broadcast_to(bias, y.shape)
+        return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
 def global_mean(x: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """A layer's parameters: made once, compared with what the layer expects, not made again to know their shape."""
 
+import pathlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 
+import dyn_jax
 from dyn_jax import networks
 from dyn_jax.networks.checkpoint import target_shapes
 from dyn_jax.networks.resnet import ResNet
@@ -60,3 +63,9 @@ def test_shapes_of_a_network_are_ones_own():
     assert jnp.dtype(np.float64) not in {leaf.dtype for leaf in target_shapes(net).values()}
     listed = [ResNet(depths=kind((1, 1)), widths=(4, 8)) for kind in (list, tuple)]
     assert target_shapes(listed[0]) == target_shapes(listed[1])
+
+
+def test_every_layer_asks_for_its_parameters_this_way():
+    root = pathlib.Path(dyn_jax.__file__).parent
+    asking = {path.name for path in root.rglob("*.py") if "self.param(" in path.read_text()}
+    assert not asking

@@ -31,8 +31,10 @@ def made(name, blocks, **fields):
     return plain, looped, variables, images
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("how, remat", [(occupancy.hard(), False), (occupancy.sigmoid(3.0), True)])
+HOW = (("skipnet", occupancy.hard(), False), ("skipnet", occupancy.sigmoid(3.0), True))  # without gates: either
+
+
+@pytest.mark.parametrize("name, how, remat", [*HOW, ("resnet", None, False), ("resnet-b", None, True)])
 def test_looped_equals_unrolled(name, how, remat):
     plain, looped, variables, images = made(name, 4, remat=remat)
 
