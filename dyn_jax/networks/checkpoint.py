@@ -170,6 +170,7 @@ def _shapes(network: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
 
 @functools.lru_cache(maxsize=64)
 def _known_shapes(network: nn.Module, default: np.dtype) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """`_shapes`, kept for each type that initialisers choose by themselves: another one under x64."""
     return _shapes(network)
 
 
