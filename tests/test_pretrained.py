@@ -76,10 +76,10 @@ def test_answers_original_images_and_saves_by_the_input(name, shared_dir):
     data = cifar10_lossless(shared_dir / "data", "test")
     net, variables = networks.pretrained(name)
     run = jax.jit(net.apply, compiler_options=QUICK)
-    parts = [run(variables, to_float(data.images[i : i + 100])) for i in range(0, 300, 100)]
+    parts = [run(variables, to_float(data.images[i : i + 100])) for i in (0, 100)]
     logits = np.concatenate([part.logits for part in parts])
     executed = np.concatenate([metrics.executed_macs(part.trace) for part in parts])
     shares = np.concatenate([metrics.example_shares(part.trace) for part in parts])
-    assert np.mean(logits.argmax(1) == data.labels[:300]) > 0.85
+    assert np.mean(logits.argmax(1) == data.labels[:200]) > 0.85
     assert 0.15 < 1 - executed.mean() / metrics.dense_macs(parts[0].trace) < 0.60
     assert np.mean(shares.std(0) > 0.02) >= 0.5

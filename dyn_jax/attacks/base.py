@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -375,6 +376,7 @@ def is_adversarial(logits: jax.Array, labels: jax.Array, targets: jax.Array | No
     return ((prediction != wanted) if targets is None else (prediction == wanted)) & _finite(logits)
 
 
+@partial(jax.jit, inline=True)
 def _finite(logits: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(logits), axis=-1)
 

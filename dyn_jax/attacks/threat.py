@@ -6,6 +6,7 @@ A row is an image [height, width, channel] or a point [3]; points have no box.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.struct
 import jax
@@ -20,6 +21,7 @@ NO_BOUNDS: Bounds = (-float("inf"), float("inf"))
 TOLERANCE = 1e-6
 
 
+@partial(jax.jit, inline=True)
 def norm(x: jax.Array) -> jax.Array:
     """L2 norm per row, [row, 1, ...]: exact where squares would under- or overflow, with gradient 0 (not NaN) at 0."""
     axes = tuple(range(1, x.ndim))
@@ -67,11 +69,13 @@ class _Ball(flax.struct.PyTreeNode):
 class Linf(_Ball):
     """``max |x - clean| <= eps`` and x inside `bounds`."""
 
+    @partial(jax.jit, inline=True)
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Nearest point of the set."""
         eps = jnp.asarray(self.eps, x.dtype)
         return jnp.clip(jnp.clip(x, clean - eps, clean + eps), *self.bounds)
 
+    @partial(jax.jit, inline=True)
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """The set's norm of ``x - clean``, [row]."""
         return jnp.max(jnp.abs(x - clean), axis=tuple(range(1, x.ndim)))

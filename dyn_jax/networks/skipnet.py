@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -171,6 +172,7 @@ class SkipNet(nn.Module):
         return self.image_size // (2**stage if self.stem == "cifar" else 4 * 2**stage)
 
 
+@partial(jax.jit, inline=True)
 def _mixed(o: jax.Array, out: jax.Array, skipped: jax.Array) -> jax.Array:
     weight = o.reshape(-1, 1, 1, 1)
     return weight * out + (1 - weight) * skipped

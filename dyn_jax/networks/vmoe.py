@@ -5,6 +5,7 @@ Layers carry the released names. Pixels come in [0, 1]; the network scales them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,8 +16,10 @@ import jax.numpy as jnp
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import experts as router
+from dyn_jax.nn.layers import Dense
 from dyn_jax.nn.normalization import DIGITS_MEAN_STD, MeanStd, inputs
 from dyn_jax.nn.parameter import parameter
+from dyn_jax.nn.transformer import LayerNorm
 from dyn_jax.occupancy import hard, stochastic
 from dyn_jax.types import Occupancy, Output, Trace, UnitTrace
 
@@ -29,7 +32,24 @@ FORMS: dict[str, dict[str, Any]] = {
 """Sizes of V-MoE's table; experts stand in the last two odd blocks ("last two")."""
 
 
-_norm = partial(nn.LayerNorm, epsilon=1e-6)
+_init = nn.initializers.lecun_normal()
+_dense = partial(Dense, kernel_init=_init)
+
+
+class _General(nn.Module):
+    """`Dense` over the last `axes` axes: kernel [*in, *features], bias [*features]."""
+
+    features: tuple[int, ...]
+    axes: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        into = x.shape[-self.axes :]
+        init = lambda key, shape: _init(key, (math.prod(into), math.prod(self.features))).reshape(shape)
+        kernel = parameter(self, "kernel", init, (*into, *self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, self.features)
+        y = jnp.tensordot(x, kernel, self.axes)
+        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class Attention(nn.Module):
@@ -41,10 +61,10 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         shape = (self.heads, width // self.heads)
-        query, key, value = (nn.DenseGeneral(shape, name=name)(x) for name in ("query", "key", "value"))
+        query, key, value = (_General(shape, name=name)(x) for name in ("query", "key", "value"))
         weight = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key) * shape[1] ** -0.5)
         mixed = jnp.einsum("nhqk,nkhd->nqhd", weight, value)
-        return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)
+        return _General((width,), 2, name="out")(mixed)
 
 
 class _Experts(nn.Module):
@@ -67,7 +87,7 @@ class Mlp(nn.Module):
     """Two linear layers with a GELU (tanh form) between them, `linear` making them."""
 
     hidden: int
-    linear: Callable[..., nn.Module] = nn.Dense
+    linear: Callable[..., nn.Module] = _dense
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,7 +100,7 @@ class _Router(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Dense(self.experts, use_bias=False, name="dense")(x)
+        return _dense(self.experts, use_bias=False, name="dense")(x)
 
 
 class Moe(nn.Module):
@@ -148,8 +168,8 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, occupancy: Any, name: str) -> tuple[jax.Array, UnitTrace | None]:
-        x = x + Attention(self.heads, name="SelfAttention")(_norm(name="LayerNorm_0")(x))
-        y, unit = _norm(name="LayerNorm_1")(x), None
+        x = x + Attention(self.heads, name="SelfAttention")(LayerNorm(name="LayerNorm_0")(x))
+        y, unit = LayerNorm(name="LayerNorm_1")(x), None
         if self.moe is None:
             return x + Mlp(self.mlp_width, name="Mlp")(y), None
         y, unit = Moe(self.mlp_width, **self.moe, name="Moe")(y, occupancy, name)
@@ -177,7 +197,7 @@ class _Encoder(nn.Module):
             moe = self.moe if i in self.moe_layers else None
             x, unit = _Block(self.heads, self.mlp_width, moe, name=name)(x, occupancy, name)
             units += [] if unit is None else [unit]
-        return _norm(name="encoder_norm")(x), units
+        return LayerNorm(name="encoder_norm")(x), units
 
 
 class VMoE(nn.Module):
@@ -240,7 +260,7 @@ class VMoE(nn.Module):
         moe = {name: getattr(self, name) for name in options}
         encoder = _Encoder(self.depth, self.heads, self.mlp_width, self.moe_layers, moe, name="Encoder")
         x, units = encoder(x, occupancy or hard())
-        logits = nn.Dense(self.num_classes, name="head")(x[:, 0])
+        logits = _dense(self.num_classes, name="head")(x[:, 0])
         return Output(logits, Trace(tuple(units), self._static(x.shape[1])))
 
     def _check(self) -> None:

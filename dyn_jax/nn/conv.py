@@ -43,7 +43,6 @@ def rewritten() -> bool:
     return jax.default_backend() == "cpu" if _form == "auto" else _form == "rewritten"
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, winograd: bool = False) -> jax.Array:
     """Cross-correlation of `x` with `kernel`, square stride and symmetric zero padding, as in PyTorch.
 
@@ -67,7 +66,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, w
 
     Only reverse-mode differentiation is defined (any order); ``jax.jvp`` raises.
     """
-    return _forward(x, kernel, stride, padding, winograd)
+    return _conv2d(x, kernel, stride, padding, winograd, rewritten())
 
 
 def _lax_conv(x, kernel, stride, padding, lhs_dilation=(1, 1)):
@@ -76,8 +75,8 @@ def _lax_conv(x, kernel, stride, padding, lhs_dilation=(1, 1)):
     )
 
 
-def _forward(x, kernel, stride, padding, winograd):
-    if rewritten():
+def _forward(x, kernel, stride, padding, winograd, fast):
+    if fast:
         if winograd and fits_winograd(x, kernel, stride, padding, _NARROW):
             return winograd_conv3x3(x, kernel)
         group = _group(x, kernel, stride, padding)
@@ -107,13 +106,14 @@ def grouped_pixels_conv(x: jax.Array, kernel: jax.Array, padding: int, group: in
 
 
 def input_gradient(
-    g: jax.Array, kernel: jax.Array, size: tuple[int, ...], stride: int, padding: int, winograd: bool
+    g: jax.Array, kernel: jax.Array, size: tuple[int, ...], stride: int, padding: int, winograd: bool, fast: bool
 ) -> jax.Array:
-    """Gradient of `conv2d` to an input of height and width `size`, as a forward convolution of the cotangent `g`."""
+    """Gradient of `conv2d` to an input of height and width `size`, as a forward convolution of the cotangent `g`;
+    in the forms for CPU where it is to be `fast` there."""
     k = kernel.shape[0]
     if stride == 1:
-        return _forward(g, jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3), 1, k - 1 - padding, winograd)
-    if rewritten():
+        return _forward(g, jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3), 1, k - 1 - padding, winograd, fast)
+    if fast:
         return _strided_input_gradient(g, kernel, size, stride, padding)
     # Rows of x that no window reaches, at the far edge, get zero gradient.
     low = k - 1 - padding
@@ -150,34 +150,40 @@ class _Sizes:
     kernel: tuple[int, ...]
 
 
-def _conv2d_fwd(x, kernel, stride, padding, winograd):
-    # what is not differentiated is not kept: an attack needs no x, and traces no gradient of the kernel
-    kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+_conv2d = jax.custom_vjp(_forward, nondiff_argnums=(2, 3, 4, 5))
+
+
+def _conv2d_fwd(x, kernel, *how):
+    # What is not differentiated is not kept: an attack needs no x, and traces no gradient of the kernel. An empty array
+    # stands for it: under an inlined jit JAX takes for granted that what is kept has one structure for all gradients.
+    nothing = jnp.zeros(0)
+    kept = x.value if kernel.perturbed else nothing, kernel.value if x.perturbed else nothing
     sizes = _Sizes(x.value.shape[1:3], kernel.value.shape[:2])
-    return _forward(x.value, kernel.value, stride, padding, winograd), (*kept, sizes)
+    return _forward(x.value, kernel.value, *how), (*kept, sizes)
 
 
-def _conv2d_bwd(stride, padding, winograd, residuals, cotangent):
+def _conv2d_bwd(stride, padding, winograd, fast, residuals, cotangent):
     x, kernel, sizes = residuals
     if isinstance(cotangent, SymbolicZero):
         return None, None
     x_bar = kernel_bar = None
-    if kernel is not None:
-        x_bar = input_gradient(cotangent, kernel, sizes.x, stride, padding, winograd)
-    if x is not None:
-        kernel_bar = _kernel_gradient(x, cotangent, sizes.kernel[0], stride, padding)
+    if kernel.ndim > 1:
+        x_bar = input_gradient(cotangent, kernel, sizes.x, stride, padding, winograd, fast)
+    if x.ndim > 1:
+        kernel_bar = _kernel_gradient(x, cotangent, sizes.kernel[0], stride, padding, fast)
     return x_bar, kernel_bar
 
 
-def _kernel_gradient(x, g, size, stride, padding):
-    if rewritten():
+def _kernel_gradient(x, g, size, stride, padding, fast):
+    if fast:
         return kernel_gradient(x, g, size, stride, padding)
     shape = (size, size, x.shape[3], g.shape[3])
     plain = lambda kernel: _lax_conv(x, kernel, (stride, stride), ((padding, padding),) * 2)
     return jax.linear_transpose(plain, jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
 
 
-conv2d.defvjp(_conv2d_fwd, _conv2d_bwd, symbolic_zeros=True)
+_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd, symbolic_zeros=True)
+_conv2d = jax.jit(_conv2d, static_argnums=(2, 3, 4, 5), inline=True)
 
 
 def _macs_of_equation(equation) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -61,10 +63,16 @@ class Dense(nn.Module):
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = parameter(self, "bias", self.bias_init, (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias)
-        y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-        return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+        return _affine(x, kernel, bias)
 
 
+@partial(jax.jit, inline=True)
+def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+
+
+@partial(jax.jit, inline=True)
 def global_mean(x: jax.Array) -> jax.Array:
     """Mean over height and width: [batch, height, width, channel] -> [batch, channel]."""
     return jnp.mean(x, axis=(1, 2))
@@ -93,13 +101,25 @@ def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), padding)
 
 
-@jax.custom_vjp
+def _keeps_output(arguments: int) -> Callable[[Callable], Callable[..., jax.Array]]:
+    """Where a rectifier's output is above 0 its cotangent goes to all of its arguments."""
+
+    def keeping(rectifier: Callable) -> Callable[..., jax.Array]:
+        kept = jax.custom_vjp(rectifier)
+        backward = lambda out, cotangent: (jnp.where(out > 0, cotangent, 0),) * arguments
+        kept.defvjp(lambda *x: (kept(*x),) * 2, backward)
+        return jax.jit(kept, inline=True)
+
+    return keeping
+
+
+@_keeps_output(1)
 def relu(x: jax.Array) -> jax.Array:
     """``max(x, 0)`` with derivative 0 at 0; the backward pass keeps the output, which the next layer needs anyway."""
     return jnp.maximum(x, 0)
 
 
-@jax.custom_vjp
+@_keeps_output(2)
 def add_relu(identity: jax.Array, branch: jax.Array) -> jax.Array:
     """``ReLU(identity + branch)``, the end of a residual block; the derivative is 0 where the sum is 0.
 
@@ -108,13 +128,3 @@ def add_relu(identity: jax.Array, branch: jax.Array) -> jax.Array:
     keeps the output only.
     """
     return jnp.maximum(branch, -identity) + identity
-
-
-def _keep_output(rectifier: Any, arguments: int) -> None:
-    """Where the output is above 0 its cotangent goes to every argument."""
-    forward = lambda *x: (rectifier(*x),) * 2
-    rectifier.defvjp(forward, lambda out, cotangent: (jnp.where(out > 0, cotangent, 0),) * arguments)
-
-
-_keep_output(relu, 1)
-_keep_output(add_relu, 2)

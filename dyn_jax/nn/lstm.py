@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,5 +37,9 @@ class LSTM(nn.Module):
         weight_hh = parameter(self, "weight_hh", init, (self.hidden, 4 * self.hidden))
         bias_ih = parameter(self, "bias_ih", init, (4 * self.hidden,))
         bias_hh = parameter(self, "bias_hh", init, (4 * self.hidden,))
-        pre_activation = x @ weight_ih + carry[0] @ weight_hh + (bias_ih + bias_hh).reshape(1, -1)
-        return lstm_step(carry, pre_activation)
+        return _step(carry, x, weight_ih, weight_hh, bias_ih + bias_hh)
+
+
+@partial(jax.jit, inline=True)
+def _step(carry: Carry, x: jax.Array, weight_ih: jax.Array, weight_hh: jax.Array, bias: jax.Array) -> Carry:
+    return lstm_step(carry, x @ weight_ih + carry[0] @ weight_hh + bias.reshape(1, -1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,10 +41,17 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (var * (count / jnp.maximum(count - 1, 1)) - running_var.value)
-        slope = scale * jax.lax.rsqrt(var + self.stabiliser)
-        offset = bias - mean * slope
-        shape = (1,) * (x.ndim - 1) + (features,)
-        return x * slope.reshape(shape).astype(x.dtype) + offset.reshape(shape).astype(x.dtype)
+        return _normalised(x, scale, bias, mean, var, self.stabiliser)
+
+
+@partial(jax.jit, static_argnames="stabiliser", inline=True)
+def _normalised(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, stabiliser: float
+) -> jax.Array:
+    slope = scale * jax.lax.rsqrt(var + stabiliser)
+    offset = bias - mean * slope
+    shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
+    return x * slope.reshape(shape).astype(x.dtype) + offset.reshape(shape).astype(x.dtype)
 
 
 _LANES = 128

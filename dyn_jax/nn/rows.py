@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.custom_derivatives import SymbolicZero
 
-from dyn_jax.nn.conv import conv2d, input_gradient
+from dyn_jax.nn.conv import conv2d, input_gradient, rewritten
 from dyn_jax.nn.layers import add_relu, relu
 from dyn_jax.nn.norm import BatchNorm
 
@@ -123,8 +123,8 @@ def _backward(size: int, stride: int, winograd: bool, kept: tuple, g: Any) -> tu
         given, runs = _take(g, rows), _take(on, rows).reshape(-1, 1, 1, 1)
         inner, outer = jnp.moveaxis(jax.lax.dynamic_slice_in_dim(masks, first, size, 0), 1, 0)
         end = jnp.where(~runs | outer, given, 0)
-        back = input_gradient(jnp.where(runs, end, 0) * a2, k2, end.shape[1:3], 1, 1, winograd)
-        back = input_gradient(jnp.where(inner, back, 0) * a1, k1, shape, stride, 1, winograd)
+        back = input_gradient(jnp.where(runs, end, 0) * a2, k2, end.shape[1:3], 1, 1, winograd, rewritten())
+        back = input_gradient(jnp.where(inner, back, 0) * a1, k1, shape, stride, 1, winograd, rewritten())
         made = (end + back,) if like is None else (end, back)
         return tuple(_put(into, rows, one) for into, one in zip(state, made))
 

@@ -6,6 +6,7 @@ Layers carry DeiT's names. Token 0 is the class token; a token's presence is a n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -27,12 +28,17 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
-        scale = parameter(self, "scale", nn.initializers.ones, shape).astype(x.dtype)
-        bias = parameter(self, "bias", nn.initializers.zeros, shape).astype(x.dtype)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        lead = (1,) * (x.ndim - 1)
-        return centred * jax.lax.rsqrt(variance + EPSILON) * scale.reshape(*lead, -1) + bias.reshape(*lead, -1)
+        scale = parameter(self, "scale", nn.initializers.ones, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, shape)
+        return _normalised(x, scale.astype(x.dtype), bias.astype(x.dtype))
+
+
+@partial(jax.jit, inline=True)
+def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    lead = (1,) * (x.ndim - 1)
+    return centred * jax.lax.rsqrt(variance + EPSILON) * scale.reshape(*lead, -1) + bias.reshape(*lead, -1)
 
 
 class Tokens(nn.Module):
@@ -88,6 +94,7 @@ def heads_first(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
 
+@partial(jax.jit, inline=True)
 def among(weights: jax.Array, present: jax.Array) -> jax.Array:
     """``p_ij m_ij / sum_k p_ik m_ik``: softmax weights over all keys made those over the keys that are there.
 
@@ -98,11 +105,13 @@ def among(weights: jax.Array, present: jax.Array) -> jax.Array:
     return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), weights)
 
 
+@partial(jax.jit, inline=True)
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
     """``softmax(q k^T / sqrt(d))`` of [batch, head, token, d] each: [batch, head, query, key]."""
     return jax.nn.softmax(query @ key.transpose(0, 1, 3, 2) * query.shape[-1] ** -0.5)
 
 
+@partial(jax.jit, inline=True)
 def mix(weights: jax.Array, value: jax.Array) -> jax.Array:
     """``weights @ value``, heads side by side again: [batch, token, D]."""
     y = (weights @ value).transpose(0, 2, 1, 3)

@@ -7,6 +7,7 @@ an untargeted attack. Write your own with the same three arguments; it may read 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +35,14 @@ def without_targets(value: Callable[[Output, jax.Array], jax.Array], *why: str) 
     return objective
 
 
+@partial(jax.jit, inline=True)
 def _at(logits: jax.Array, index: jax.Array) -> jax.Array:
     if jnp.shape(index) != logits.shape[:1]:
         raise ValueError(f"labels: got shape {jnp.shape(index)}, expected {logits.shape[:1]}, one for every row")
     return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
 
 
+@partial(jax.jit, inline=True)
 def _largest_other(logits: jax.Array, index: jax.Array) -> jax.Array:
     own = jax.nn.one_hot(index, logits.shape[1], dtype=bool)
     return jnp.max(jnp.where(own, -jnp.inf, logits), axis=1)

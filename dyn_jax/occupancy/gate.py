@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from dyn_jax import _validate
 class Hard:
     """The step itself, with zero derivative: see `hard`."""
 
+    @partial(jax.jit, inline=True)
     def __call__(self, score: jax.Array) -> jax.Array:
         return (score >= 0).astype(score.dtype)
 
@@ -23,6 +26,7 @@ class Sigmoid:
 
     lam: jax.typing.ArrayLike
 
+    @partial(jax.jit, inline=True)
     def __call__(self, score: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(jnp.asarray(self.lam, score.dtype) * score)
 
@@ -33,6 +37,7 @@ class StraightThrough:
 
     lam: jax.typing.ArrayLike
 
+    @partial(jax.jit, inline=True)
     def __call__(self, score: jax.Array) -> jax.Array:
         soft = Sigmoid(self.lam)(score)
         return (soft - jax.lax.stop_gradient(soft)) + Hard()(score)

@@ -8,6 +8,7 @@ other way round; both are given to JAX as such.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.struct
 import jax
@@ -42,6 +43,7 @@ class Segments(flax.struct.PyTreeNode):
         return values if self.order is None else jnp.zeros_like(values).at[self.order].set(values, unique_indices=True)
 
 
+@partial(jax.jit, static_argnames=("size", "is_sorted"), inline=True)
 def segments(group: jax.Array, size: int, *, is_sorted: bool = False) -> Segments:
     """Groups rows by ``group`` [row] int32, in [0, size) or anything else for rows that count nowhere.
 

@@ -26,6 +26,7 @@ class Frame(flax.struct.PyTreeNode):
     extent: jax.Array
     fits: jax.Array
 
+    @partial(jax.jit, inline=True)
     def keys(self, coordinates: jax.Array, valid: jax.Array) -> jax.Array:
         """Keys of coordinates [..., 4]; `NO_KEY` where not valid or outside the box."""
         axes = (1,) * (coordinates.ndim - 1)
@@ -44,6 +45,7 @@ class Frame(flax.struct.PyTreeNode):
         return jnp.stack([b, x, y, z], axis=-1).astype(jnp.int32) + self.low.reshape(*(1,) * keys.ndim, 4)
 
 
+@partial(jax.jit, inline=True)
 def frame_of(coordinates: jax.Array, valid: jax.Array) -> Frame:
     """The bounding box of the valid rows of coordinates [n, 4]."""
     info = jnp.iinfo(jnp.int32)
@@ -85,6 +87,7 @@ class Sites(flax.struct.PyTreeNode):
         """[capacity] bool."""
         return jnp.arange(self.capacity) < self.count
 
+    @partial(jax.jit, inline=True)
     def find(self, coordinates: jax.Array, valid: jax.Array | bool = True) -> tuple[jax.Array, jax.Array]:
         """(row, is there): where coordinates [..., 4] are; the row is `capacity` where they are not."""
         wanted = self.frame.keys(coordinates, jnp.broadcast_to(valid, coordinates.shape[:-1]))

@@ -81,28 +81,31 @@ def double_problem():
     return images.astype(jnp.float64), labels
 
 
-def keyed(case):
+@functools.cache
+def keyed(name):
     """attack(eps, images, labels, numbers of the examples), jitted, eps traced."""
-    return quick_jit(lambda e, x, y, i: case.make(e)(tiny_forward, x, y, key=KEY, victim=tiny_victim, index=i))
+    make = ALL_ATTACKS[name].make
+    return quick_jit(lambda e, x, y, i: make(e)(tiny_forward, x, y, key=KEY, victim=tiny_victim, index=i))
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_an_example_does_not_see_the_others(name, float64):
     case = ALL_ATTACKS[name]
     images, labels = double_problem()
-    run, number = keyed(case), jnp.arange(4)
-    whole = run(case.eps, images, labels, number)
+    run, number = keyed(name), jnp.arange(4)
+    eps = jnp.float64(case.eps)
+    whole = run(eps, images, labels, number)
     order = np.array([2, 0, 3, 1])
-    moved = run(case.eps, images[order], labels[order], number[order])
+    moved = run(eps, images[order], labels[order], number[order])
     np.testing.assert_allclose(moved.adversarial, whole.adversarial[order], atol=1e-9)
     np.testing.assert_array_equal(moved.success, whole.success[order])
     np.testing.assert_allclose(moved.steps.loss, whole.steps.loss[order], atol=1e-7)
     others = np.array([1, 1, 2, 0])  # the last one, which is misclassified to begin with, among others
-    among = run(case.eps, images[others].at[3].set(images[3]), labels[others].at[3].set(labels[3]), number)
+    among = run(eps, images[others].at[3].set(images[3]), labels[others].at[3].set(labels[3]), number)
     np.testing.assert_allclose(among.adversarial[3], whole.adversarial[3], atol=1e-9)
     np.testing.assert_allclose(among.steps.loss[3], whole.steps.loss[3], atol=1e-7)
     if name in KINDS:
-        alone = run(case.eps, images[:1], labels[:1], number[:1])
+        alone = run(eps, images[:1], labels[:1], number[:1])
         np.testing.assert_allclose(alone.adversarial[0], whole.adversarial[0], atol=1e-9)
         np.testing.assert_allclose(alone.steps.loss[0], whole.steps.loss[0], atol=1e-7)
 
@@ -122,10 +125,11 @@ def test_eps_is_a_leaf(name, float64):
     """vmap over eps = loop over eps, and a new eps compiles nothing new."""
     case = ALL_ATTACKS[name]
     images, labels = double_problem()
-    run, number = keyed(case), jnp.arange(4)
+    run, number = keyed(name), jnp.arange(4)
     radii = jnp.asarray([0.0, case.eps / 2, case.eps])
-    loop = [run(e, images, labels, number) for e in radii]
-    assert run._cache_size() == 1
+    loop, programs = [run(radii[0], images, labels, number)], run._cache_size()
+    loop += [run(e, images, labels, number) for e in radii[1:]]
+    assert run._cache_size() == programs
     swept = jax.vmap(run, (0, None, None, None))(radii, images, labels, number)
     stacked = jnp.stack([r.adversarial for r in loop])
     np.testing.assert_allclose(swept.adversarial, stacked, atol=1e-9)
@@ -133,24 +137,23 @@ def test_eps_is_a_leaf(name, float64):
 
 
 @pytest.mark.parametrize("name, domain", GRID)
-def test_single_precision_stays_so_under_x64(name, domain):
-    """What a search makes of integers and numbers is float64 there; its state must not become so."""
-    case = attack_case(name)
-    forward, victim, inputs, labels, _ = domain_problem(domain, 16)
+def test_what_a_loop_begins_with_is_what_it_goes_on_with(name, domain):
+    """Under x64 what a search makes of integers and numbers is float64, under shard_map (of images) what begins as a
+    constant is the same on every device: its state must be neither."""
+    case, rows = attack_case(name), PartitionSpec("device")
+    forward, victim, inputs, labels, _ = domain_problem(domain)
+
+    def run(x, y, i):
+        result = case.make(case.eps)(forward, x, y, key=KEY, victim=victim, index=i)
+        return result.adversarial, result.loss
+
+    if domain == "pixels":
+        mesh = Mesh(np.array(jax.devices()[:1]), ("device",))
+        run = jax.shard_map(run, mesh=mesh, in_specs=rows, out_specs=rows)
     with jax.enable_x64(True):
-        run = lambda x: case.make(case.eps)(forward, x, labels, key=KEY, victim=victim)
-        result = jax.eval_shape(run, inputs)
-    assert result.adversarial.dtype == result.loss.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("name", ALL_ATTACKS)
-def test_attacks_trace_under_shard_map(name):
-    """A state that begins as a constant is the same on every device, and what the loop makes of it is not."""
-    case, rows = ALL_ATTACKS[name], PartitionSpec("device")
-    run = lambda x, y, i: case.make(case.eps)(tiny_forward, x, y, key=KEY, victim=tiny_victim, index=i).adversarial
-    spread = jax.shard_map(run, mesh=Mesh(np.array(jax.devices()[:1]), ("device",)), in_specs=rows, out_specs=rows)
-    images, labels, _ = tiny_problem()
-    assert jax.eval_shape(spread, images, labels, jnp.arange(len(images))).shape == images.shape
+        adversarial, loss = jax.eval_shape(run, inputs, labels, jnp.arange(4))
+    assert adversarial.dtype == loss.dtype == jnp.float32
+    assert adversarial.shape == (inputs if domain == "pixels" else inputs.xyz).shape
 
 
 @pytest.mark.parametrize("name", [*KINDS, "apgd_t", "carlini_wagner", "fab_t", "fmn", "square", "rays"])

@@ -1,7 +1,6 @@
 """The points demo on a tiny network: what it prints, draws and flags; the shipped weights load and segment rooms."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,7 +8,7 @@ from dyn_jax import cli, metrics, networks, plotting
 from dyn_jax.cli import demo_points
 from dyn_jax.datasets import ROOM_CLASSES, rooms
 from dyn_jax.networks.minkunet import MinkUNet
-from dyn_jax.sparse3d import Capacity, capacity_for
+from dyn_jax.sparse3d import capacity_for
 
 TINY = MinkUNet(planes=(4,) * 8, layers=(0,) * 8, num_classes=10, stem_features=4, stem_size=3, voxel_size=0.2)
 POINTS = 600
@@ -29,20 +28,17 @@ def attacked(quick_programs):
         occupancy = demo_points.GRADIENTS[name]
         return demo_points.attack_rooms(run, variables, clouds, labels, name, occupancy, eps, step)
 
-    return scenes, clouds, labels, variables, small, {name: attack(name) for name in demo_points.GRADIENTS}
+    return scenes, clouds, labels, variables, {name: attack(name) for name in demo_points.GRADIENTS}
 
 
 def test_rows(attacked):
-    _, clouds, labels, variables, small, found = attacked
-    forward = jax.jit(lambda variables, cloud: TINY.apply(variables, cloud, capacity=small).logits, **QUICK)
+    _, clouds, labels, _, found = attacked
     for name, (row, results) in found.items():
         assert not row.overflow and row.seconds > 0
         assert demo_points.format_row(row).startswith(name)
         for number, (result, cloud, y) in enumerate(zip(results, clouds, labels)):
             moved = np.abs(result.adversarial - np.asarray(cloud.xyz))
             assert moved.max() <= 0.1 + 1e-6 and moved.max() > 0.04
-            logits = forward(variables, cloud.replace(xyz=jnp.asarray(result.adversarial)))
-            np.testing.assert_allclose(logits, result.logits_adversarial, atol=1e-4)
             matrix = metrics.confusion(np.argmax(result.logits_adversarial, 1), y, 10)
             np.testing.assert_allclose(metrics.mean_iou(matrix), row.after_rooms[number], rtol=1e-5)
     before = sum(np.asarray(metrics.confusion(np.argmax(r.logits_clean, 1), y, 10)) for r, y in zip(results, labels))
@@ -55,10 +51,10 @@ def test_leading_costs_voxels(attacked):
     np.testing.assert_array_equal(fgm.clean, lgm.clean)
 
 
-def test_too_small_is_flagged(attacked, quick_programs):
-    _, clouds, labels, variables, small, _ = attacked
-    tight = Capacity((small.levels[0], *(32,) * 4))
-    run = demo_points.attack_function(TINY, tight, tight, steps=1)
+def test_too_small_is_flagged(attacked):
+    _, clouds, labels, variables, found = attacked
+    result = found["FGM"][1][0]
+    run = lambda *_: result.replace(overflow=np.ones_like(result.overflow))
     occupancy = demo_points.GRADIENTS["FGM"]
     row, _ = demo_points.attack_rooms(run, variables, clouds[:1], labels[:1], "FGM", occupancy, 0.1, 0.05)
     assert row.overflow and "did not fit" in demo_points.format_row(row)

@@ -255,7 +255,7 @@ CASES = {
         "--steps 1 --rounds 1 --figure {}/growth.png", "growth_cpu", {"SIZES": (1, 2), "POINTS": (32, 64)}
     ),
     "benchmarks.sharding": Case(
-        "--network dynconv-digits --devices 2 --images 1 --chunks 2 --steps 1 --rounds 1", "sharding_cpu"
+        "--network dynconv-8-cifar10 --devices 2 --images 1 --chunks 2 --steps 1 --rounds 1", "sharding_cpu"
     ),
     "benchmarks.early_attack": Case("--images 2 --loop-images 1 --steps 1 --rounds 1", "early_attack_cpu"),
     "benchmarks.grad_auto": Case("--batch 2 --steps 1 --rounds 1", "grad_auto_cpu"),

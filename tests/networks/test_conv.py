@@ -77,6 +77,16 @@ def test_what_is_not_asked_for_is_not_traced():
     assert str(jax.make_jaxpr(jax.grad(loss, 1))(x, kernel)).count("conv_general_dilated[") == 1
 
 
+@pytest.mark.parametrize("inline", [False, True])
+def test_gradients_of_one_jitted_function_in_turns(inline):
+    """What is kept for one of them has the structure of what is kept for the others."""
+    x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+    loss = jax.jit(lambda x, kernel: jnp.sum(jnp.square(conv2d(x, kernel, 1, 1))), inline=inline)
+    expected = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+    for argnum in (1, 0, 1, 0):
+        np.testing.assert_allclose(jax.jit(jax.grad(loss, argnum))(x, kernel), expected[argnum], rtol=1e-6)
+
+
 def test_second_order_reverse_mode_and_vmap():
     with jax.enable_x64(True):
         x, kernel = jnp.ones((1, 4, 4, 2)), jnp.linspace(-1, 1, 36).reshape(3, 3, 2, 2)
