@@ -35,7 +35,9 @@ from dyn_jax.occupancy import voxel
 IMAGES = {  # batch, height and width
     "skipnet-rl-rnn-110-cifar10": (16, 32),
     "resnet-110-cifar10": (16, 32),
+    "resnet-1202-cifar10": (4, 32),
     "skipnet-rl-rnn-101-imagenet": (2, 224),
+    "resnet-152-imagenet": (2, 224),
 }
 POINTS = {"minkunet-34c-scannet": 4096}
 FORMS: dict[str, dict[str, Any]] = {

@@ -220,9 +220,10 @@ def compile_time() -> str:
     return block(
         columns(kept["rows"], cells),
         source("compile_time_cpu"),
-        "BIM, each case in a process of its own without JAX's cache; 16 CIFAR images, 2 of ImageNet's size, LGM on one "
-        f"room of 4,096 points. Steps: medians of {kept['settings']['rounds']} rounds. The loops are the fields "
-        "`scan_from=2` and `remat=True`. Wanted: under 10 s, with the verdict. MinkUNet34C, which needs longer, is "
+        "BIM, each case in a process of its own without JAX's cache; 16 CIFAR images (4 on ResNet-1202), 2 of "
+        "ImageNet's size, LGM on one room of 4,096 points. Steps: medians of "
+        f"{kept['settings']['rounds']} rounds. The loops are the fields `scan_from=2` and `remat=True`. Wanted: under "
+        "10 s, with the verdict. MinkUNet34C, which needs longer, is "
         f"{points['kernels']:,} kernels of {points['compile CPU ms a kernel']:.0f} ms each, SkipNet-110 in a loop "
         f"{looped['kernels']:,} of {looped['compile CPU ms a kernel']:.0f} ms.",
     )

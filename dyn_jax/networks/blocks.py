@@ -11,9 +11,6 @@ import jax
 from dyn_jax import _validate, macs
 from dyn_jax.nn.residual import BRANCHES, BasicBranch, BottleneckBranch, Projection, branch_macs, pad_shortcut
 
-SCAN_FROM = 12
-"""Equal blocks from which a loop is the default."""
-
 
 class BlockSpec(NamedTuple):
     """One block: stage and index in it (from 0), width before expansion, stride, channels in and out, kind."""

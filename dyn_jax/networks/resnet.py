@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from dyn_jax import _validate, macs
-from dyn_jax.networks.blocks import SCAN_FROM, block_plan, cifar_depths, imagenet_fields, runs, static_block
+from dyn_jax.networks.blocks import block_plan, cifar_depths, imagenet_fields, runs, static_block
 from dyn_jax.nn import IMAGENET_MEAN_STD, Dense, add_relu, global_mean, inputs, stem
 from dyn_jax.nn.normalization import MeanStd
 from dyn_jax.nn.repeat import scanned
@@ -29,7 +29,8 @@ class ResNet(nn.Module):
       normalization: (mean, std) per channel, or None where the images come normalised.
       winograd: faster 3x3 convolutions on CPU at a larger rounding error, see `dyn_jax.nn.conv2d`.
       scan_from: runs of at least so many equal blocks, 2 or more, are one loop, compiled once (not in training); None:
-        none is. `python -m benchmarks.compile_time` measures both.
+        none is. The loop's steps are slower, so that only a very deep network has one by default;
+        `python -m benchmarks.compile_time` measures both.
       remat: the loops of `scan_from` keep nothing inside a block for the backward pass, see `dyn_jax.nn.repeat`.
     """
 
@@ -41,7 +42,7 @@ class ResNet(nn.Module):
     num_classes: int = 10
     normalization: MeanStd | None = IMAGENET_MEAN_STD
     winograd: bool = False
-    scan_from: int | None = SCAN_FROM
+    scan_from: int | None = 64
     remat: bool = False
 
     @nn.compact

@@ -10,7 +10,7 @@ import jax
 
 from dyn_jax import _validate, macs
 from dyn_jax.gates import FeedForwardGate, RecurrentGate
-from dyn_jax.networks.blocks import SCAN_FROM, BlockSpec, block_plan, cifar_depths, imagenet_fields, runs
+from dyn_jax.networks.blocks import BlockSpec, block_plan, cifar_depths, imagenet_fields, runs
 from dyn_jax.nn import Dense, Projection, add_relu, execute, rows, stem, window_mean
 from dyn_jax.nn.normalization import CIFAR10_MEAN_STD, DIGITS_MEAN_STD, IMAGENET_MEAN_STD, MeanStd, inputs
 from dyn_jax.nn.repeat import scanned
@@ -47,7 +47,7 @@ class SkipNet(nn.Module):
     image_size: int = 32
     normalization: MeanStd | None = CIFAR10_MEAN_STD
     winograd: bool = False
-    scan_from: int | None = SCAN_FROM
+    scan_from: int | None = 12
     remat: bool = False
     execution: str = "dense"
 

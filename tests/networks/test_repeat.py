@@ -67,10 +67,14 @@ def test_programs_grow_with_different_blocks(name):
         return program.count("stablehlo.convolution") + program.count("call @grouped_pixels_conv")
 
     few, many = made(name, 4), made(name, 8)
-    deep = NETWORKS[name](14)  # by default
-    assert convolutions(deep, *made(name, 14)[2:]) == convolutions(many[1], *many[2:])
     assert convolutions(few[1], *few[2:]) == convolutions(many[1], *many[2:])
     assert convolutions(few[0], *few[2:]) < convolutions(many[0], *many[2:])
+
+
+@pytest.mark.parametrize("name, deep", [("skipnet", 12), ("resnet", 64)])
+def test_deep_ones_have_a_loop_by_default(name, deep):
+    default = NETWORKS[name](deep)
+    assert default == NETWORKS[name](deep, scan_from=deep)
 
 
 def test_remat_needs_less_memory():
