@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-UNIQUE = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
+# Rows are never negative; for those that could be JAX looks in a kernel of its own, in every turn of a loop.
+ROWS: Any = {"wrap_negative_indices": False}
+TAKE: Any = {"mode": "clip", **ROWS}
+UNIQUE: Any = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True, **ROWS}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -28,7 +32,7 @@ def gather_multiply_add(size_out: int) -> Callable:
         x: jax.Array, kernel: jax.Array, rows_in: jax.Array, rows_out: jax.Array, slices: jax.Array, blocks: jax.Array
     ) -> jax.Array:
         def body(i: jax.Array, y: jax.Array) -> jax.Array:
-            return y.at[rows_out[i]].add(x.at[rows_in[i]].get(mode="clip") @ kernel[slices[i]], **UNIQUE)
+            return y.at[rows_out[i]].add(x.at[rows_in[i]].get(**TAKE) @ kernel[slices[i]], **UNIQUE)
 
         return jax.lax.fori_loop(0, blocks, body, jnp.zeros((size_out, kernel.shape[2]), x.dtype))
 
@@ -77,7 +81,7 @@ def kernel_gradient(
     """[volume, in, out]: for every slice, the sum of ``x[row_in]^T y[row_out]`` over its pairs."""
 
     def rows(values: jax.Array, index: jax.Array) -> jax.Array:
-        return values.at[index].get(mode="fill", fill_value=0)
+        return values.at[index].get(mode="fill", fill_value=0, **ROWS)
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
         return total.at[slices[i]].add(rows(x, rows_in[i]).T @ rows(y, rows_out[i]))

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dyn_jax.sparse3d.blocked import ROWS, TAKE
 from dyn_jax.sparse3d.kernel import Size, offsets, triple
 from dyn_jax.sparse3d.sites import Sites
 
@@ -151,19 +152,19 @@ def _in_blocks(plan: _Plan, row: jax.Array, there: jax.Array, number: jax.Array)
     slot = jnp.where(there, start + number - before - 1, spare).reshape(-1)
 
     def fill(rows: jax.Array, size: int) -> jax.Array:
-        flat = (size + unused).at[slot].set(rows.reshape(-1), mode="drop", unique_indices=True)
+        flat = (size + unused).at[slot].set(rows.reshape(-1), mode="drop", unique_indices=True, **ROWS)
         return flat.reshape(blocks, block)
 
     rows_in = fill(row, source.capacity)
     rows_out = fill(jnp.broadcast_to(jnp.arange(target.capacity, dtype=jnp.int32), there.shape), target.capacity)
     index = jnp.sum(jnp.arange(blocks)[:, None] >= end[None, :, 0], axis=1)
-    offset = jnp.asarray(plan.listed if listed else [0], jnp.int32).at[index].get(mode="clip")
+    offset = jnp.asarray(plan.listed if listed else [0], jnp.int32).at[index].get(**TAKE)
     used = end[-1, 0].astype(jnp.int32) if listed else jnp.int32(0)
     neighbours = jnp.sum(there, axis=0, dtype=jnp.int32)
     if plan.mirrored:
         # integers: the order of the writes does not matter
         swapped = jnp.where(there, row, target.capacity).reshape(-1)
-        neighbours = neighbours.at[swapped].add(1, mode="drop")
+        neighbours = neighbours.at[swapped].add(1, mode="drop", **ROWS)
         rows_in, rows_out = _in_turns(rows_in, rows_out), _in_turns(rows_out, rows_in)
         offset, used = _in_turns(offset, volume - 1 - offset), 2 * used
     if plan.centre is not None:

@@ -11,6 +11,7 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
+from dyn_jax.sparse3d.blocked import ROWS
 from dyn_jax.sparse3d.form import PAPER, Form
 from dyn_jax.sparse3d.kernel import Size, scaled, triple
 from dyn_jax.sparse3d.maps import KernelMap, Wanted, kernel_map, kernel_maps
@@ -133,7 +134,7 @@ def _received(pairs: KernelMap) -> jax.Array:
     """[size_out], pairs of every output row of a map without mirror or centre."""
     used = jnp.arange(pairs.rows_out.shape[0])[:, None] < pairs.blocks
     rows = jnp.where(used, pairs.rows_out, pairs.size_out)
-    return jnp.zeros(pairs.size_out, jnp.int32).at[rows.reshape(-1)].add(1, mode="drop")
+    return jnp.zeros(pairs.size_out, jnp.int32).at[rows.reshape(-1)].add(1, mode="drop", **ROWS)
 
 
 def passage_over(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn_jax import _validate
-from dyn_jax.sparse3d.blocked import UNIQUE
+from dyn_jax.sparse3d.blocked import ROWS, TAKE, UNIQUE
 from dyn_jax.sparse3d.maps import KernelMap, check_rows
 from dyn_jax.sparse3d.segments import Segments, segments, sum_over
 from dyn_jax.sparse3d.sites import Sites
@@ -81,9 +81,9 @@ def _max_forward(features: jax.Array, pairs: KernelMap, where: jax.Array | None)
     def body(i: jax.Array, state: tuple) -> tuple:
         best, chosen = state
         source, target, number = pairs.rows_in[i], pairs.rows_out[i], pairs.offset[i]
-        value, old = features.at[source].get(mode="clip"), best.at[target].get(mode="clip")
-        before = chosen.at[target].get(mode="clip")
-        wins = better(value, old, number, before, part.at[source].get(mode="clip"))
+        value, old = features.at[source].get(**TAKE), best.at[target].get(**TAKE)
+        before = chosen.at[target].get(**TAKE)
+        wins = better(value, old, number, before, part.at[source].get(**TAKE))
         best = best.at[target].set(jnp.where(wins, value, old), **UNIQUE)
         return best, chosen.at[target].set(jnp.where(wins, number, before), **UNIQUE)
 
@@ -102,7 +102,7 @@ def _max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None, 
 
     def body(i: jax.Array, to: jax.Array) -> jax.Array:
         target = pairs.rows_out[i]
-        value, is_best = cotangent.at[target].get(mode="clip"), chosen.at[target].get(mode="clip") == pairs.offset[i]
+        value, is_best = cotangent.at[target].get(**TAKE), chosen.at[target].get(**TAKE) == pairs.offset[i]
         return to.at[pairs.rows_in[i]].add(jnp.where(is_best, value, 0), **UNIQUE)
 
     to = jnp.zeros((pairs.size_in, cotangent.shape[1]), cotangent.dtype)
@@ -148,8 +148,8 @@ def _products(off: jax.Array, pairs: KernelMap, order: jax.Array) -> tuple[jax.A
     def body(i: jax.Array, state: tuple) -> tuple:
         product, before = state
         rows = pairs.rows_out[order[i]]
-        so_far = product.at[rows].get(mode="clip")
-        factor = off.at[pairs.rows_in[order[i]]].get(mode="clip")
+        so_far = product.at[rows].get(**TAKE)
+        factor = off.at[pairs.rows_in[order[i]]].get(**TAKE)
         return product.at[rows].multiply(factor, **UNIQUE), before.at[order[i]].set(so_far)
 
     start = jnp.ones(pairs.size_out, off.dtype), jnp.ones(pairs.rows_in.shape, off.dtype)
@@ -163,7 +163,7 @@ def _any_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, None]:
     _, behind = _products(off, pairs, backwards)
 
     def body(i: jax.Array, to: jax.Array) -> jax.Array:
-        value = cotangent.at[pairs.rows_out[i]].get(mode="clip") * before[i] * behind[i]
+        value = cotangent.at[pairs.rows_out[i]].get(**TAKE) * before[i] * behind[i]
         return to.at[pairs.rows_in[i]].add(value, **UNIQUE)
 
     return jax.lax.fori_loop(0, pairs.blocks, body, jnp.zeros_like(off)), None
@@ -209,11 +209,11 @@ def global_max(features: jax.Array, items: Segments) -> jax.Array:
 def _global_max_forward(features: jax.Array, items: Segments) -> tuple[jax.Array, tuple]:
     # neither the maximum nor the minimum depends on the order of the writes
     count, channels = features.shape
-    best = jnp.full((items.size, channels), -jnp.inf, features.dtype).at[items.group].max(features, mode="drop")
+    best = jnp.full((items.size, channels), -jnp.inf, features.dtype).at[items.group].max(features, mode="drop", **ROWS)
     row = jnp.arange(count, dtype=jnp.int32)[:, None]
-    is_best = (items.group < items.size)[:, None] & (features == best.at[items.group].get(mode="clip"))
+    is_best = (items.group < items.size)[:, None] & (features == best.at[items.group].get(**TAKE))
     first = jnp.full((items.size, channels), count, jnp.int32)
-    first = first.at[items.group].min(jnp.where(is_best, row, count), mode="drop")
+    first = first.at[items.group].min(jnp.where(is_best, row, count), mode="drop", **ROWS)
     return jnp.where((items.count > 0)[:, None], best, 0), (first, items)
 
 
@@ -221,8 +221,8 @@ def _global_max_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array,
     first, items = saved
     cotangent = jnp.asarray(cotangent)
     row = jnp.arange(items.group.shape[0], dtype=jnp.int32)[:, None]
-    chosen = first.at[items.group].get(mode="fill", fill_value=-1) == row
-    return jnp.where(chosen, cotangent.at[items.group].get(mode="fill", fill_value=0), 0), None
+    chosen = first.at[items.group].get(mode="fill", fill_value=-1, **ROWS) == row
+    return jnp.where(chosen, cotangent.at[items.group].get(mode="fill", fill_value=0, **ROWS), 0), None
 
 
 global_max.defvjp(_global_max_forward, _global_max_backward)
@@ -232,7 +232,7 @@ def _add_rows(values: jax.Array, pairs: KernelMap) -> jax.Array:
     values = jnp.asarray(values)
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
-        return total.at[pairs.rows_out[i]].add(values.at[pairs.rows_in[i]].get(mode="clip"), **UNIQUE)
+        return total.at[pairs.rows_out[i]].add(values.at[pairs.rows_in[i]].get(**TAKE), **UNIQUE)
 
     total = jnp.zeros((pairs.size_out, values.shape[1]), values.dtype)
     total = jax.lax.fori_loop(0, pairs.blocks, body, total)

@@ -14,6 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dyn_jax.sparse3d.blocked import ROWS
+
 
 class Segments(flax.struct.PyTreeNode):
     """Which group every row belongs to.
@@ -92,7 +94,7 @@ def sum_over(values: jax.Array, groups: Segments) -> jax.Array:
 @jax.custom_vjp
 def spread(values: jax.Array, groups: Segments) -> jax.Array:
     """Every row's group value: values [size, ...] -> [row, ...]; 0 for rows of no group."""
-    return values.at[groups.group].get(mode="fill", fill_value=0)
+    return values.at[groups.group].get(mode="fill", fill_value=0, **ROWS)
 
 
 sum_over.defvjp(

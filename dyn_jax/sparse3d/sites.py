@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dyn_jax.sparse3d.blocked import ROWS
 from dyn_jax.sparse3d.kernel import Size, Three, scaled, triple
 
 NO_KEY = np.uint32(0xFFFFFFFF)
@@ -97,10 +98,10 @@ class Sites(flax.struct.PyTreeNode):
 
         def halve(number: jax.Array, row: jax.Array) -> jax.Array:
             half = jnp.int32(2**halvings) >> (number + 1)
-            return jnp.where(keys.at[row + half - 1].get(mode="promise_in_bounds") < wanted, row + half, row)
+            return jnp.where(keys.at[row + half - 1].get(mode="promise_in_bounds", **ROWS) < wanted, row + half, row)
 
         row = jax.lax.fori_loop(0, halvings, halve, jnp.zeros(wanted.shape, jnp.int32))
-        there = (wanted != NO_KEY) & (keys.at[row].get(mode="promise_in_bounds") == wanted)
+        there = (wanted != NO_KEY) & (keys.at[row].get(mode="promise_in_bounds", **ROWS) == wanted)
         return jnp.where(there, row, self.capacity), there
 
     def cut(self, capacity: int) -> Sites:
@@ -133,7 +134,7 @@ def _sites_of(coordinates: jax.Array, valid: jax.Array, capacity: int, stride: T
     place = jnp.cumsum(new.astype(jnp.int32)) - 1
     found = place[-1] + 1
     slot = jnp.where(new, place, capacity + jnp.arange(keys.shape[0]))
-    unique = jnp.full(capacity, NO_KEY, jnp.uint32).at[slot].set(keys, mode="drop", unique_indices=True)
+    unique = jnp.full(capacity, NO_KEY, jnp.uint32).at[slot].set(keys, mode="drop", unique_indices=True, **ROWS)
     count = jnp.minimum(found, capacity)
     rows = jnp.where((jnp.arange(capacity) < count)[:, None], frame.coordinates(unique), 0)
     overflow = (found > capacity) | ~frame.fits

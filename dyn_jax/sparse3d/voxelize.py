@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn_jax import _validate
+from dyn_jax.sparse3d.blocked import ROWS
 from dyn_jax.sparse3d.cloud import FINEST, as_reach
 from dyn_jax.sparse3d.segments import Segments, segments, spread, sum_over
 from dyn_jax.sparse3d.sites import Sites, sites_of
@@ -179,7 +180,7 @@ def related(
     sites = sites_of(coordinates, used, voxels)
     row, there = sites.find(coordinates, used)
     inside = used & (move == 0)
-    exists = jnp.zeros(sites.capacity, bool).at[jnp.where(inside, row, sites.capacity)].set(True, mode="drop")
+    exists = jnp.zeros(sites.capacity, bool).at[jnp.where(inside, row, sites.capacity)].set(True, mode="drop", **ROWS)
     by_point = segments(jnp.where(used, point, count), count, is_sorted=True)
     by_voxel = segments(row, sites.capacity)
     distance = measure(spread(cloud.xyz, by_point), own[point], beside)
@@ -239,8 +240,8 @@ def weighted_mean(values: jax.Array, weights: jax.Array, groups: Segments) -> ja
     The weights of a group are divided by their largest first, so that a quotient of tiny sums stays exact.
     """
     magnitude = jnp.abs(jax.lax.stop_gradient(weights))  # the maximum does not depend on the order of the writes
-    largest = jnp.zeros(groups.size, weights.dtype).at[groups.group].max(magnitude, mode="drop")
-    scaled = weights / jnp.where(largest > 0, largest, 1).at[groups.group].get(mode="fill", fill_value=1)
+    largest = jnp.zeros(groups.size, weights.dtype).at[groups.group].max(magnitude, mode="drop", **ROWS)
+    scaled = weights / jnp.where(largest > 0, largest, 1).at[groups.group].get(mode="fill", fill_value=1, **ROWS)
     both = sum_over(jnp.concatenate([values * scaled[:, None], scaled[:, None]], axis=1), groups)
     total = both[:, -1:]
     return jnp.where(total != 0, both[:, :-1] / jnp.where(total != 0, total, 1), 0)
