@@ -121,10 +121,10 @@ def row_of(fooled: np.ndarray, under_fgm: np.ndarray) -> dict[str, Any]:
 def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """One panel a network and attack; bands of one standard error."""
     names, attacked = (list(dict.fromkeys(row[key] for row in rows)) for key in ("network", "attack"))
-    fig, axes = plotting.figure(len(names), len(attacked), figsize=(4.2 * len(attacked), 3.1 * len(names)))
+    fig, axes = plotting.figure(len(attacked), len(names), figsize=(4.2 * len(names), 3.1 * len(attacked)))
     styles = {"FGM": ("#444444", "--"), "LGM soft": ("#c0392b", "-"), "LGM straight-through": ("#2471a3", "-")}
-    for axis_row, name in zip(axes, names):
-        for axis, attack in zip(axis_row, attacked):
+    for axis_row, attack in zip(axes, attacked):
+        for axis, name in zip(axis_row, names):
             for row in (row for row in rows if (row["network"], row["attack"]) == (name, attack)):
                 success, error = np.array(row["success %"]), np.array(row["se"])
                 colour, line = styles[row["gradient"]]
