@@ -69,13 +69,11 @@ class _Ball(flax.struct.PyTreeNode):
 class Linf(_Ball):
     """``max |x - clean| <= eps`` and x inside `bounds`."""
 
-    @partial(jax.jit, inline=True)
     def project(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """Nearest point of the set."""
         eps = jnp.asarray(self.eps, x.dtype)
         return jnp.clip(jnp.clip(x, clean - eps, clean + eps), *self.bounds)
 
-    @partial(jax.jit, inline=True)
     def distance(self, x: jax.Array, clean: jax.Array) -> jax.Array:
         """The set's norm of ``x - clean``, [row]."""
         return jnp.max(jnp.abs(x - clean), axis=tuple(range(1, x.ndim)))

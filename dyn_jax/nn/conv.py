@@ -150,9 +150,6 @@ class _Sizes:
     kernel: tuple[int, ...]
 
 
-_conv2d = jax.custom_vjp(_forward, nondiff_argnums=(2, 3, 4, 5))
-
-
 def _conv2d_fwd(x, kernel, *how):
     # What is not differentiated is not kept: an attack needs no x, and traces no gradient of the kernel. An empty array
     # stands for it: under an inlined jit JAX takes for granted that what is kept has one structure for all gradients.
@@ -182,8 +179,9 @@ def _kernel_gradient(x, g, size, stride, padding, fast):
     return jax.linear_transpose(plain, jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
 
 
-_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd, symbolic_zeros=True)
-_conv2d = jax.jit(_conv2d, static_argnums=(2, 3, 4, 5), inline=True)
+_differentiable = jax.custom_vjp(_forward, nondiff_argnums=(2, 3, 4, 5))
+_differentiable.defvjp(_conv2d_fwd, _conv2d_bwd, symbolic_zeros=True)
+_conv2d = jax.jit(_differentiable, static_argnums=(2, 3, 4, 5), inline=True)
 
 
 def _macs_of_equation(equation) -> int:

@@ -41,14 +41,12 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (var * (count / jnp.maximum(count - 1, 1)) - running_var.value)
-        return _normalised(x, scale, bias, mean, var, self.stabiliser)
+        return _normalised(x, scale, bias, mean, var + self.stabiliser)
 
 
-@partial(jax.jit, static_argnames="stabiliser", inline=True)
-def _normalised(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, stabiliser: float
-) -> jax.Array:
-    slope = scale * jax.lax.rsqrt(var + stabiliser)
+@partial(jax.jit, inline=True)
+def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, stabilised: jax.Array) -> jax.Array:
+    slope = scale * jax.lax.rsqrt(stabilised)
     offset = bias - mean * slope
     shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
     return x * slope.reshape(shape).astype(x.dtype) + offset.reshape(shape).astype(x.dtype)

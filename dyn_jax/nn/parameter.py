@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.core import meta
 from flax.errors import ScopeParamShapeError
-
-_initial = partial(jax.jit, static_argnums=(0, 2), inline=True)(lambda init, key, shape: init(key, shape))
 
 
 def parameter(layer: nn.Module, name: str, init: Callable[..., jax.Array], shape: tuple[int, ...]) -> jax.Array:
@@ -23,7 +20,7 @@ def parameter(layer: nn.Module, name: str, init: Callable[..., jax.Array], shape
       flax.errors.ScopeParamShapeError: the parameter has another shape.
     """
     if not layer.has_variable("params", name):
-        return layer.param(name, partial(_initial, init), shape)
+        return layer.param(name, init, shape)
     value = meta.unbox(layer.get_variable("params", name))
     if np.shape(value) != tuple(shape):
         raise ScopeParamShapeError(name, "/" + "/".join(layer.path), np.shape(value), tuple(shape))

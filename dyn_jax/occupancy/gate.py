@@ -15,9 +15,8 @@ from dyn_jax import _validate
 class Hard:
     """The step itself, with zero derivative: see `hard`."""
 
-    @partial(jax.jit, inline=True)
     def __call__(self, score: jax.Array) -> jax.Array:
-        return (score >= 0).astype(score.dtype)
+        return _step(score)
 
 
 @flax.struct.dataclass
@@ -26,9 +25,8 @@ class Sigmoid:
 
     lam: jax.typing.ArrayLike
 
-    @partial(jax.jit, inline=True)
     def __call__(self, score: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(jnp.asarray(self.lam, score.dtype) * score)
+        return _smooth(jnp.asarray(self.lam, score.dtype), score)
 
 
 @flax.struct.dataclass
@@ -37,10 +35,19 @@ class StraightThrough:
 
     lam: jax.typing.ArrayLike
 
-    @partial(jax.jit, inline=True)
     def __call__(self, score: jax.Array) -> jax.Array:
-        soft = Sigmoid(self.lam)(score)
-        return (soft - jax.lax.stop_gradient(soft)) + Hard()(score)
+        soft = _smooth(jnp.asarray(self.lam, score.dtype), score)
+        return (soft - jax.lax.stop_gradient(soft)) + _step(score)
+
+
+@partial(jax.jit, inline=True)
+def _step(score: jax.Array) -> jax.Array:
+    return (score >= 0).astype(score.dtype)
+
+
+@partial(jax.jit, inline=True)
+def _smooth(lam: jax.Array, score: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(lam * score)
 
 
 def hard() -> Hard:

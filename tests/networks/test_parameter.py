@@ -32,6 +32,20 @@ def test_what_is_there_is_not_initialised_again():
     assert len(made) == 1
 
 
+def test_an_initialiser_is_asked_for_every_layer():
+    """One with a state of its own gives each layer other numbers."""
+    rng = np.random.default_rng(0)
+    init = lambda key, shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Dense(3, init, name="second")(Dense(3, init, name="first")(x))
+
+    params = Net().init(jax.random.key(0), X)["params"]
+    assert (params["first"]["kernel"] != params["second"]["kernel"]).all()
+
+
 def test_another_shape_or_none_is_refused():
     class Net(nn.Module):
         @nn.compact

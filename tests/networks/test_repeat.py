@@ -60,21 +60,24 @@ def test_variables_know_nothing_of_the_loop(name):
     assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
 
 
+def convolutions(net, variables, images):
+    program = jax.jit(lambda v, x: net.apply(v, x).logits).lower(variables, images).as_text(debug_info=False)
+    return program.count("stablehlo.convolution") + program.count("call @grouped_pixels_conv")
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_programs_grow_with_different_blocks(name):
-    def convolutions(net, variables, images):
-        program = jax.jit(lambda v, x: net.apply(v, x).logits).lower(variables, images).as_text(debug_info=False)
-        return program.count("stablehlo.convolution") + program.count("call @grouped_pixels_conv")
-
     few, many = made(name, 4), made(name, 8)
     assert convolutions(few[1], *few[2:]) == convolutions(many[1], *many[2:])
     assert convolutions(few[0], *few[2:]) < convolutions(many[0], *many[2:])
 
 
-@pytest.mark.parametrize("name, deep", [("skipnet", 12), ("resnet", 64)])
-def test_deep_ones_have_a_loop_by_default(name, deep):
-    default = NETWORKS[name](deep)
-    assert default == NETWORKS[name](deep, scan_from=deep)
+@pytest.mark.parametrize("name, deep", [("skipnet", 14), ("resnet", 65)])
+def test_deep_ones_have_loops_by_default(name, deep):
+    """Of 12 equal blocks and more, of a ResNet 64; a block less in the last stages, and these have none."""
+    for blocks, loops in ((deep, True), (deep - 1, False)):
+        _, looped, *given = made(name, blocks)
+        assert (convolutions(NETWORKS[name](blocks), *given) == convolutions(looped, *given)) == loops
 
 
 def test_remat_needs_less_memory():

@@ -28,6 +28,17 @@ def test_sigmoid_is_smooth():
         check_grads(occupancy.sigmoid(3.0), (jnp.linspace(-2.0, 2.0, 9),), order=2)
 
 
+@pytest.mark.parametrize("kind", [occupancy.sigmoid, occupancy.straight_through])
+def test_a_whole_lambda_of_any_size_and_an_occupancy_made_of_another(kind):
+    np.testing.assert_array_equal(kind(10**10)(jnp.array([-1.0, 1.0])), [0, 1])
+
+    class Shifted(type(kind(1))):
+        def __call__(self, score):
+            return super().__call__(score - 1)
+
+    np.testing.assert_array_equal(Shifted(2.0)(jnp.array([0.5, 2.0])), kind(2.0)(jnp.array([-0.5, 1.0])))
+
+
 def test_straight_through_has_the_steps_value_and_the_sigmoids_derivative():
     gate = occupancy.straight_through(3.0)
     np.testing.assert_array_equal(gate(SCORES), occupancy.hard()(SCORES))
